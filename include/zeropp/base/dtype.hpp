@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element types: bf16 as storage, the names and sizes of all of them, and the exact split of a float into a bf16 weight
+// and a 16-bit remainder.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <type_traits>
+
+namespace zeropp {
+
+/// The upper half of a float. Storage only: it converts to float to compute, and from float rounding to nearest even.
+struct bf16 {
+  std::uint16_t bits = 0;
+
+  bf16() = default;
+  explicit bf16(float value) {
+    auto b = std::bit_cast<std::uint32_t>(value);
+    if ((b & 0x7fffffffu) > 0x7f800000u)
+      bits = static_cast<std::uint16_t>(b >> 16 | 0x40u);  // NaN stays NaN: rounding could carry it into infinity
+    else
+      bits = static_cast<std::uint16_t>((b + 0x7fffu + (b >> 16 & 1u)) >> 16);
+  }
+  operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+};
+
+/// A float32 master weight kept in 2 + 2 bytes: `weight` is the master rounded to nearest, ties away from zero, and the
+/// remainder restores it exactly for every bit pattern: bits = (weight << 16) + remainder. (With ties to even the
+/// remainder could be +32768, which does not fit.)
+struct SplitMaster {
+  bf16 weight;
+  std::int16_t remainder = 0;
+
+  static SplitMaster from(float master) {
+    auto b = std::bit_cast<std::uint32_t>(master);
+    SplitMaster split;
+    split.weight.bits = static_cast<std::uint16_t>((b + 0x8000u) >> 16);
+    split.remainder = static_cast<std::int16_t>(static_cast<std::uint16_t>(b));
+    return split;
+  }
+  float master() const {
+    auto high = static_cast<std::uint32_t>(weight.bits) << 16;
+    return std::bit_cast<float>(high + static_cast<std::uint32_t>(static_cast<std::int32_t>(remainder)));
+  }
+};
+
+enum class DType : std::uint8_t { f64, f32, bf16, i64, i32, i16, u16, u8 };
+
+template <class T>
+struct dtype_of_t;
+template <DType D>
+struct dtype_is {
+  static constexpr DType value = D;
+};
+template <>
+struct dtype_of_t<double> : dtype_is<DType::f64> {};
+template <>
+struct dtype_of_t<float> : dtype_is<DType::f32> {};
+template <>
+struct dtype_of_t<bf16> : dtype_is<DType::bf16> {};
+template <>
+struct dtype_of_t<std::int64_t> : dtype_is<DType::i64> {};
+template <>
+struct dtype_of_t<std::int32_t> : dtype_is<DType::i32> {};
+template <>
+struct dtype_of_t<std::int16_t> : dtype_is<DType::i16> {};
+template <>
+struct dtype_of_t<std::uint16_t> : dtype_is<DType::u16> {};
+template <>
+struct dtype_of_t<std::uint8_t> : dtype_is<DType::u8> {};
+template <>
+struct dtype_of_t<std::byte> : dtype_is<DType::u8> {};
+
+template <class T>
+inline constexpr DType dtype_of = dtype_of_t<std::remove_cv_t<T>>::value;
+
+constexpr std::size_t size_of(DType type) {
+  switch (type) {
+    case DType::f64:
+    case DType::i64: return 8;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16:
+    case DType::i16:
+    case DType::u16: return 2;
+    case DType::u8: return 1;
+  }
+  return 0;
+}
+
+constexpr std::string_view name_of(DType type) {
+  switch (type) {
+    case DType::f64: return "float64";
+    case DType::f32: return "float32";
+    case DType::bf16: return "bfloat16";
+    case DType::i64: return "int64";
+    case DType::i32: return "int32";
+    case DType::i16: return "int16";
+    case DType::u16: return "uint16";
+    case DType::u8: return "uint8";
+  }
+  return "?";
+}
+
+/// The type in which a kernel computes on elements of type T: float for bf16, otherwise T.
+template <class T>
+using compute_t = std::conditional_t<std::is_same_v<std::remove_cv_t<T>, bf16>, float, std::remove_cv_t<T>>;
+
+}  // namespace zeropp

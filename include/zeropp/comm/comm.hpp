@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+// The communicator: typed collectives over the ranks of a group. `Comm` is a handle (copies share the group); what
+// moves the bytes is a `CommBackend`: ranks as threads, as MPI processes, or none at all (one rank, dry). Sums are
+// taken in rank order on every backend, so the same bits come out of threads and of MPI.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <zeropp/base/dtype.hpp>
+#include <zeropp/base/error.hpp>
+#include <zeropp/base/shape.hpp>
+
+namespace zeropp {
+
+enum class Collective : std::uint8_t {
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  all_to_all,
+  send,
+  recv,
+  barrier,
+  subset
+};
+inline constexpr int collective_kinds = 9;
+
+constexpr std::string_view name_of(Collective kind) {
+  constexpr std::array<std::string_view, collective_kinds> names{
+      "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv", "barrier", "subset"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+/// What a rank is about to do. The ranks of a group must agree on every field (send and recv: the two ends on dtype and
+/// count); backends compare and name the ranks that differ.
+struct Operation {
+  std::uint64_t sequence = 0;  ///< number of this collective in the group, from 0
+  Collective kind = Collective::barrier;
+  DType dtype = DType::u8;
+  std::int64_t count = 0;  ///< elements: of the whole buffer, over all pieces
+  std::int32_t root = 0;   ///< broadcast: the root; send, recv: the peer
+
+  friend bool operator==(const Operation&, const Operation&) = default;
+};
+
+/// "all_gather number 12 of 4096 float32"
+inline std::string describe(const Operation& op) {
+  return text(name_of(op.kind), " number ", op.sequence, " of ", op.count, " ", name_of(op.dtype));
+}
+
+/// One buffer of a grouped reduce_scatter or all_gather. `whole` holds `count` elements, of which rank r owns
+/// [begin(r), begin(r + 1)) with begin(r) = min(r · ceil(count / ranks), count); `part` is this rank's share and may be
+/// the same memory as its place in `whole`.
+struct Piece {
+  void* whole;
+  void* part;
+  std::int64_t count;
+};
+
+/// First element that rank `rank` of `size` owns of `count`; the end is the begin of rank + 1.
+constexpr std::int64_t part_begin(std::int64_t count, int rank, int size) {
+  const auto begin = rank * ceil_div(count, size);
+  return begin < count ? begin : count;
+}
+
+/// What moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
+/// CommError that names ranks and operations if they differ, if a rank died, or if one does not come within the limit.
+class CommBackend {
+ public:
+  virtual ~CommBackend() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string_view name() const = 0;
+
+  /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
+  virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;
+  /// part → whole on every rank.
+  virtual void all_gather(const Operation&, std::span<const Piece>) = 0;
+  virtual void broadcast(const Operation&, std::span<std::byte> data) = 0;
+  /// Sends send_bytes[r] consecutive bytes of `in` to rank r; receives receive_bytes[r] from it into `out`.
+  virtual void all_to_all(const Operation&, std::span<const std::byte> in, std::span<const std::int64_t> send_bytes,
+                          std::span<std::byte> out, std::span<const std::int64_t> receive_bytes) = 0;
+  /// Buffered: returns before the receiver arrives. Messages between two ranks keep their order.
+  virtual void send(const Operation&, int to, std::span<const std::byte> data) = 0;
+  virtual void recv(const Operation&, int from, std::span<std::byte> data) = 0;
+  virtual void barrier(const Operation&) = 0;
+  /// A group of some of the ranks (ascending or not: their order is their new rank). Called by its members only.
+  virtual std::shared_ptr<CommBackend> subset(const Operation&, std::span<const int> members) = 0;
+};
+
+/// Calls and bytes that this rank sent, by kind of collective.
+struct Traffic {
+  std::array<std::int64_t, collective_kinds> calls{};
+  std::array<std::int64_t, collective_kinds> bytes{};
+
+  std::int64_t calls_of(Collective kind) const { return calls[static_cast<std::size_t>(kind)]; }
+  std::int64_t bytes_of(Collective kind) const { return bytes[static_cast<std::size_t>(kind)]; }
+};
+
+class Comm {
+ public:
+  Comm() = default;  ///< one rank: every collective is a copy or nothing
+  explicit Comm(std::shared_ptr<CommBackend> backend) : state_(std::make_shared<State>(std::move(backend))) {}
+
+  int rank() const { return backend() ? backend()->rank() : 0; }
+  int size() const { return backend() ? backend()->size() : 1; }
+  std::string_view name() const { return backend() ? backend()->name() : "one rank"; }
+  const Traffic& traffic() const { return state_->traffic; }
+
+  /// Sum over ranks, in place. It *is* reduce_scatter followed by all_gather, so its bits equal theirs.
+  template <class T>
+  void all_reduce(std::span<T> data) const {
+    const auto count = static_cast<std::int64_t>(data.size());
+    auto op = next(Collective::all_reduce, dtype_of<T>, count);
+    if (size() == 1) return;
+    const Piece piece{data.data(), data.data() + part_begin(count, rank(), size()), count};
+    sent(Collective::all_reduce, 2 * elsewhere(count) * sizeof(T));
+    backend()->reduce_scatter(op, {&piece, 1});
+    op.sequence = state_->sequence++;
+    backend()->all_gather(op, {&piece, 1});
+  }
+
+  /// Sums `whole` over ranks; rank r gets its part (see Piece) in `part`, which may lie inside `whole`.
+  template <class T>
+  void reduce_scatter(std::span<T> whole, std::span<T> part) const {
+    expect_part(whole.size(), part.size(), Collective::reduce_scatter);
+    const Piece piece{whole.data(), part.data(), static_cast<std::int64_t>(whole.size())};
+    reduce_scatter(dtype_of<T>, {&piece, 1});
+  }
+  /// The same for several buffers at once: one rendezvous for all of them.
+  void reduce_scatter(DType dtype, std::span<const Piece> pieces) const {
+    moves_parts(Collective::reduce_scatter, dtype, pieces);
+  }
+
+  /// Collects the parts of all ranks in `whole`; `part` may lie inside it.
+  template <class T>
+  void all_gather(std::span<const T> part, std::span<T> whole) const {
+    expect_part(whole.size(), part.size(), Collective::all_gather);
+    const Piece piece{whole.data(), const_cast<T*>(part.data()), static_cast<std::int64_t>(whole.size())};
+    all_gather(dtype_of<T>, {&piece, 1});
+  }
+  void all_gather(DType dtype, std::span<const Piece> pieces) const {
+    moves_parts(Collective::all_gather, dtype, pieces);
+  }
+
+  template <class T>
+  void broadcast(std::span<T> data, int root) const {
+    expect_rank(root, Collective::broadcast);
+    auto op = next(Collective::broadcast, dtype_of<T>, static_cast<std::int64_t>(data.size()), root);
+    if (size() == 1) return;
+    sent(op.kind, rank() == root ? (size() - 1) * data.size_bytes() : 0);
+    backend()->broadcast(op, std::as_writable_bytes(data));
+  }
+
+  /// Rank r's `send_counts[s]` consecutive elements go to rank s, which keeps them in the order of ranks.
+  template <class T>
+  void all_to_all(std::span<const T> in, std::span<const std::int64_t> send_counts, std::span<T> out,
+                  std::span<const std::int64_t> receive_counts) const;
+  /// The even case: in and out hold size() equal blocks.
+  template <class T>
+  void all_to_all(std::span<const T> in, std::span<T> out) const {
+    const std::vector<std::int64_t> counts(size(), static_cast<std::int64_t>(in.size()) / size());
+    all_to_all(in, counts, out, counts);
+  }
+
+  template <class T>
+  void send(int to, std::span<const T> data) const {
+    expect_rank(to, Collective::send);
+    const Operation op{0, Collective::send, dtype_of<T>, static_cast<std::int64_t>(data.size()), to};
+    sent(op.kind, data.size_bytes());
+    backend()->send(op, to, std::as_bytes(data));
+  }
+  template <class T>
+  void recv(int from, std::span<T> data) const {
+    expect_rank(from, Collective::recv);
+    const Operation op{0, Collective::recv, dtype_of<T>, static_cast<std::int64_t>(data.size()), from};
+    sent(op.kind, 0);
+    backend()->recv(op, from, std::as_writable_bytes(data));
+  }
+
+  void barrier() const {
+    auto op = next(Collective::barrier, DType::u8, 0);
+    sent(op.kind, 0);
+    if (size() > 1) backend()->barrier(op);
+  }
+
+  /// The group of `members` (ranks of this group; their order is their new rank). Called by its members only.
+  Comm subset(std::span<const int> members) const;
+
+  /// The ranks that name the same colour, ordered by key, then by rank. Called by all ranks.
+  Comm split(int colour, int key) const;
+
+ private:
+  struct State {
+    explicit State(std::shared_ptr<CommBackend> b = {}) : backend(std::move(b)) {}
+    std::shared_ptr<CommBackend> backend;
+    std::uint64_t sequence = 0;
+    Traffic traffic;
+  };
+
+  CommBackend* backend() const { return state_->backend.get(); }
+  Operation next(Collective kind, DType dtype, std::int64_t count, int root = 0) const {
+    return {state_->sequence++, kind, dtype, count, root};
+  }
+  void sent(Collective kind, std::size_t bytes) const {
+    state_->traffic.calls[static_cast<std::size_t>(kind)] += 1;
+    state_->traffic.bytes[static_cast<std::size_t>(kind)] += static_cast<std::int64_t>(bytes);
+  }
+  /// Elements of `count` that belong to other ranks.
+  std::int64_t elsewhere(std::int64_t count) const {
+    return count - (part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size()));
+  }
+  void moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
+  void expect_part(std::size_t whole, std::size_t part, Collective kind) const {
+    const auto n = static_cast<std::int64_t>(whole);
+    const auto mine = part_begin(n, rank() + 1, size()) - part_begin(n, rank(), size());
+    if (static_cast<std::int64_t>(part) != mine)
+      throw CommError(text(name_of(kind), " of ", whole, " elements over ", size(), " ranks: the part of rank ", rank(),
+                           " must hold ", mine, " elements, got ", part));
+  }
+  void expect_rank(int peer, Collective kind) const {
+    if (peer < 0 || peer >= size() || (size() == 1 && kind != Collective::broadcast))
+      throw CommError(text(name_of(kind), " names rank ", peer, " in a group of ", size(), " ranks"));
+  }
+
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+};
+
+inline void Comm::moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const {
+  std::int64_t count = 0, away = 0;
+  for (auto& piece : pieces) count += piece.count, away += elsewhere(piece.count);
+  const auto op = next(kind, dtype, count);
+  if (size() == 1) {
+    for (auto& piece : pieces)
+      if (piece.whole != piece.part && piece.count > 0) {
+        const auto bytes = static_cast<std::size_t>(piece.count) * size_of(dtype);
+        kind == Collective::all_gather ? __builtin_memmove(piece.whole, piece.part, bytes)
+                                       : __builtin_memmove(piece.part, piece.whole, bytes);
+      }
+    return;
+  }
+  sent(kind, static_cast<std::size_t>(away) * size_of(dtype));
+  kind == Collective::all_gather ? backend()->all_gather(op, pieces) : backend()->reduce_scatter(op, pieces);
+}
+
+template <class T>
+void Comm::all_to_all(std::span<const T> in, std::span<const std::int64_t> send_counts, std::span<T> out,
+                      std::span<const std::int64_t> receive_counts) const {
+  const auto ranks = static_cast<std::size_t>(size());
+  std::vector<std::int64_t> send(send_counts.begin(), send_counts.end());
+  std::vector<std::int64_t> receive(receive_counts.begin(), receive_counts.end());
+  std::int64_t in_count = 0, out_count = 0;
+  for (auto& count : send) in_count += count, count *= sizeof(T);
+  for (auto& count : receive) out_count += count, count *= sizeof(T);
+  if (send.size() != ranks || receive.size() != ranks || in_count != static_cast<std::int64_t>(in.size()) ||
+      out_count != static_cast<std::int64_t>(out.size()))
+    throw CommError(text("all_to_all over ", ranks, " ranks: counts must be one a rank and add up to ", in.size(),
+                         " sent and ", out.size(), " received, got ", in_count, " and ", out_count));
+  if (ranks == 1) {
+    if (in.size()) __builtin_memmove(out.data(), in.data(), in.size_bytes());
+    return;
+  }
+  // The counts may differ by rank; only the kind and the type are compared.
+  const auto op = next(Collective::all_to_all, dtype_of<T>, 0);
+  sent(op.kind, in.size_bytes() - static_cast<std::size_t>(send[static_cast<std::size_t>(rank())]));
+  backend()->all_to_all(op, std::as_bytes(in), send, std::as_writable_bytes(out), receive);
+}
+
+inline Comm Comm::subset(std::span<const int> members) const {
+  bool mine = false;
+  for (int member : members) {
+    if (member < 0 || member >= size())
+      throw CommError(text("subset names rank ", member, " in a group of ", size(), " ranks"));
+    mine |= member == rank();
+  }
+  if (!mine) throw CommError(text("rank ", rank(), " asks for a subset of ranks that does not hold it"));
+  if (members.size() == 1) return Comm{};
+  // Members number their operations together, others do not take part: the sequence number stays out of the comparison.
+  return Comm{
+      backend()->subset({0, Collective::subset, DType::u8, static_cast<std::int64_t>(members.size()), 0}, members)};
+}
+
+inline Comm Comm::split(int colour, int key) const {
+  std::vector<std::int64_t> all(2 * static_cast<std::size_t>(size()));
+  const std::array<std::int64_t, 2> mine{colour, key};
+  all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+  std::vector<int> members;
+  for (int r = 0; r < size(); ++r)
+    if (all[2 * static_cast<std::size_t>(r)] == colour) {
+      auto at = members.end();  // insert by key; ties keep the order of ranks
+      while (at != members.begin() &&
+             all[2 * static_cast<std::size_t>(at[-1]) + 1] > all[2 * static_cast<std::size_t>(r) + 1])
+        --at;
+      members.insert(at, r);
+    }
+  return subset(members);
+}
+
+/// One rank of a group that does not exist: collectives are counted and move nothing. For plans on the dry device.
+class DryBackend final : public CommBackend {
+ public:
+  DryBackend(int rank, int size) : rank_(rank), size_(size) {}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string_view name() const override { return "dry"; }
+  void reduce_scatter(const Operation&, std::span<const Piece>) override {}
+  void all_gather(const Operation&, std::span<const Piece>) override {}
+  void broadcast(const Operation&, std::span<std::byte>) override {}
+  void all_to_all(const Operation&, std::span<const std::byte>, std::span<const std::int64_t>, std::span<std::byte>,
+                  std::span<const std::int64_t>) override {}
+  void send(const Operation&, int, std::span<const std::byte>) override {}
+  void recv(const Operation&, int, std::span<std::byte>) override {}
+  void barrier(const Operation&) override {}
+  std::shared_ptr<CommBackend> subset(const Operation&, std::span<const int> members) override {
+    int index = 0;
+    while (members[static_cast<std::size_t>(index)] != rank_) ++index;
+    return std::make_shared<DryBackend>(index, static_cast<int>(members.size()));
+  }
+
+ private:
+  int rank_, size_;
+};
+
+inline Comm dry_comm(int rank, int size) { return size == 1 ? Comm{} : Comm{std::make_shared<DryBackend>(rank, size)}; }
+
+}  // namespace zeropp
