@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory of one rank on one device. A training step asks for the same blocks in the same order every time, so the
+// first run of a *program* ("train", "evaluate") is recorded and packed into one arena; from then on every request has
+// its fixed place: no fragmentation, addresses that repeat, and a plan that is the peak.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include <zeropp/device/pool_books.hpp>
+
+namespace zeropp {
+
+class Pool {
+ public:
+  explicit Pool(std::unique_ptr<Memory> memory, PoolOptions options = {})
+      : books_(std::make_shared<detail::PoolBooks>(std::move(memory), options)) {}
+
+  /// A block for as long as the model lives (weights, optimizer states): not part of a program's plan.
+  Storage keep(std::size_t bytes, Purpose purpose) { return books_->direct(books_, bytes, purpose, true); }
+
+  /// A block of the running program; outside a program, of the heap. Throws MemoryError.
+  Storage take(std::size_t bytes, Purpose purpose) {
+    return books_->program ? books_->planned(books_, bytes, purpose) : books_->direct(books_, bytes, purpose, false);
+  }
+
+  /// Marks the requests until its end as one run of the program `name`: recorded the first time, replayed afterwards.
+  /// A replay that asks for something else than was recorded throws MemoryError.
+  class Program {
+   public:
+    Program(Pool& pool, std::string_view name) : books_(pool.books_) { books_->begin(name); }
+    ~Program() {
+      if (books_) books_->abandon();
+    }
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+    /// Ends the run in good order; without it (an exception) nothing is recorded.
+    void finish() {
+      books_->end();
+      books_ = nullptr;
+    }
+
+   private:
+    std::shared_ptr<detail::PoolBooks> books_;
+  };
+
+  /// Bytes of kept blocks by purpose, as asked for.
+  const Bytes& kept() const { return books_->kept; }
+  /// Live bytes by purpose at the moment of the highest total inside programs (kept blocks not included).
+  const Bytes& peak() const { return books_->peak; }
+  /// The arena that all programs share: the packed peak.
+  std::size_t arena() const { return books_->arena_bytes; }
+  /// All that this pool holds once its programs are recorded.
+  std::size_t planned() const { return kept().total() + arena(); }
+  /// Bytes taken from the device at this moment.
+  std::size_t allocated() const { return books_->allocated; }
+
+ private:
+  std::shared_ptr<detail::PoolBooks> books_;
+};
+
+}  // namespace zeropp

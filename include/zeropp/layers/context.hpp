@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where and how a layer runs: device, precision, randomness, the labels of the batch. Containers call their children
+// through it, so a wrapper can stand in between by deriving from it (see Residency in parallel/sharded.hpp).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include <zeropp/base/random.hpp>
+#include <zeropp/device/device.hpp>
+#include <zeropp/device/tensor.hpp>
+#include <zeropp/layers/layer.hpp>
+#include <zeropp/layers/precision.hpp>
+
+namespace zeropp {
+
+enum class Mode { training, evaluation };
+
+/// Asks a head for the logits of some rows (of B·T) instead of a loss: sampling. `out` is [rows, vocabulary].
+struct LogitsRequest {
+  std::span<const std::int64_t> rows;
+  std::span<float> out;
+};
+
+/// What does not depend on the types: copied into every context.
+struct RunState {
+  Mode mode = Mode::training;
+  std::uint64_t seed = 0;
+  std::int64_t step = 0;
+  std::int64_t first_sample = 0;  ///< index of this batch's first row in the whole batch of the step, over all ranks
+  double loss_scale = 1;  ///< factor on the gradient of the *sum* of the losses; 1 / labels of the step for a mean
+  Tensor<std::int32_t, 2> labels;  ///< [B, T]; negative: no loss at that place
+  LogitsRequest* logits = nullptr;
+};
+
+template <Device Device_, Precision Precision_>
+class Context : public RunState {
+ public:
+  using Device = Device_;
+  using Precision = Precision_;
+  using Weight = typename Precision::Weight;
+  using Activation = typename Precision::Activation;
+  using Gradient = typename Precision::Gradient;
+
+  explicit Context(Device& on, RunState run = {}) : RunState(std::move(run)), device(on) {}
+
+  Device& device;
+
+  bool training() const { return mode == Mode::training; }
+
+  /// A fresh tensor of activations, or of another element type; its contents are undefined.
+  template <int Rank, class T = Activation>
+  Tensor<T, Rank> make(Extents<Rank> shape, Purpose purpose = Purpose::activations) {
+    return {device.pool(), shape, purpose};
+  }
+
+  const Weight* value(const Parameter& p) const { return static_cast<const Weight*>(resident(p, p.value)); }
+  /// Layers add to it.
+  Gradient* gradient(const Parameter& p) const { return static_cast<Gradient*>(resident(p, p.gradient)); }
+
+  /// Random numbers of this step for the layer called `layer`; index them by the element's place in the whole batch.
+  Random random(RandomPurpose purpose, std::uint64_t layer) const {
+    return {seed, purpose, layer, static_cast<std::uint64_t>(step)};
+  }
+
+  template <class L, class X>
+  auto forward(L& child, const X& x) {
+    return child.forward(*this, x);
+  }
+  template <class L, class D, class S>
+  auto backward(L& child, const D& dy, S saved) {
+    return child.backward(*this, dy, std::move(saved));
+  }
+  /// The same for a child that is one unit even if it is a container: what Repeat calls.
+  template <class L, class X>
+  auto forward_unit(L& child, const X& x) {
+    return child.forward(*this, x);
+  }
+  template <class L, class D, class S>
+  auto backward_unit(L& child, const D& dy, S saved) {
+    return child.backward(*this, dy, std::move(saved));
+  }
+
+ private:
+  static void* resident(const Parameter& p, void* place) {
+    if (!place && p.size() > 0)
+      throw Error(text("parameter ", p.name, " is not in memory: a layer may touch its parameters only inside its own ",
+                       "forward and backward, and gradients only in backward"));
+    return place;
+  }
+};
+
+}  // namespace zeropp

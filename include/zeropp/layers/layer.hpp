@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layer concept. A layer declares parameters and two functions,
+//   forward(ctx, x) -> Forward{output, saved}   and   backward(ctx, dy, saved) -> dx.
+// `saved` is moved into backward and dies there. Gradients of parameters are *added* to ctx.gradient(parameter).
+// A layer with layers inside calls them through the context (ctx.forward(child, x)), so that wrappers can stand
+// between.
+#pragma once
+
+#include <concepts>
+#include <type_traits>
+#include <utility>
+
+#include <zeropp/layers/parameter.hpp>
+
+namespace zeropp {
+
+template <class Output, class Saved>
+struct Forward {
+  Output output;
+  Saved saved;
+};
+template <class O, class S>
+Forward(O, S) -> Forward<O, S>;
+
+/// Nothing: what a layer without memory saves, and the dx of a layer whose input has no gradient (tokens).
+struct None {};
+
+/// A container (Sequential, Repeat, PipelineStage) only calls its children; `Sharded` looks through it for units.
+template <class L>
+concept Container = requires {
+  requires L::container;
+};
+
+/// A container each of whose children is one unit, containers too (Repeat).
+template <class L>
+concept ContainerOfUnits = Container<L> && requires {
+  requires L::children_are_units;
+};
+
+/// Calls f(child) for the direct children of a layer, in the order of its forward; nothing for a leaf.
+template <class L, class F>
+void for_each_child(L& layer, F&& f) {
+  if constexpr (requires { layer.for_each_child(f); })
+    layer.for_each_child(f);
+  else if constexpr (requires { layer.inner; })
+    f(layer.inner);
+}
+
+/// Calls f(Parameter&) for every parameter of a layer and of the layers inside it, in the order of the forward.
+template <class L, class F>
+void visit_parameters(L& layer, F&& f) {
+  if constexpr (requires { layer.parameters(); })
+    for (Parameter* parameter : layer.parameters()) f(*parameter);
+  zeropp::for_each_child(layer, [&](auto& child) { visit_parameters(child, f); });
+}
+
+namespace detail {
+struct Ignore {
+  template <class T>
+  void operator()(T&) const {}
+};
+}  // namespace detail
+
+/// What can be asked of any type without a context: it has parameters, children, or an inner layer.
+/// (A layer without any of them, such as Gelu, declares an empty `parameters()`.)
+template <class L>
+concept Layer = std::movable<L> &&(
+    requires(L& l) { l.parameters(); } || requires(L & l) { l.inner; } ||
+    requires(L & l) { l.for_each_child(detail::Ignore{}); });
+
+}  // namespace zeropp
