@@ -43,6 +43,14 @@ class Tensor {
   /// True if no other handle sees this storage: it may be overwritten.
   bool unique() const { return storage_.use_count() == 1; }
 
+  /// Indices [begin, end) of the first axis; shares the storage.
+  Tensor slice(std::int64_t begin, std::int64_t end) const {
+    auto shape = shape_;
+    const auto stride = shape[0] ? size() / shape[0] : 0;
+    shape[0] = end - begin;
+    return {shape, Storage(storage_, reinterpret_cast<std::byte*>(data() + begin * stride))};
+  }
+
   /// The same storage under other extents of the same count.
   template <int R>
   Tensor<T, R> reshape(Extents<R> shape) const {

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// The context that stands between containers and their children under `Sharded`: before a unit runs its weights are
+// gathered, and those of the next ones in the order of the type; after it they are released, and after its backward its
+// gradients are reduced.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <zeropp/layers/context.hpp>
+#include <zeropp/parallel/units.hpp>
+
+namespace zeropp {
+
+/// What a residency needs of its owner during one micro-batch.
+template <Precision P, Device D>
+struct Residents {
+  Units<P, D>& units;
+  BucketedReducer<typename P::Gradient>& reducer;
+  Reduction reduction;
+  int prefetch;  ///< sites to gather ahead of the running one
+  bool first_micro_batch = true, last_micro_batch = true;
+
+  enum class Direction { forward = 1, backward = -1 };
+
+  void enter(int site, Direction direction) {
+    for (int ahead = 0; ahead <= prefetch; ++ahead)
+      for (int unit : at(site, direction, ahead)) units.all()[static_cast<std::size_t>(unit)].gather();
+  }
+  /// Releases what neither the next sites nor, at the turn to the backward, this one needs.
+  void leave(int site, Direction direction, bool backward_follows) {
+    if (direction == Direction::forward && backward_follows && site == units.sites() - 1) return;
+    for (int unit : units.of_site(site)) {
+      bool needed = false;
+      for (int ahead = 1; ahead <= prefetch; ++ahead) {
+        const auto& next = at(site, direction, ahead);
+        needed |= std::find(next.begin(), next.end(), unit) != next.end();
+      }
+      if (!needed) units.all()[static_cast<std::size_t>(unit)].release();
+    }
+  }
+
+  void begin_gradients(int site) {
+    for (int unit : units.of_site(site))
+      units.all()[static_cast<std::size_t>(unit)].begin_gradient(reduction, first_micro_batch);
+  }
+  void end_gradients(int site) {
+    for (int unit : units.of_site(site))
+      units.all()[static_cast<std::size_t>(unit)].end_gradient(reduction, first_micro_batch, last_micro_batch, reducer);
+  }
+
+ private:
+  const std::vector<int>& at(int site, Direction direction, int ahead) const {
+    static const std::vector<int> none;
+    const int other = site + ahead * static_cast<int>(direction);
+    return other < 0 || other >= units.sites() ? none : units.of_site(other);
+  }
+};
+
+template <Device D, Precision P>
+class Residency : public Context<D, P> {
+ public:
+  using Base = Context<D, P>;
+  using Direction = typename Residents<P, D>::Direction;
+
+  Residency(const Base& base, Residents<P, D>& residents) : Base(base), residents_(&residents) {}
+
+  template <class L, class X>
+  auto forward(L& child, X x) {
+    if constexpr (Container<L>)
+      return child.forward(*this, std::move(x));
+    else
+      return forward_unit(child, std::move(x));
+  }
+  template <class L, class Dy, class S>
+  auto backward(L& child, Dy dy, S saved) {
+    if constexpr (Container<L>)
+      return child.backward(*this, std::move(dy), std::move(saved));
+    else
+      return backward_unit(child, std::move(dy), std::move(saved));
+  }
+
+  template <class L, class X>
+  auto forward_unit(L& child, X x) {
+    const int site = residents_->units.site_of(child);
+    if (site >= 0) residents_->enter(site, Direction::forward);
+    auto out = child.forward(base(), std::move(x));
+    if (site >= 0) residents_->leave(site, Direction::forward, this->training());
+    return out;
+  }
+  template <class L, class Dy, class S>
+  auto backward_unit(L& child, Dy dy, S saved) {
+    const int site = residents_->units.site_of(child);
+    if (site < 0) return child.backward(base(), std::move(dy), std::move(saved));
+    residents_->enter(site, Direction::backward);
+    residents_->begin_gradients(site);
+    auto dx = child.backward(base(), std::move(dy), std::move(saved));
+    residents_->leave(site, Direction::backward, false);
+    residents_->end_gradients(site);
+    return dx;
+  }
+
+ private:
+  Base& base() { return *this; }  // inside a unit nobody stands between any more
+
+  Residents<P, D>* residents_;
+};
+
+}  // namespace zeropp

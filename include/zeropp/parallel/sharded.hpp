@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// `Sharded<L, Stage>`: a model whose training state is partitioned over the ranks of a communicator. It owns weights
+// and gradients; FusedAdam adds the optimizer's states.
+//
+//   Sharded<Gpt, Stage::gradients> model{comm, device, Gpt{config}};
+//   FusedAdam adam{model, {.weight_decay = 0.1f}};
+//   Loss loss = model.train(batch, {.micro_batches = 4});
+//   adam.step(rate, clip_by_global_norm(model, 1.0f));
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zeropp/device/cpu.hpp>
+#include <zeropp/layers/loss.hpp>
+#include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/residency.hpp>
+
+namespace zeropp {
+
+struct ShardedOptions {
+  std::uint64_t seed = 1337;
+  Reduction reduction = Reduction::every_micro_batch;
+  int prefetch =
+      0;  ///< units gathered ahead of the running one (stage 3): memory for time where gathering is asynchronous
+  std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
+};
+
+struct TrainOptions {
+  std::int64_t micro_batches = 1;  ///< the batch's rows are cut into so many passes; their gradients add up
+};
+
+template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
+class Sharded {
+  static_assert(
+      Layer<L>,
+      "Sharded<L, Stage>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
+
+ public:
+  using Device = D;
+  using Precision = P;
+  using Context = zeropp::Context<D, P>;
+  using Gradient = typename P::Gradient;
+  static constexpr Stage stage = S;
+
+  /// Takes memory for the rank's part of the state and draws the first weights. A collective: ranks whose models differ
+  /// are refused. Throws ConfigError, MemoryError, CommError.
+  Sharded(Comm comm, D& device, L layer, ShardedOptions options = {})
+      : comm_(std::move(comm)),
+        device_(device),
+        options_(options),
+        layer_(std::move(layer)),
+        units_((agree(), layer_), comm_, device, S),
+        reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
+    if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
+    units_.initialise(options.seed);
+  }
+  Sharded(const Sharded&) = delete;
+  Sharded& operator=(const Sharded&) = delete;
+
+  L& layer() { return layer_; }
+  const Comm& comm() const { return comm_; }
+  D& device() { return device_; }
+  const ShardedOptions& options() const { return options_; }
+  std::deque<Unit<P, D>>& units() { return units_.all(); }
+  /// Parameters by name, tied ones left out.
+  const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
+  /// Number of parameters, the Ψ of the ZeRO paper; tied ones count once.
+  std::int64_t parameters() const { return units_.parameters(); }
+
+  /// Optimizer steps done: enters dropout and schedules.
+  std::int64_t step() const { return step_; }
+  void set_step(std::int64_t step) { step_ = step; }
+
+  /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
+  /// Returns the loss over all ranks. A collective.
+  Loss train(const Batch& batch, TrainOptions options = {}) {
+    if (options.micro_batches < 1)
+      throw ConfigError(text("micro_batches must be at least 1, got ", options.micro_batches));
+    return guarded(text("train ", batch.rows(), "x", batch.context(), "/", options.micro_batches), [&] {
+      auto run = run_state(batch, Mode::training);
+      const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
+      run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
+      Loss total;
+      total.add(0, 0);
+      for (std::int64_t m = 0; m < options.micro_batches; ++m) {
+        const auto begin = batch.rows() * m / options.micro_batches,
+                   end = batch.rows() * (m + 1) / options.micro_batches;
+        run.labels = batch.labels.slice(begin, end);
+        run.first_sample = batch.first_sample + begin;
+        Context context(device_, run);
+        begin_micro_batch(m == 0, m + 1 == options.micro_batches);
+        auto out = forward(context, batch.tokens.slice(begin, end));
+        backward(context, 1.0f, std::move(out.saved));
+        total.add(out.output.sum(), out.output.count());
+      }
+      finish_gradients();
+      return over_ranks(total);
+    });
+  }
+
+  /// The loss of a batch over all ranks, without gradients. A collective.
+  Loss evaluate(const Batch& batch) {
+    return guarded(text("evaluate ", batch.rows(), "x", batch.context()), [&] {
+      Context context(device_, run_state(batch, Mode::evaluation));
+      return over_ranks(forward(context, batch.tokens).output);
+    });
+  }
+
+  /// Logits of some rows of `tokens` [B, T] (row b·T + t): out is [rows, vocabulary]. A collective.
+  void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows, std::span<float> out) {
+    guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", rows.size()), [&] {
+      LogitsRequest request{rows, out};
+      Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
+      forward(context, tokens);
+      return 0;
+    });
+  }
+
+  // ---- for a loop of your own: context, forward, backward, then finish_gradients() before the optimizer's step
+
+  Context context(RunState run = {}) { return Context(device_, std::move(run)); }
+
+  template <class X>
+  auto forward(Context& context, X x) {
+    auto residents = resident();
+    Residency<D, P> residency(context, residents);
+    return residency.forward(layer_, std::move(x));
+  }
+  /// Adds to the gradients of this micro-batch. The first backward after an optimizer step starts from zero.
+  template <class Dy, class Saved>
+  auto backward(Context& context, Dy dy, Saved saved) {
+    auto residents = resident();
+    Residency<D, P> residency(context, residents);
+    return residency.backward(layer_, std::move(dy), std::move(saved));
+  }
+  /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
+  void begin_micro_batch(bool first, bool last) {
+    first_micro_batch_ = first;
+    last_micro_batch_ = last;
+  }
+  /// Reduces what is pending; gradients of all units are then sums over ranks. A collective.
+  void finish_gradients() {
+    reducer_.flush();
+    if constexpr (S == Stage::none) {
+      std::vector<Piece> pieces;
+      for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
+      comm_.all_gather(dtype_of<Gradient>, pieces);
+    }
+  }
+  /// To be called when the weights over update() have changed on every rank. A collective.
+  void publish_weights() {
+    for (auto& unit : units()) unit.release();
+    if constexpr (S != Stage::none) units_.publish_weights();
+  }
+
+ private:
+  Residents<P, D> resident() {
+    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
+  }
+  RunState run_state(const Batch& batch, Mode mode) const {
+    return {
+        .mode = mode, .seed = options_.seed, .step = step_, .first_sample = batch.first_sample, .labels = batch.labels};
+  }
+
+  /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
+  template <class Body>
+  auto guarded(const std::string& name, Body body) {
+    try {
+      Pool::Program program(device_.pool(), name);
+      auto result = body();
+      program.finish();
+      return result;
+    } catch (...) {
+      reducer_.drop();
+      for (auto& unit : units()) unit.abandon();
+      throw;
+    }
+  }
+
+  std::int64_t count_labels(const Batch& batch) {
+    std::array<std::int64_t, 1> count{};
+    device_.run({.name = "count labels"}, [&](auto&) {
+      for (auto label : batch.labels.span()) count[0] += label >= 0;
+    });
+    comm_.all_reduce(std::span{count});
+    return count[0];
+  }
+  Loss over_ranks(const Loss& mine) {
+    std::array<double, 2> sums{mine.sum(), static_cast<double>(mine.count())};
+    comm_.all_reduce(std::span{sums});
+    Loss all;
+    all.add(sums[0], static_cast<std::int64_t>(sums[1]));
+    return all;
+  }
+
+  /// All ranks must have built the same model with the same settings: their hashes are compared.
+  void agree() {
+    std::string all = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+                           static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
+                           options_.prefetch, "\n");
+    visit_parameters(layer_, [&](Parameter& p) { all += p.name + shape_text(p.shape) + p.tied_to + "\n"; });
+    const std::array<std::uint64_t, 1> mine{hash_of(all)};
+    std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm_.size()), static_cast<std::int64_t>(mine[0]));
+    const std::array<std::int64_t, 1> sent{static_cast<std::int64_t>(mine[0])};
+    comm_.all_gather(std::span<const std::int64_t>{sent}, std::span{hashes});
+    for (std::size_t r = 1; r < hashes.size(); ++r)
+      if (hashes[r] != hashes[0])
+        throw CommError(text("rank ", r,
+                             " built another model than rank 0 (parameters, shapes, stage, precision or seed "
+                             "differ); start all ranks with the same program and settings"));
+  }
+
+  Comm comm_;
+  D& device_;
+  ShardedOptions options_;
+  L layer_;
+  Units<P, D> units_;
+  BucketedReducer<Gradient> reducer_;
+  std::int64_t step_ = 0;
+  bool first_micro_batch_ = true, last_micro_batch_ = true;
+};
+
+}  // namespace zeropp

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// A unit: the grain of gathering, reducing and saving. Its parameters lie one after the other in one flat buffer,
+// padded to a multiple of the ranks; each rank owns one part of it, its shard. What of weights, gradients and states a
+// rank holds beyond its shard depends on the stage.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zeropp/comm/comm.hpp>
+#include <zeropp/device/device.hpp>
+#include <zeropp/layers/parameter.hpp>
+#include <zeropp/layers/precision.hpp>
+#include <zeropp/parallel/bucketed_reducer.hpp>
+#include <zeropp/parallel/stage.hpp>
+
+namespace zeropp {
+
+template <Precision P, Device D>
+class Unit {
+ public:
+  using Weight = typename P::Weight;
+  using Gradient = typename P::Gradient;
+  /// bf16 weights are the upper halves of fp32 masters; the optimizer's ranks hold the lower halves.
+  static constexpr bool split_master = std::is_same_v<Weight, bf16>;
+
+  Unit(int index, std::vector<Parameter*> parameters, Comm comm, D& device, Stage stage)
+      : index_(index), stage_(stage), comm_(std::move(comm)), device_(&device), parameters_(std::move(parameters)) {
+    for (auto* p : parameters_) {
+      p->unit = index;
+      p->offset = size_;
+      size_ += p->size();
+    }
+    padded_ = round_up(size_, comm_.size());
+    const auto share = padded_ / comm_.size();
+    shard_ = {comm_.rank() * share, (comm_.rank() + 1) * share};
+    weights_ = keep<Weight>(held(), Purpose::weights);
+    gradients_ = keep<Gradient>(stage_ < Stage::gradients ? whole_range() : shard_, Purpose::gradients);
+    if constexpr (split_master) remainder_ = keep<std::int16_t>(update(), Purpose::states);
+    place_values(held() == whole_range() ? weights_.get() : nullptr);
+  }
+
+  /// Parameters that the unit owns, in the order of its layers' forward; their `offset` is into the flat buffer.
+  const std::vector<Parameter*>& parameters() const { return parameters_; }
+  int index() const { return index_; }
+  std::int64_t size() const { return size_; }      ///< elements
+  std::int64_t padded() const { return padded_; }  ///< elements, with the padding to a multiple of the ranks
+
+  Range whole_range() const { return {0, padded_}; }
+  Range shard() const { return shard_; }  ///< this rank's part of the flat buffer
+  /// What this rank keeps of the weights: all of them before stage 3.
+  Range held() const { return stage_ < Stage::parameters ? whole_range() : shard_; }
+  /// What the optimizer of this rank updates: all at stage 0.
+  Range update() const { return stage_ == Stage::none ? whole_range() : shard_; }
+
+  std::span<Weight> weights() { return view<Weight>(weights_, held()); }
+  /// Lower halves of the masters over update(); empty unless weights are bf16.
+  std::span<std::int16_t> remainder() {
+    return split_master ? view<std::int16_t>(remainder_, update()) : std::span<std::int16_t>{};
+  }
+  /// Gradients summed over ranks, over update(); valid between a training pass and the next.
+  std::span<Gradient> gradients() { return part_of_gradients(update()); }
+  /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
+  std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
+
+  /// A parameter of another layer that shares memory with `owner`, which this unit owns.
+  void add_tied(Parameter& tied, const Parameter& owner) {
+    tied.unit = index_;
+    tied.offset = owner.offset;
+    tied_.push_back(&tied);
+    place_values(resident() ? whole_base() : nullptr);
+  }
+  /// One more layer uses this unit; its gradient is complete when all have run backward.
+  void add_use() { ++uses_; }
+
+  bool resident() const { return stage_ < Stage::parameters || whole_; }
+  /// Makes the whole unit resident on every rank (stage 3; elsewhere it always is). A collective.
+  void gather() {
+    if (resident()) return;
+    whole_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Weight), Purpose::weights);
+    comm_.all_gather(std::span<const Weight>{view<Weight>(weights_, held())}, view<Weight>(whole_, whole_range()));
+    place_values(whole_.get());
+  }
+  void release() {
+    if (stage_ < Stage::parameters) return;
+    whole_.reset();
+    place_values(nullptr);
+  }
+  /// All weights of the unit, padding included, while it is resident.
+  std::span<const Weight> whole() const {
+    if (!resident()) throw Error(text("unit ", index_, " is not in memory; hold a lease of it (gather)"));
+    return {reinterpret_cast<const Weight*>(whole_base()), static_cast<std::size_t>(padded_)};
+  }
+
+  /// Keeps the unit resident while it lives.
+  class Lease {
+   public:
+    explicit Lease(Unit& unit) : unit_(unit.resident() ? nullptr : &unit) { unit.gather(); }
+    Lease(Lease&& other) noexcept : unit_(std::exchange(other.unit_, nullptr)) {}
+    Lease& operator=(Lease&&) = delete;
+    ~Lease() {
+      if (unit_) unit_->release();
+    }
+
+   private:
+    Unit* unit_;
+  };
+  [[nodiscard]] Lease lease() { return Lease{*this}; }
+
+  /// A layer of the unit is about to run backward: its gradients have a place, zero at first.
+  void begin_gradient(Reduction reduction, bool first_micro_batch) {
+    if (open_ == 0) {
+      open_ = uses_;
+      const bool accumulates = reduction == Reduction::once && !first_micro_batch;
+      // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches'
+      // sums.
+      in_place_ = stage_ < Stage::gradients && (reduction == Reduction::once || first_micro_batch);
+      if (!in_place_ && !local_)
+        local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
+      auto gradient = local_gradient();
+      place_gradients(reinterpret_cast<std::byte*>(gradient.data()));
+      if (!accumulates)
+        device_->run({.name = "zero", .bytes = static_cast<double>(gradient.size_bytes())},
+                     [&](auto&) { std::fill(gradient.begin(), gradient.end(), Gradient{}); });
+    }
+  }
+  /// A layer of the unit has run backward. After the last one the gradient goes to the reducer.
+  void end_gradient(Reduction reduction, bool first_micro_batch, bool last_micro_batch,
+                    BucketedReducer<Gradient>& reducer) {
+    if (--open_ > 0) return;
+    place_gradients(nullptr);
+    if (reduction == Reduction::once && !last_micro_batch) return;
+    auto whole = local_gradient();
+    if (in_place_) {
+      reducer.reduce(whole, part_of_gradients(shard_));
+    } else if (stage_ >= Stage::gradients && (first_micro_batch || reduction == Reduction::once)) {
+      reducer.reduce(whole, part_of_gradients(shard_), [this] { local_.reset(); });
+    } else {  // summed over ranks within the local buffer, then added to the micro-batches before
+      auto part = whole.subspan(static_cast<std::size_t>(shard_.begin), static_cast<std::size_t>(shard_.size()));
+      reducer.reduce(whole, part, [this, part] {
+        auto sum = part_of_gradients(shard_);
+        device_->run({.name = "accumulate",
+                      .flops = 1.0 * static_cast<double>(part.size()),
+                      .bytes = 3.0 * static_cast<double>(part.size_bytes())},
+                     [&](auto&) {
+                       for (std::size_t i = 0; i < part.size(); ++i) sum[i] = static_cast<Gradient>(sum[i] + part[i]);
+                     });
+        local_.reset();
+      });
+    }
+  }
+  /// Forgets a backward that did not end: the way out after an error.
+  void abandon() {
+    open_ = 0;
+    local_.reset();
+    place_gradients(nullptr);
+    release();
+  }
+
+  /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
+  Piece weights_piece() {
+    return {weights_.get(), view<Weight>(weights_, held()).data() + (shard_.begin - held().begin), padded_};
+  }
+  Piece gradients_piece() { return {gradients_.get(), part_of_gradients(shard_).data(), padded_}; }
+  Piece remainder_piece() {
+    return {remainder_.get(), view<std::int16_t>(remainder_, update()).data() + (shard_.begin - update().begin),
+            padded_};
+  }
+
+ private:
+  template <class T>
+  Storage keep(Range range, Purpose purpose) {
+    return device_->pool().keep(static_cast<std::size_t>(range.size()) * sizeof(T), purpose);
+  }
+  template <class T>
+  static std::span<T> view(const Storage& storage, Range range) {
+    return {reinterpret_cast<T*>(storage.get()), static_cast<std::size_t>(range.size())};
+  }
+  std::span<Gradient> part_of_gradients(Range range) {
+    const auto from = stage_ < Stage::gradients ? range.begin : range.begin - shard_.begin;
+    return {reinterpret_cast<Gradient*>(gradients_.get()) + from, static_cast<std::size_t>(range.size())};
+  }
+  std::span<Gradient> local_gradient() { return view<Gradient>(in_place_ ? gradients_ : local_, whole_range()); }
+  std::byte* whole_base() const { return stage_ < Stage::parameters ? weights_.get() : whole_.get(); }
+
+  void place_values(std::byte* base) { place(base, sizeof(Weight), &Parameter::value); }
+  void place_gradients(std::byte* base) { place(base, sizeof(Gradient), &Parameter::gradient); }
+  void place(std::byte* base, std::size_t element, void* Parameter::*member) {
+    for (auto* list : {&parameters_, &tied_})
+      for (auto* p : *list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;
+  }
+
+  int index_;
+  Stage stage_;
+  Comm comm_;
+  D* device_;
+  std::vector<Parameter*> parameters_, tied_;
+  std::int64_t size_ = 0, padded_ = 0;
+  Range shard_;
+  Storage weights_, remainder_, gradients_;  // kept
+  Storage whole_, local_;                    // while in use
+  int uses_ = 0, open_ = 0;
+  bool in_place_ = false;
+};
+
+}  // namespace zeropp

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// The units of a model: found by looking through its containers, in the order of the type; tied parameters resolved;
+// the first weights drawn. A *site* is a layer that runs as a whole, with the units it needs.
+#pragma once
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <zeropp/base/random.hpp>
+#include <zeropp/layers/layer.hpp>
+#include <zeropp/parallel/unit.hpp>
+
+namespace zeropp {
+
+template <Precision P, Device D>
+class Units {
+ public:
+  using Weight = typename P::Weight;
+
+  template <class L>
+  Units(L& model, const Comm& comm, D& device, Stage stage) : comm_(comm), device_(&device) {
+    std::vector<std::vector<Parameter*>> sites;
+    collect(model, sites);
+    check(sites);
+    for (auto& site : sites) {
+      std::vector<Parameter*> own;
+      for (auto* p : site)
+        if (p->tied_to.empty()) own.push_back(p);
+      if (!own.empty()) units_.emplace_back(static_cast<int>(units_.size()), std::move(own), comm_, device, stage);
+    }
+    for (auto& site : sites) add_site(site);
+  }
+
+  std::deque<Unit<P, D>>& all() { return units_; }
+  const std::deque<Unit<P, D>>& all() const { return units_; }
+  int sites() const { return static_cast<int>(sites_.size()); }
+  /// Units that the layers of site `site` use.
+  const std::vector<int>& of_site(int site) const { return sites_[static_cast<std::size_t>(site)]; }
+
+  /// The site of a layer that runs as a whole; -1 if it has no parameters.
+  template <class L>
+  int site_of(L& layer) const {
+    const Parameter* first = nullptr;
+    visit_parameters(layer, [&](Parameter& p) {
+      if (!first) first = &p;
+    });
+    return first ? site_of_parameter_.at(first) : -1;
+  }
+
+  const std::map<std::string, Parameter*, std::less<>>& by_name() const { return by_name_; }
+
+  /// Parameters of the model; tied ones count once.
+  std::int64_t parameters() const {
+    std::int64_t count = 0;
+    for (auto& unit : units_) count += unit.size();
+    return count;
+  }
+
+  /// Draws the first weights. Every rank draws its shard; the others come over the communicator.
+  void initialise(std::uint64_t seed) {
+    for (auto& unit : units_) initialise(unit, seed);
+    publish_weights();
+    if constexpr (Unit<P, D>::split_master) {
+      std::vector<Piece> pieces;
+      for (auto& unit : units_)
+        if (unit.update() != unit.shard()) pieces.push_back(unit.remainder_piece());
+      if (!pieces.empty()) comm_.all_gather(DType::i16, pieces);
+    }
+  }
+
+  /// Sends every rank's shard of the weights to those who keep them whole (before stage 3). A collective.
+  void publish_weights() {
+    std::vector<Piece> pieces;
+    for (auto& unit : units_)
+      if (unit.held() != unit.shard()) pieces.push_back(unit.weights_piece());
+    if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
+  }
+
+ private:
+  template <class L>
+  void collect(L& layer, std::vector<std::vector<Parameter*>>& sites) {
+    if constexpr (ContainerOfUnits<L>)
+      for_each_child(layer, [&](auto& child) { add(child, sites); });
+    else if constexpr (Container<L>)
+      for_each_child(layer, [&](auto& child) { collect(child, sites); });
+    else
+      add(layer, sites);
+  }
+  template <class L>
+  static void add(L& layer, std::vector<std::vector<Parameter*>>& sites) {
+    std::vector<Parameter*> found;
+    visit_parameters(layer, [&](Parameter& p) { found.push_back(&p); });
+    if (!found.empty()) sites.push_back(std::move(found));
+  }
+
+  /// Names are unique, ties lead to a parameter of the same shape that is not tied itself. Before memory is taken.
+  void check(const std::vector<std::vector<Parameter*>>& sites) {
+    for (auto& site : sites)
+      for (auto* p : site) {
+        p->size();  // throws where it overflows
+        if (p->tied_to.empty() && !by_name_.emplace(p->name, p).second)
+          throw ConfigError(text("two parameters are called ", p->name, "; give each layer a name of its own"));
+      }
+    for (auto& site : sites)
+      for (auto* p : site) {
+        if (p->tied_to.empty()) continue;
+        auto owner = by_name_.find(p->tied_to);
+        if (owner == by_name_.end())
+          throw ConfigError(text("parameter ", p->name, " is tied to ", p->tied_to, ", which no layer declares"));
+        if (owner->second->shape != p->shape)
+          throw ConfigError(text("parameter ", p->name, " of shape ", shape_text(p->shape), " is tied to ", p->tied_to,
+                                 " of shape ", shape_text(owner->second->shape), "; tied shapes must be equal"));
+      }
+  }
+
+  void add_site(const std::vector<Parameter*>& site) {
+    std::vector<int> units;
+    for (auto* p : site) {
+      if (!p->tied_to.empty()) {
+        const auto& owner = *by_name_.at(p->tied_to);
+        units_[static_cast<std::size_t>(owner.unit)].add_tied(*p, owner);
+      }
+      if (std::find(units.begin(), units.end(), p->unit) == units.end()) units.push_back(p->unit);
+    }
+    for (int unit : units) units_[static_cast<std::size_t>(unit)].add_use();
+    site_of_parameter_.emplace(site.front(), static_cast<int>(sites_.size()));
+    sites_.push_back(std::move(units));
+  }
+
+  void initialise(Unit<P, D>& unit, std::uint64_t seed) {
+    const auto shard = unit.shard();
+    auto weights = unit.weights().subspan(static_cast<std::size_t>(shard.begin - unit.held().begin));
+    auto remainder = unit.remainder();
+    if constexpr (Unit<P, D>::split_master)
+      remainder = remainder.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));
+    device_->run({.name = "initialise", .bytes = static_cast<double>(shard.size()) * sizeof(Weight)},
+                 [&](auto& workers) {
+                   auto put = [&](std::int64_t at, float value) {  // `at` counts from the begin of the flat buffer
+                     const auto i = static_cast<std::size_t>(at - shard.begin);
+                     if constexpr (Unit<P, D>::split_master) {
+                       const auto split = SplitMaster::from(value);
+                       weights[i] = split.weight;
+                       remainder[i] = split.remainder;
+                     } else {
+                       weights[i] = static_cast<Weight>(value);
+                     }
+                   };
+                   for (auto* p : unit.parameters()) {
+                     const Random random(seed, RandomPurpose::initialisation, hash_of(p->name));
+                     const auto range = shard.clipped({p->offset, p->offset + p->size()});
+                     workers.for_each(range.size(), 4096, [&](std::int64_t begin, std::int64_t end) {
+                       for (auto at = range.begin + begin; at < range.begin + end; ++at)
+                         put(at, p->init(random, at - p->offset));
+                     });
+                   }
+                   for (auto at = std::max(shard.begin, unit.size()); at < shard.end; ++at) put(at, 0);  // padding
+                 });
+  }
+
+  Comm comm_;
+  D* device_;
+  std::deque<Unit<P, D>> units_;  // addresses must stay: reductions under way point to them
+  std::vector<std::vector<int>> sites_;
+  std::unordered_map<const Parameter*, int> site_of_parameter_;
+  std::map<std::string, Parameter*, std::less<>> by_name_;
+};
+
+}  // namespace zeropp

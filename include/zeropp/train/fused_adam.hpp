@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019) over the flat shards of a model:
+// one pass that reads gradient, moments and weight and writes moments and weight, with clipping inside it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <zeropp/kernels/adam.hpp>
+#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/train/clip.hpp>
+
+namespace zeropp {
+
+struct AdamOptions {
+  float beta1 = 0.9f, beta2 = 0.95f;
+  float epsilon = 1e-8f;
+  float weight_decay = 0.1f;  ///< for parameters that ask for it (Parameter::decay)
+};
+
+template <class Model>
+class FusedAdam {
+ public:
+  using Precision = typename Model::Precision;
+  /// Moments are float; double for double weights.
+  using Moment = std::conditional_t<std::is_same_v<typename Precision::Weight, double>, double, float>;
+
+  /// Takes 2 · sizeof(Moment) bytes a parameter that this rank updates. `model` must outlive it.
+  explicit FusedAdam(Model& model, AdamOptions options = {}) : model_(model), options_(options) {
+    check(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "in [0, 1)");
+    check(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "in [0, 1)");
+    check(options.epsilon >= 0, "epsilon", options.epsilon, "at least 0");
+    check(options.weight_decay >= 0, "weight_decay", options.weight_decay, "at least 0");
+    for (auto& unit : model.units()) {
+      const auto bytes = static_cast<std::size_t>(unit.update().size()) * sizeof(Moment);
+      states_.push_back({model.device().pool().keep(bytes, Purpose::states),
+                         model.device().pool().keep(bytes, Purpose::states), segments(unit)});
+      model.device().run({.name = "zero", .bytes = 2.0 * static_cast<double>(bytes)}, [&](auto&) {
+        for (auto moments : {first(states_.size() - 1), second(states_.size() - 1)})
+          std::fill(moments.begin(), moments.end(), Moment{});
+      });
+    }
+  }
+
+  /// Updates the weights with the gradients of the last train(), and sends them where they are needed. Where the clip
+  /// found a NaN or an infinity, all ranks skip the step together. Returns whether it was done. A collective.
+  bool step(float learning_rate, ClipResult clip = {}) {
+    if (!clip.finite) {
+      ++skipped_;
+      return false;
+    }
+    ++steps_;
+    const auto bias = [&](float beta) { return 1 - std::pow(static_cast<double>(beta), static_cast<double>(steps_)); };
+    kernels::AdamStep step{.learning_rate = learning_rate,
+                           .beta1 = options_.beta1,
+                           .beta2 = options_.beta2,
+                           .epsilon = options_.epsilon,
+                           .weight_decay = 0,
+                           .gradient_scale = clip.factor,
+                           .bias_correction1 = bias(options_.beta1),
+                           .bias_correction2 = bias(options_.beta2)};
+    for (std::size_t i = 0; i < states_.size(); ++i) update(i, step);
+    model_.publish_weights();
+    model_.set_step(model_.step() + 1);
+    return true;
+  }
+
+  const AdamOptions& options() const { return options_; }
+  std::int64_t steps() const { return steps_; }
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+  /// Steps left out because of gradients that were not finite.
+  std::int64_t skipped() const { return skipped_; }
+
+  /// Moments of unit i over units()[i].update().
+  std::span<Moment> first(std::size_t i) { return view(states_.at(i).first, i); }
+  std::span<Moment> second(std::size_t i) { return view(states_.at(i).second, i); }
+
+ private:
+  struct Segment {
+    Range range;  ///< within update()
+    bool decay;
+  };
+  struct State {
+    Storage first, second;
+    std::vector<Segment> segments;
+  };
+
+  static void check(bool good, std::string_view name, float value, std::string_view wanted) {
+    if (!good) throw ConfigError(text("Adam's ", name, " must be ", wanted, ", got ", value));
+  }
+
+  std::span<Moment> view(const Storage& storage, std::size_t i) {
+    return {reinterpret_cast<Moment*>(storage.get()), static_cast<std::size_t>(model_.units()[i].update().size())};
+  }
+
+  /// Runs of parameters with the same decay. The padding joins the last run: its gradients and weights stay zero.
+  template <class U>
+  static std::vector<Segment> segments(U& unit) {
+    std::vector<Segment> runs;
+    const auto update = unit.update();
+    auto add = [&](Range flat, bool decay) {
+      auto range = update.clipped(flat);
+      if (range.size() == 0) return;
+      range = {range.begin - update.begin, range.end - update.begin};
+      if (!runs.empty() && runs.back().decay == decay)
+        runs.back().range.end = range.end;
+      else
+        runs.push_back({range, decay});
+    };
+    for (auto* p : unit.parameters()) add({p->offset, p->offset + p->size()}, p->decay);
+    add({unit.size(), unit.padded()}, false);
+    return runs;
+  }
+
+  void update(std::size_t i, kernels::AdamStep step) {
+    auto& unit = model_.units()[i];
+    auto weights = unit.weights().subspan(static_cast<std::size_t>(unit.update().begin - unit.held().begin));
+    auto gradients = unit.gradients();
+    auto remainder = unit.remainder();
+    for (const auto& segment : states_[i].segments) {
+      const auto at = static_cast<std::size_t>(segment.range.begin), n = static_cast<std::size_t>(segment.range.size());
+      step.weight_decay = segment.decay ? options_.weight_decay : 0;
+      kernels::adam(model_.device(),
+                    kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment>{
+                        .weight = weights.subspan(at, n),
+                        .remainder = remainder.empty() ? remainder : remainder.subspan(at, n),
+                        .gradient = gradients.subspan(at, n),
+                        .first = first(i).subspan(at, n),
+                        .second = second(i).subspan(at, n)},
+                    step);
+    }
+  }
+
+  Model& model_;
+  AdamOptions options_;
+  std::vector<State> states_;
+  std::int64_t steps_ = 0, skipped_ = 0;
+};
+
+}  // namespace zeropp
