@@ -24,6 +24,7 @@ struct bf16 {
       bits = static_cast<std::uint16_t>((b + 0x7fffu + (b >> 16 & 1u)) >> 16);
   }
   operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+  bf16& operator+=(float value) { return *this = bf16(*this + value); }
 };
 
 /// A float32 master weight kept in 2 + 2 bytes: `weight` is the master rounded to nearest, ties away from zero, and the

@@ -8,9 +8,9 @@
 //   adam.step(rate, clip_by_global_norm(model, 1.0f));
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -132,21 +132,22 @@ class Sharded {
     Residency<D, P> residency(context, residents);
     return residency.forward(layer_, std::move(x));
   }
-  /// Adds to the gradients of this micro-batch. The first backward after an optimizer step starts from zero.
+  /// Backward of one micro-batch: adds its gradients to those of the step, or begins with them (begin_micro_batch).
   template <class Dy, class Saved>
   auto backward(Context& context, Dy dy, Saved saved) {
     auto residents = resident();
     Residency<D, P> residency(context, residents);
-    return residency.backward(layer_, std::move(dy), std::move(saved));
+    auto dx = residency.backward(layer_, std::move(dy), std::move(saved));
+    reducer_.flush();  // the next micro-batch needs the units' buffers
+    return dx;
   }
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
     first_micro_batch_ = first;
     last_micro_batch_ = last;
   }
-  /// Reduces what is pending; gradients of all units are then sums over ranks. A collective.
+  /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
-    reducer_.flush();
     if constexpr (S == Stage::none) {
       std::vector<Piece> pieces;
       for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
@@ -184,18 +185,15 @@ class Sharded {
   }
 
   std::int64_t count_labels(const Batch& batch) {
-    std::array<std::int64_t, 1> count{};
+    std::int64_t count = 0;
     device_.run({.name = "count labels"}, [&](auto&) {
-      for (auto label : batch.labels.span()) count[0] += label >= 0;
+      for (auto label : batch.labels.span()) count += label >= 0;
     });
-    comm_.all_reduce(std::span{count});
-    return count[0];
+    return comm_.sum(count);
   }
   Loss over_ranks(const Loss& mine) {
-    std::array<double, 2> sums{mine.sum(), static_cast<double>(mine.count())};
-    comm_.all_reduce(std::span{sums});
     Loss all;
-    all.add(sums[0], static_cast<std::int64_t>(sums[1]));
+    all.add(comm_.sum(mine.sum()), comm_.sum(mine.count()));
     return all;
   }
 
@@ -205,10 +203,9 @@ class Sharded {
                            static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
                            options_.prefetch, "\n");
     visit_parameters(layer_, [&](Parameter& p) { all += p.name + shape_text(p.shape) + p.tied_to + "\n"; });
-    const std::array<std::uint64_t, 1> mine{hash_of(all)};
-    std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm_.size()), static_cast<std::int64_t>(mine[0]));
-    const std::array<std::int64_t, 1> sent{static_cast<std::int64_t>(mine[0])};
-    comm_.all_gather(std::span<const std::int64_t>{sent}, std::span{hashes});
+    const auto mine = static_cast<std::int64_t>(hash_of(all));
+    std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm_.size()), mine);
+    comm_.all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
     for (std::size_t r = 1; r < hashes.size(); ++r)
       if (hashes[r] != hashes[0])
         throw CommError(text("rank ", r,

@@ -3,9 +3,8 @@
 // norm has the same bits at every stage.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/parallel/sharded.hpp>
@@ -21,10 +20,9 @@ struct ClipResult {
 /// Euclidean norm over all parameters. Call after train(). A collective.
 template <class Model>
 double global_norm(Model& model) {
-  std::array<double, 1> sum{};
-  for (auto& unit : model.units()) sum[0] += kernels::sum_of_squares(model.device(), unit.shard_gradients());
-  model.comm().all_reduce(std::span{sum});
-  return std::sqrt(sum[0]);
+  double sum = 0;
+  for (auto& unit : model.units()) sum += kernels::sum_of_squares(model.device(), unit.shard_gradients());
+  return std::sqrt(model.comm().sum(sum));
 }
 
 /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_.
