@@ -128,6 +128,13 @@ class Comm {
     backend()->all_gather(op, {&piece, 1});
   }
 
+  /// Sum of one number over ranks, in rank order.
+  template <class T>
+  T sum(T value) const {
+    all_reduce(std::span<T>{&value, 1});
+    return value;
+  }
+
   /// Sums `whole` over ranks; rank r gets its part (see Piece) in `part`, which may lie inside `whole`.
   template <class T>
   void reduce_scatter(std::span<T> whole, std::span<T> part) const {
