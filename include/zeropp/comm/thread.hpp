@@ -313,14 +313,14 @@ class ThreadGroup {
       }
     if (!world_->wait_for_end() && stuck) stuck();
     for (auto& thread : threads) thread.join();
-    if (world_->failed()) {
-      const auto [rank, error] = world_->first_error();
-      detail::rethrow_from_rank(rank, error);
-    }
+    if (world_->failed()) rethrow_first_error();
   }
 
-  /// What ended the group, in words; empty if nothing did.
-  std::string cause() const { return world_->cause(); }
+  /// Throws what ended the group, with the rank in its sentence. Only after a rank has failed.
+  [[noreturn]] void rethrow_first_error() const {
+    const auto [rank, error] = world_->first_error();
+    detail::rethrow_from_rank(rank, error);
+  }
 
  private:
   std::shared_ptr<detail::ThreadWorld> world_;

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// One body on every rank, whatever started them: threads of this process (`--ranks N`), or the processes of mpirun,
+// srun or torchrun in a program that links zeropp::mpi. Errors end in one sentence and an exit code.
+//
+//   int main(int argc, char** argv) {
+//     return launch(argc, argv, [](World& world) { ... world.comm.all_reduce(data); ... });
+//   }
+#pragma once
+
+#include <cstdio>
+#include <string_view>
+
+#include <zeropp/comm/comm.hpp>
+#include <zeropp/comm/ranks.hpp>
+#include <zeropp/comm/thread.hpp>
+#ifdef ZEROPP_MPI
+#include <zeropp/comm/mpi.hpp>
+#endif
+
+namespace zeropp {
+
+/// What a rank knows of itself and the others. Converts to its communicator.
+struct World {
+  Comm comm;
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;  ///< among the ranks of this host: the device to take
+  std::string source;  ///< what said how many ranks there are: "--ranks 4", "mpirun (Open MPI)", "one process"
+
+  operator const Comm&() const { return comm; }
+};
+
+struct LaunchOptions {
+  int ranks = 0;  ///< threads of this process; 0: what the environment says, else one rank
+  /// How long a rank waits for the others in one operation before it names them and all end.
+  std::chrono::nanoseconds limit = std::chrono::seconds(300);
+};
+
+namespace detail {
+
+/// Runs a body that returns nothing, or an exit code of its own.
+template <class Body>
+int exit_code_of(const Body& body, World& world) {
+  if constexpr (std::is_void_v<std::invoke_result_t<const Body&, World&>>) {
+    body(world);
+    return 0;
+  } else {
+    return body(world);
+  }
+}
+
+/// Prints the sentence of the exception in flight, once, and gives its exit code. `prefix` names the rank.
+inline int report_current_exception(const std::string& prefix = {}) {
+  const auto print = [&](const std::string& sentence, int code) {
+    std::fprintf(stderr, "error: %s%s\n", prefix.c_str(), sentence.c_str());
+    std::fflush(stderr);
+    return code;
+  };
+  try {
+    throw;
+  } catch (const Error& e) {
+    return print(text(e.what(), "\n  at ", e.where().file, ":", e.where().line), static_cast<int>(e.exit_code()));
+  } catch (const std::bad_alloc&) {
+    return print("out of host memory; use a smaller batch or model, or more ranks with a higher stage",
+                 static_cast<int>(ExitCode::memory));
+  } catch (const std::exception& e) {
+    return print(e.what(), static_cast<int>(ExitCode::failure));
+  } catch (...) {
+    return print("an exception that is no std::exception", static_cast<int>(ExitCode::failure));
+  }
+}
+
+template <class Body>
+int launch_threads(int ranks, std::chrono::nanoseconds limit, const std::string& source, const Body& body) {
+  ThreadGroup group{ranks, {.limit = limit}};
+  const auto rank_body = [&](Comm comm) {
+    World world{comm, comm.rank(), ranks, comm.rank(), source};
+    return exit_code_of(body, world);
+  };
+  if (ranks == 1) return rank_body(group.comm(0));
+  std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
+  group.run([&](Comm comm) { codes[static_cast<std::size_t>(comm.rank())] = rank_body(comm); },
+            [&] {
+              // A thread cannot be ended from outside: a rank that does not come back would keep the program for ever.
+              try {
+                group.rethrow_first_error();
+              } catch (...) {
+                const int code = report_current_exception();
+                std::fprintf(stderr, "error: a rank has not ended %s later; ending the process\n",
+                             seconds_text(limit).c_str());
+                std::_Exit(code);
+              }
+            });
+  for (int code : codes)
+    if (code != 0) return code;
+  return 0;
+}
+
+/// `--ranks N` or `--ranks=N` among the arguments; 0 without. Everything else belongs to the caller.
+inline int ranks_in_arguments(int argc, const char* const* argv) {
+  int ranks = 0;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--") break;
+    std::string_view value;
+    if (argument.starts_with("--ranks="))
+      value = argument.substr(8);
+    else if (argument == "--ranks")
+      value = i + 1 < argc ? argv[++i] : "";
+    else
+      continue;
+    const auto [stop, error] = std::from_chars(value.data(), value.data() + value.size(), ranks);
+    if (error != std::errc{} || stop != value.data() + value.size() || ranks < 1)
+      throw ConfigError(text("--ranks needs a number of 1 or more, got \"", value, "\""));
+  }
+  return ranks;
+}
+
+template <class Body>
+int launch_ranks(const LaunchOptions& options, const Body& body) {
+  const auto found = ranks_in_environment();
+  if (options.ranks < 0) throw ConfigError(text("launch needs 1 rank or more, got ", options.ranks));
+  if (found.size == 1) {
+    const int ranks = options.ranks == 0 ? 1 : options.ranks;
+    return launch_threads(ranks, options.limit, options.ranks == 0 ? found.source : text("--ranks ", ranks), body);
+  }
+  const auto started = text(found.source, " started this process as rank ", found.rank,
+                            found.size ? text(" of ", found.size) : std::string{});
+  if (options.ranks != 0)
+    throw ConfigError(text("--ranks ", options.ranks, " asks for threads of one process, but ", started,
+                           "; leave out --ranks, or start one process"));
+#ifdef ZEROPP_MPI
+  return mpi_launch(found, options.limit, [&](Comm comm, int local_rank) {
+    World world{comm, comm.rank(), comm.size(), local_rank, found.source};
+    return exit_code_of(body, world);
+  });
+#else
+  throw ConfigError(text(started,
+                         ", but this program was built without MPI; link zeropp::mpi to run as several "
+                         "processes, or use --ranks N for threads of one"));
+#endif
+}
+
+}  // namespace detail
+
+/// Runs body(world) on every rank and returns the exit code of the program: 0, what the body returned if it returns an
+/// int (the first that is not 0), or that of the error (Error::exit_code(); 3 for std::bad_alloc, 1 for other ones),
+/// whose sentence, rank and place are printed on stderr, once.
+template <class Body>
+int launch(const LaunchOptions& options, const Body& body) {
+  try {
+    return detail::launch_ranks(options, body);
+  } catch (...) {
+    return detail::report_current_exception();
+  }
+}
+
+/// The same, with the number of thread ranks from `--ranks N` among the arguments.
+template <class Body>
+int launch(int argc, const char* const* argv, const Body& body) {
+  LaunchOptions options;
+  try {
+    options.ranks = detail::ranks_in_arguments(argc, argv);
+  } catch (...) {
+    return detail::report_current_exception();
+  }
+  return launch(options, body);
+}
+
+}  // namespace zeropp
