@@ -205,6 +205,15 @@ class Comm {
   /// The ranks that name the same colour, ordered by key, then by rank. Called by all ranks.
   Comm split(int colour, int key) const;
 
+  /// Throws CommError unless `part` elements are what this rank owns of `whole` (see Piece).
+  void expect_part(std::size_t whole, std::size_t part, Collective kind) const {
+    const auto n = static_cast<std::int64_t>(whole);
+    const auto mine = part_begin(n, rank() + 1, size()) - part_begin(n, rank(), size());
+    if (static_cast<std::int64_t>(part) != mine)
+      throw CommError(text(name_of(kind), " of ", whole, " elements over ", size(), " ranks: the part of rank ", rank(),
+                           " must hold ", mine, " elements, got ", part));
+  }
+
  private:
   struct State {
     explicit State(std::shared_ptr<CommBackend> b = {}) : backend(std::move(b)) {}
@@ -226,13 +235,6 @@ class Comm {
     return count - (part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size()));
   }
   void moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
-  void expect_part(std::size_t whole, std::size_t part, Collective kind) const {
-    const auto n = static_cast<std::int64_t>(whole);
-    const auto mine = part_begin(n, rank() + 1, size()) - part_begin(n, rank(), size());
-    if (static_cast<std::int64_t>(part) != mine)
-      throw CommError(text(name_of(kind), " of ", whole, " elements over ", size(), " ranks: the part of rank ", rank(),
-                           " must hold ", mine, " elements, got ", part));
-  }
   void expect_rank(int peer, Collective kind) const {
     if (peer < 0 || peer >= size() || (size() == 1 && kind != Collective::broadcast))
       throw CommError(text(name_of(kind), " names rank ", peer, " in a group of ", size(), " ranks"));

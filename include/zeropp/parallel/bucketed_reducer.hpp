@@ -31,6 +31,7 @@ class BucketedReducer {
   /// from r · ceil(n / ranks)). `part` may lie inside `whole`. Both must stay where they are until `done` is called.
   /// All ranks call in the same order with the same sizes.
   void reduce(std::span<T> whole, std::span<T> part, std::function<void()> done = {}) {
+    comm_.expect_part(whole.size(), part.size(), Collective::reduce_scatter);
     add({whole.data(), part.data(), static_cast<std::int64_t>(whole.size())}, false, std::move(done));
   }
 
