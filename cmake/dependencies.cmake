@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# Finds what `zeropp_dependencies` names, for the build and, installed beside the package's configuration, for those who
+# find it. What is not there adds a sentence to `zeropp_missing`; the includer decides what to do with it.
+set(zeropp_missing "")
+
+if("threads" IN_LIST zeropp_dependencies)
+  find_package(Threads QUIET)
+  if(NOT TARGET Threads::Threads)
+    string(APPEND zeropp_missing "zeropp needs threads (pthread), and the compiler does not link them. ")
+  endif()
+endif()
+
+if("eigen" IN_LIST zeropp_dependencies)
+  if(NOT TARGET Eigen3::Eigen)
+    find_package(Eigen3 3.3 QUIET NO_MODULE)
+  endif()
+  if(NOT TARGET Eigen3::Eigen)
+    string(APPEND zeropp_missing "zeropp needs the headers of Eigen 3, found none: apt-get install libeigen3-dev, or "
+           "set Eigen3_DIR to the folder of Eigen3Config.cmake. ")
+  endif()
+endif()
+
+if("json" IN_LIST zeropp_dependencies)
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    find_package(nlohmann_json 3.7 QUIET)
+  endif()
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    string(APPEND zeropp_missing "zeropp needs the header nlohmann/json.hpp, found none: apt-get install "
+           "nlohmann-json3-dev, or set nlohmann_json_DIR to the folder of nlohmann_jsonConfig.cmake. ")
+  endif()
+endif()
+
+if("xxhash" IN_LIST zeropp_dependencies AND NOT TARGET zeropp::xxhash)
+  find_path(ZEROPP_XXHASH_INCLUDE_DIR xxhash.h DOC "Folder of xxhash.h")
+  mark_as_advanced(ZEROPP_XXHASH_INCLUDE_DIR)
+  if(ZEROPP_XXHASH_INCLUDE_DIR)
+    add_library(zeropp::xxhash INTERFACE IMPORTED)
+    set_property(TARGET zeropp::xxhash PROPERTY INTERFACE_INCLUDE_DIRECTORIES "${ZEROPP_XXHASH_INCLUDE_DIR}")
+  else()
+    string(APPEND zeropp_missing "zeropp needs the header xxhash.h, found none: apt-get install libxxhash-dev, or set "
+           "ZEROPP_XXHASH_INCLUDE_DIR to its folder. ")
+  endif()
+endif()
+
+if("mpi" IN_LIST zeropp_dependencies OR "mpi_if_found" IN_LIST zeropp_dependencies)
+  if(NOT TARGET MPI::MPI_CXX)
+    set(MPI_CXX_SKIP_MPICXX ON)  # the C interface is enough; the C++ one was removed from MPI
+    find_package(MPI QUIET COMPONENTS CXX)
+    unset(MPI_CXX_SKIP_MPICXX)
+  endif()
+  if(NOT TARGET MPI::MPI_CXX AND "mpi" IN_LIST zeropp_dependencies)
+    string(APPEND zeropp_missing "zeropp::mpi needs an MPI, found none: apt-get install libopenmpi-dev, or set "
+           "MPI_CXX_COMPILER to its mpicxx, or do without (ZEROPP_MPI=OFF). ")
+  endif()
+endif()

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by the scripts a newcomer runs: gets what is missing on a Debian machine, and nothing else.
+
+# need package:what ... -- `what` is a program, or a path that must exist; packages whose `what` is missing are installed.
+need() {
+  local entry package what missing=()
+  for entry in "$@"; do
+    package=${entry%%:*} what=${entry#*:}
+    if [[ $what == /* ]]; then
+      compgen -G "$what" > /dev/null || missing+=("$package")
+    else
+      command -v "$what" > /dev/null || missing+=("$package")
+    fi
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+
+  local sudo=() log
+  if [ "$(id -u)" -ne 0 ]; then sudo=(sudo); fi
+  if ! command -v apt-get > /dev/null || { [ ${#sudo[@]} -gt 0 ] && ! command -v sudo > /dev/null; }; then
+    echo "Missing: ${missing[*]} (Debian's names). Install them, then run this again." >&2
+    exit 1
+  fi
+  echo "Installing what is missing: ${missing[*]}"
+  log=$(mktemp)
+  if ! { "${sudo[@]}" apt-get update && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y \
+         --no-install-recommends "${missing[@]}"; } > "$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    rm -f "$log"
+    echo "Could not install ${missing[*]}. Run: ${sudo[*]} apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  rm -f "$log"
+}
+
+need_to_build() {
+  need cmake:cmake g++:g++ ninja-build:ninja libeigen3-dev:/usr/include/eigen3/Eigen/Core \
+    nlohmann-json3-dev:/usr/include/nlohmann/json.hpp libxxhash-dev:/usr/include/xxhash.h \
+    libcli11-dev:/usr/include/CLI/CLI.hpp "$@"
+}
