@@ -350,8 +350,7 @@ TEST_CASE("in a group of a group the sentences keep the numbers of the world") {
   const auto late = outcome(4, 100ms, [](const Comm& comm) {
     const Comm group = comm.split(comm.rank() % 2, 0);
     if (comm.rank() == 3) std::this_thread::sleep_for(300ms);
-    group.barrier();
-    comm.barrier();
+    if (comm.rank() % 2) group.barrier();
   });
   CHECK(contains(late.first, "rank 1 waited 0.1 s in barrier number 0 in the group of ranks 1 and 3 for rank 3"));
 }
