@@ -124,7 +124,7 @@ class ThreadWorld {
       }
       done = ready();
     }
-    seat.waits_in.reset();
+    if (done) seat.waits_in.reset();  // two that give up at the same moment still name each other
     seat.sleepers.fetch_sub(1);
     return done;
   }
