@@ -12,9 +12,10 @@
 
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/comm/ranks.hpp>
+#include <zeropp/comm/report.hpp>
 #include <zeropp/comm/thread.hpp>
 #ifdef ZEROPP_MPI
-#include <zeropp/comm/mpi.hpp>
+#include <zeropp/comm/mpi_launch.hpp>
 #endif
 
 namespace zeropp {
@@ -46,27 +47,6 @@ int exit_code_of(const Body& body, World& world) {
     return 0;
   } else {
     return body(world);
-  }
-}
-
-/// Prints the sentence of the exception in flight, once, and gives its exit code. `prefix` names the rank.
-inline int report_current_exception(const std::string& prefix = {}) {
-  const auto print = [&](const std::string& sentence, int code) {
-    std::fprintf(stderr, "error: %s%s\n", prefix.c_str(), sentence.c_str());
-    std::fflush(stderr);
-    return code;
-  };
-  try {
-    throw;
-  } catch (const Error& e) {
-    return print(text(e.what(), "\n  at ", e.where().file, ":", e.where().line), static_cast<int>(e.exit_code()));
-  } catch (const std::bad_alloc&) {
-    return print("out of host memory; use a smaller batch or model, or more ranks with a higher stage",
-                 static_cast<int>(ExitCode::memory));
-  } catch (const std::exception& e) {
-    return print(e.what(), static_cast<int>(ExitCode::failure));
-  } catch (...) {
-    return print("an exception that is no std::exception", static_cast<int>(ExitCode::failure));
   }
 }
 
