@@ -79,6 +79,8 @@ class CommBackend {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string_view name() const = 0;
+  /// False if no byte is ever moved, or may be touched (dry).
+  virtual bool moves() const { return true; }
 
   /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
   virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;
@@ -248,6 +250,7 @@ inline void Comm::moves_parts(Collective kind, DType dtype, std::span<const Piec
   for (auto& piece : pieces) count += piece.count, away += elsewhere(piece.count);
   const auto op = next(kind, dtype, count);
   if (size() == 1) {
+    if (backend() && !backend()->moves()) return;
     for (auto& piece : pieces)
       if (piece.whole != piece.part && piece.count > 0) {
         const auto bytes = static_cast<std::size_t>(piece.count) * size_of(dtype);
@@ -291,7 +294,7 @@ inline Comm Comm::subset(std::span<const int> members) const {
     mine |= member == rank();
   }
   if (!mine) throw CommError(text("rank ", rank(), " asks for a subset of ranks that does not hold it"));
-  if (members.size() == 1) return Comm{};
+  if (members.size() == 1 && (!backend() || backend()->moves())) return Comm{};
   // Members number their operations together, others do not take part: the sequence number stays out of the comparison.
   return Comm{
       backend()->subset({0, Collective::subset, DType::u8, static_cast<std::int64_t>(members.size()), 0}, members)};
@@ -320,6 +323,7 @@ class DryBackend final : public CommBackend {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string_view name() const override { return "dry"; }
+  bool moves() const override { return false; }
   void reduce_scatter(const Operation&, std::span<const Piece>) override {}
   void all_gather(const Operation&, std::span<const Piece>) override {}
   void broadcast(const Operation&, std::span<std::byte>) override {}
@@ -338,6 +342,6 @@ class DryBackend final : public CommBackend {
   int rank_, size_;
 };
 
-inline Comm dry_comm(int rank, int size) { return size == 1 ? Comm{} : Comm{std::make_shared<DryBackend>(rank, size)}; }
+inline Comm dry_comm(int rank, int size) { return Comm{std::make_shared<DryBackend>(rank, size)}; }
 
 }  // namespace zeropp

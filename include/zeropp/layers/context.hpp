@@ -30,7 +30,7 @@ struct RunState {
   std::int64_t step = 0;
   std::int64_t first_sample = 0;  ///< index of this batch's first row in the whole batch of the step, over all ranks
   double loss_scale = 1;  ///< factor on the gradient of the *sum* of the losses; 1 / labels of the step for a mean
-  Tensor<std::int32_t, 2> labels;  ///< [B, T]; negative: no loss at that place
+  Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
 };
 
@@ -55,6 +55,18 @@ class Context : public RunState {
     return {device.pool(), shape, purpose};
   }
 
+  /// A fresh tensor of activations with the shape of another.
+  template <class T, int Rank>
+  Tensor<Activation, Rank> make_like(const Tensor<T, Rank>& other) {
+    return {device.pool(), other.shape()};
+  }
+
+  /// What a layer hands to its backward: the value in training; in evaluation nothing, so that it dies at once.
+  template <class T>
+  T save(T value) const {
+    return training() ? std::move(value) : T{};
+  }
+
   const Weight* value(const Parameter& p) const { return static_cast<const Weight*>(resident(p, p.value)); }
   /// Layers add to it.
   Gradient* gradient(const Parameter& p) const { return static_cast<Gradient*>(resident(p, p.gradient)); }
@@ -64,22 +76,23 @@ class Context : public RunState {
     return {seed, purpose, layer, static_cast<std::uint64_t>(step)};
   }
 
+  // Inputs come by value and are moved along, so that an activation dies as soon as nobody saved it.
   template <class L, class X>
-  auto forward(L& child, const X& x) {
-    return child.forward(*this, x);
+  auto forward(L& child, X x) {
+    return child.forward(*this, std::move(x));
   }
   template <class L, class D, class S>
-  auto backward(L& child, const D& dy, S saved) {
-    return child.backward(*this, dy, std::move(saved));
+  auto backward(L& child, D dy, S saved) {
+    return child.backward(*this, std::move(dy), std::move(saved));
   }
   /// The same for a child that is one unit even if it is a container: what Repeat calls.
   template <class L, class X>
-  auto forward_unit(L& child, const X& x) {
-    return child.forward(*this, x);
+  auto forward_unit(L& child, X x) {
+    return child.forward(*this, std::move(x));
   }
   template <class L, class D, class S>
-  auto backward_unit(L& child, const D& dy, S saved) {
-    return child.backward(*this, dy, std::move(saved));
+  auto backward_unit(L& child, D dy, S saved) {
+    return child.backward(*this, std::move(dy), std::move(saved));
   }
 
  private:

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// The head of a language model fused with the cross entropy: logits = x · wᵀ exist for a block of rows at a time, never
+// whole. Training computes loss and gradients in one sweep, each logit once.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <zeropp/base/error.hpp>
+#include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/math.hpp>
+#include <zeropp/kernels/matmul.hpp>
+
+namespace zeropp::kernels {
+
+/// Sum of −log softmax(logits)[label] in nats, and how many labels it is over.
+struct LossSum {
+  double sum = 0;
+  std::int64_t count = 0;
+};
+
+namespace detail {
+
+inline constexpr std::int64_t logits_bytes = std::int64_t{32} << 20;
+
+/// Rows of logits in memory at a time: at most 32 MiB of them, and a quarter of all. Fewer rows would read the table of
+/// weights more often than they compute with it.
+inline std::int64_t logits_rows(std::int64_t n, std::int64_t vocabulary, std::size_t element) {
+  const auto fit = std::max<std::int64_t>(
+      16, logits_bytes / std::max<std::int64_t>(1, vocabulary * static_cast<std::int64_t>(element)));
+  return std::min(fit, std::max<std::int64_t>(std::min<std::int64_t>(n, 64), ceil_div(n, 4)));
+}
+
+template <Device D>
+void check_labels(D& device, std::span<const std::int32_t> labels, std::int64_t used) {
+  device.run({.name = "check labels", .bytes = static_cast<double>(labels.size_bytes())}, [&](auto&) {
+    for (std::size_t i = 0; i < labels.size(); ++i)
+      if (labels[i] >= used)
+        throw DataError(text("label ", labels[i], " at place ", i, " of the batch is outside the vocabulary of ", used,
+                             "; were the data made with another tokenizer?"));
+  });
+}
+
+/// Turns a row of logits into its loss; with Gradient, the row becomes scale · (softmax − one-hot) over `used`, 0
+/// beyond.
+template <bool Gradient, class C>
+double cross_entropy_row(C* row, std::int64_t vocabulary, std::int64_t used, std::int32_t label, C scale) {
+  constexpr int lanes = 16;
+  C top[lanes];
+  std::fill_n(top, lanes, row[0]);
+  std::int64_t i = 0;
+  for (; i + lanes <= used; i += lanes)
+    for (int l = 0; l < lanes; ++l) top[l] = std::max(top[l], row[i + l]);
+  for (; i < used; ++i) top[0] = std::max(top[0], row[i]);
+  const C highest = *std::max_element(top, top + lanes);
+  const C target = row[label];
+  C partial[lanes] = {};
+  for (i = 0; i + lanes <= used; i += lanes)
+    for (int l = 0; l < lanes; ++l) {
+      const C e = kernels::exp(row[i + l] - highest);
+      partial[l] += e;
+      if constexpr (Gradient) row[i + l] = e;
+    }
+  for (int l = 0; i < used; ++i, ++l) {
+    const C e = kernels::exp(row[i] - highest);
+    partial[l] += e;
+    if constexpr (Gradient) row[i] = e;
+  }
+  double sum = 0;
+  for (C p : partial) sum += static_cast<double>(p);
+  if constexpr (Gradient) {
+    const C factor = static_cast<C>(static_cast<double>(scale) / sum);
+    for (i = 0; i < used; ++i) row[i] *= factor;
+    row[label] -= scale;
+    std::fill(row + used, row + vocabulary, C{0});
+  }
+  return std::log(sum) + static_cast<double>(highest) - static_cast<double>(target);
+}
+
+/// Calls then(first row, rows, logits) for each block of rows after its losses (and gradients) have been computed.
+template <bool Gradient, Device D, class X, class W, class Then>
+LossSum for_each_logits(D& device, const X* x, const W* w, std::span<const std::int32_t> labels, std::int64_t width,
+                        std::int64_t vocabulary, std::int64_t used, double scale, Then then) {
+  using C = compute_t<X>;
+  check_labels(device, labels, used);
+  const auto n = static_cast<std::int64_t>(labels.size()), block = logits_rows(n, vocabulary, sizeof(C));
+  LossSum total;
+  Tensor<C, 2> logits(device.pool(), {block, vocabulary}, Purpose::buffers);
+  for (std::int64_t first = 0; first < n; first += block) {
+    const auto rows = std::min(block, n - first);
+    matmul(device, row_major(x + first * width, rows, width), row_major(w, vocabulary, width).t(),
+           row_major(logits.data(), rows, vocabulary));
+    const auto count = static_cast<double>(rows * vocabulary);
+    device.run({.name = "cross entropy", .flops = 6 * count, .bytes = (Gradient ? 3 : 2) * count * sizeof(C)},
+               [&](auto& workers) {
+                 std::vector<double> losses(static_cast<std::size_t>(rows));
+                 workers.for_each(rows, 8, [&](std::int64_t begin, std::int64_t end) {
+                   for (auto r = begin; r < end; ++r) {
+                     const auto label = labels[static_cast<std::size_t>(first + r)];
+                     C* row = logits.data() + r * vocabulary;
+                     if (label >= 0)
+                       losses[static_cast<std::size_t>(r)] =
+                           cross_entropy_row<Gradient>(row, vocabulary, used, label, static_cast<C>(scale));
+                     else if (Gradient)
+                       std::fill_n(row, vocabulary, C{0});
+                   }
+                 });
+                 for (std::int64_t r = 0; r < rows; ++r)
+                   if (labels[static_cast<std::size_t>(first + r)] >= 0) {
+                     total.sum += losses[static_cast<std::size_t>(r)];
+                     ++total.count;
+                   }
+               });
+    then(first, rows, logits.data());
+  }
+  return total;
+}
+
+}  // namespace detail
+
+/// The loss of x [n, width] against labels [n]; negative labels do not count. w is [vocabulary, width], of which `used`
+/// rows are real. Nothing is computed on the dry device (0, 0). Throws DataError for a label that is not below `used`.
+template <Device D, class X, class W>
+LossSum linear_cross_entropy(D& device, const X* x, const W* w, std::span<const std::int32_t> labels,
+                             std::int64_t width, std::int64_t vocabulary, std::int64_t used) {
+  return detail::for_each_logits<false>(device, x, w, labels, width, vocabulary, used, 0, [](auto...) {});
+}
+
+/// Loss and gradients in one sweep: overwrites dx [n, width] and adds to dw, both of scale · Σ losses.
+template <Device D, class X, class W, class G>
+LossSum linear_cross_entropy_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels, X* dx,
+                                      G* dw, std::int64_t width, std::int64_t vocabulary, std::int64_t used,
+                                      double scale) {
+  return detail::for_each_logits<true>(
+      device, x, w, labels, width, vocabulary, used, scale,
+      [&](std::int64_t first, std::int64_t rows, const auto* logits) {
+        matmul(device, row_major(logits, rows, vocabulary), row_major(w, vocabulary, width),
+               row_major(dx + first * width, rows, width));
+        matmul(device, row_major(logits, rows, vocabulary).t(), row_major(x + first * width, rows, width),
+               row_major(dw, vocabulary, width), Into::add);
+      });
+}
+
+/// out [rows, used] = the logits of some rows of x [n, width].
+template <Device D, class X, class W>
+void linear_logits(D& device, const X* x, const W* w, std::span<const std::int64_t> rows, std::span<float> out,
+                   std::int64_t width, std::int64_t vocabulary, std::int64_t used) {
+  using C = compute_t<X>;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Tensor<C, 2> logits(device.pool(), {1, vocabulary}, Purpose::buffers);
+    matmul(device, row_major(x + rows[i] * width, 1, width), row_major(w, vocabulary, width).t(),
+           row_major(logits.data(), 1, vocabulary));
+    device.run({.name = "copy logits"}, [&](auto&) {
+      for (std::int64_t v = 0; v < used; ++v)
+        out[i * static_cast<std::size_t>(used) + static_cast<std::size_t>(v)] = static_cast<float>(logits.data()[v]);
+    });
+  }
+}
+
+}  // namespace zeropp::kernels

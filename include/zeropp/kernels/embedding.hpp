@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of a table picked by token, and rows added by position. Gradients add up in the order of tokens: threads share
+// the width, never a row's sum.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include <zeropp/base/dtype.hpp>
+#include <zeropp/base/error.hpp>
+#include <zeropp/device/device.hpp>
+
+namespace zeropp::kernels {
+
+/// Throws DataError that names the first token outside [0, vocabulary).
+template <Device D>
+void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t vocabulary,
+                  Where where = Where::here()) {
+  device.run({.name = "check tokens", .bytes = static_cast<double>(tokens.size_bytes())}, [&](auto&) {
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      if (tokens[i] < 0 || tokens[i] >= vocabulary)
+        throw DataError(text("token ", tokens[i], " at place ", i, " of the batch is outside the vocabulary of ",
+                             vocabulary, "; were the data made with another tokenizer?"),
+                        where);
+  });
+}
+
+/// y[i] = table[tokens[i]] + positions[i mod context]; y is [n, width], table [vocabulary, width]; positions
+/// [context, width] may be null.
+template <Device D, class W, class Y>
+void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
+                       const W* positions, std::int64_t context, Y* y, std::int64_t width) {
+  check_tokens(device, tokens, vocabulary);
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  const auto count = static_cast<double>(n * width);
+  device.run({.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))}, [&](auto& workers) {
+    workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = begin; i < end; ++i) {
+        const W* row = table + tokens[static_cast<std::size_t>(i)] * width;
+        const W* place = positions ? positions + i % context * width : nullptr;
+        for (std::int64_t c = 0; c < width; ++c)
+          y[i * width + c] = static_cast<Y>(compute_t<W>(row[c]) + (place ? compute_t<W>(place[c]) : 0));
+      }
+    });
+  });
+}
+
+/// Adds dy to the rows of dtable, and of dpositions where that is not null.
+template <Device D, class Y, class G>
+void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
+                        std::int64_t context, std::int64_t width) {
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  const auto count = static_cast<double>(n * width);
+  device.run({.name = "embedding backward", .flops = 2 * count, .bytes = count * (4 * sizeof(G) + sizeof(Y))},
+             [&](auto& workers) {
+               workers.for_each(width, 64, [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t i = 0; i < n; ++i) {
+                   G* row = dtable + tokens[static_cast<std::size_t>(i)] * width;
+                   G* place = dpositions ? dpositions + i % context * width : nullptr;
+                   for (auto c = begin; c < end; ++c) {
+                     const auto g = static_cast<compute_t<Y>>(dy[i * width + c]);
+                     row[c] += static_cast<compute_t<G>>(g);
+                     if (place) place[c] += static_cast<compute_t<G>>(g);
+                   }
+                 }
+               });
+             });
+}
+
+}  // namespace zeropp::kernels

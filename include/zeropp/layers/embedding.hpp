@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tokens to vectors: a table of tokens, and for GPT-2 a table of positions.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zeropp/kernels/embedding.hpp>
+#include <zeropp/layers/linear.hpp>
+
+namespace zeropp {
+
+struct EmbeddingOptions {
+  std::int64_t vocabulary = 0;       ///< V
+  std::int64_t context = 0;          ///< rows of the table of positions; 0: no such table (rotary positions)
+  std::int64_t width = 0;            ///< C
+  std::int64_t vocabulary_used = 0;  ///< rows that are real where the table is padded; 0: all
+  std::string tokens = "wte", positions = "wpe";  ///< names
+  float init_std = 0.02f, position_std = 0.02f;
+};
+
+/// Tokens [B, T] to [B, T, C]. Parameters wte.weight [V, C] and, with positions, wpe.weight [context, C].
+class GptEmbedding {
+ public:
+  explicit GptEmbedding(EmbeddingOptions o) : options_(std::move(o)) {
+    const auto vocabulary = detail::positive(options_.vocabulary, options_.tokens, "the vocabulary");
+    auto& used = options_.vocabulary_used;
+    if (used == 0) used = vocabulary;
+    if (used < 1 || used > vocabulary)
+      throw ConfigError(text(options_.tokens, ": ", used, " tokens do not fit a table of ", vocabulary, " rows"));
+    if (options_.context < 0)
+      throw ConfigError(text(options_.positions, ": the context must not be negative, got ", options_.context));
+    detail::positive(options_.width, options_.tokens, "the width");
+    tables.push_back({.name = options_.tokens + ".weight",
+                      .shape = {options_.vocabulary, options_.width},
+                      .init = Init::normal(options_.init_std),
+                      .decay = true});
+    if (options_.context > 0)
+      tables.push_back({.name = options_.positions + ".weight",
+                        .shape = {options_.context, options_.width},
+                        .init = Init::normal(options_.position_std),
+                        .decay = true});
+    for (auto& table : tables) table.size();  // throws where it overflows
+  }
+
+  std::vector<Parameter> tables;  ///< tokens, and positions if there are any
+
+  std::vector<Parameter*> parameters() {
+    std::vector<Parameter*> all;
+    for (auto& table : tables) all.push_back(&table);
+    return all;
+  }
+
+  template <class C>
+  auto forward(C& ctx, Tensor<std::int32_t, 2> tokens) {
+    const auto context = tokens.extent(1);
+    if (tables.size() > 1 && context > options_.context)
+      throw ConfigError(text(tables[1].name, " holds ", options_.context, " positions, got sequences of ", context,
+                             " tokens; shorten them, or build the model for a longer context"));
+    auto y = ctx.template make<3>({tokens.extent(0), context, options_.width});
+    kernels::embedding_forward(ctx.device, tokens.span(), ctx.value(tables[0]), options_.vocabulary_used,
+                               tables.size() > 1 ? ctx.value(tables[1]) : nullptr, context, y.data(), options_.width);
+    return Forward{std::move(y), ctx.save(std::move(tokens))};
+  }
+  template <class C, class T>
+  None backward(C& ctx, Tensor<T, 3> dy, Tensor<std::int32_t, 2> tokens) {
+    kernels::embedding_backward(ctx.device, tokens.span(), dy.data(), ctx.gradient(tables[0]),
+                                tables.size() > 1 ? ctx.gradient(tables[1]) : nullptr, tokens.extent(1),
+                                options_.width);
+    return {};
+  }
+
+ private:
+  EmbeddingOptions options_;
+};
+
+}  // namespace zeropp

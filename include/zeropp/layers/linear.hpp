@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = x · Wᵀ + b over the last axis.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zeropp/kernels/matmul.hpp>
+#include <zeropp/layers/context.hpp>
+
+namespace zeropp {
+
+namespace detail {
+/// A size of a layer: at least 1. Throws ConfigError.
+inline std::int64_t positive(std::int64_t size, const std::string& layer, std::string_view what,
+                             Where where = Where::here()) {
+  if (size < 1) throw ConfigError(text(layer, ": ", what, " must be at least 1, got ", size), where);
+  return size;
+}
+/// The last axis of an input must be what the layer was built for. Throws ConfigError.
+template <class T, int R>
+void expect_width(const Tensor<T, R>& x, std::int64_t width, const std::string& layer, Where where = Where::here()) {
+  if (x.extent(-1) != width)
+    throw ConfigError(text(layer, " takes rows of ", width, " elements, got a tensor of shape ", shape_text(x.shape())),
+                      where);
+}
+}  // namespace detail
+
+struct LinearOptions {
+  bool bias = true;
+  float init_std = 0.02f;  ///< of the weight (normal); the bias begins at 0
+};
+
+/// Parameters NAME.weight [out, in] and NAME.bias [out].
+class Linear {
+ public:
+  Linear(const std::string& name, std::int64_t in, std::int64_t out, LinearOptions options = {})
+      : in_(detail::positive(in, name, "the input width")), out_(detail::positive(out, name, "the output width")) {
+    weight = {.name = name + ".weight", .shape = {out, in}, .init = Init::normal(options.init_std), .decay = true};
+    weight.size();  // throws where it overflows
+    if (options.bias) bias.push_back({.name = name + ".bias", .shape = {out}});
+  }
+
+  Parameter weight;
+  std::vector<Parameter> bias;  ///< one or none
+
+  std::vector<Parameter*> parameters() {
+    std::vector<Parameter*> all{&weight};
+    for (auto& b : bias) all.push_back(&b);
+    return all;
+  }
+
+  template <class C, int R>
+  auto forward(C& ctx, Tensor<typename C::Activation, R> x) {
+    detail::expect_width(x, in_, weight.name);
+    auto shape = x.shape();
+    shape.back() = out_;
+    auto y = ctx.template make<R>(shape);
+    kernels::linear_forward(ctx.device, x.data(), ctx.value(weight), bias.empty() ? nullptr : ctx.value(bias[0]),
+                            y.data(), x.rows(), in_, out_);
+    return Forward{std::move(y), ctx.save(std::move(x))};
+  }
+  template <class C, int R>
+  auto backward(C& ctx, Tensor<typename C::Activation, R> dy, Tensor<typename C::Activation, R> x) {
+    kernels::linear_backward_weight(ctx.device, dy.data(), x.data(), ctx.gradient(weight), x.rows(), in_, out_);
+    if (!bias.empty()) kernels::column_sum(ctx.device, dy.data(), ctx.gradient(bias[0]), x.rows(), out_);
+    auto dx = x.unique() ? std::move(x) : ctx.make_like(x);  // the saved input is not needed any more
+    kernels::linear_backward_input(ctx.device, dy.data(), ctx.value(weight), dx.data(), dx.rows(), in_, out_);
+    return dx;
+  }
+
+ private:
+  std::int64_t in_, out_;
+};
+
+}  // namespace zeropp

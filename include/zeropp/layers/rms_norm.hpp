@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// RMSNorm over the last axis, with gain.
+#pragma once
+
+#include <array>
+#include <string>
+#include <utility>
+
+#include <zeropp/kernels/norm.hpp>
+#include <zeropp/layers/linear.hpp>
+
+namespace zeropp {
+
+/// Parameter NAME.weight [width] (ones).
+class RmsNorm {
+ public:
+  RmsNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
+      : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
+    gain = {.name = name + ".weight", .shape = {width}, .init = Init::constant(1)};
+  }
+
+  Parameter gain;
+
+  auto parameters() { return std::array{&gain}; }
+
+  template <class Activation, int R>
+  struct Saved {
+    Tensor<Activation, R> x;
+    Tensor<compute_t<Activation>, 1> rstd;  ///< [rows]
+  };
+
+  template <class C, int R>
+  auto forward(C& ctx, Tensor<typename C::Activation, R> x) {
+    using T = typename C::Activation;
+    detail::expect_width(x, width_, gain.name);
+    auto y = ctx.make_like(x);
+    Saved<T, R> saved{std::move(x), ctx.template make<1, compute_t<T>>({y.rows()})};
+    kernels::rms_norm_forward(ctx.device, saved.x.data(), ctx.value(gain), static_cast<compute_t<T>>(epsilon_),
+                              y.data(), saved.rstd.data(), y.rows(), width_);
+    return Forward{std::move(y), ctx.save(std::move(saved))};
+  }
+  template <class C, class T, int R>
+  auto backward(C& ctx, Tensor<T, R> dy, Saved<T, R> saved) {
+    auto dx = dy.unique() ? dy : ctx.make_like(dy);
+    kernels::rms_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.rstd.data(), dx.data(),
+                               ctx.gradient(gain), dx.rows(), width_);
+    return dx;
+  }
+
+ private:
+  std::int64_t width_;
+  float epsilon_;
+};
+
+}  // namespace zeropp
