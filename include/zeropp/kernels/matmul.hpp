@@ -3,7 +3,16 @@
 // side of the result into tiles whose size depends on the shape alone, so any number of threads gives the same bits.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns about its own AVX-512 intrinsics (its bug 105593)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>

@@ -15,7 +15,7 @@
 namespace zeropp {
 
 struct LmHeadOptions {
-  std::string tied_to;               ///< the embedding's table, by custom "wte.weight"; empty: a table of its own
+  std::string tied_to = {};          ///< the embedding's table, by custom "wte.weight"; empty: a table of its own
   std::int64_t vocabulary_used = 0;  ///< rows that are real where the table is padded; 0: all
   float init_std = 0.02f;
 };
