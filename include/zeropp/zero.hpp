@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All of zeropp, room by room.
+// All of zeropp, room by room; what parses JSON (train/config.hpp, train/checkpoint.hpp) is included by name, since it takes a
+// second to compile.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
@@ -13,11 +14,53 @@
 #include <zeropp/device/tensor.hpp>
 
 #include <zeropp/comm/comm.hpp>
+#include <zeropp/comm/launch.hpp>
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/thread.hpp>
 
+#include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/attention.hpp>
+#include <zeropp/kernels/cross_entropy.hpp>
+#include <zeropp/kernels/elementwise.hpp>
+#include <zeropp/kernels/embedding.hpp>
+#include <zeropp/kernels/matmul.hpp>
+#include <zeropp/kernels/norm.hpp>
+#include <zeropp/kernels/reduce.hpp>
+#include <zeropp/kernels/rope.hpp>
+
+#include <zeropp/layers/attention.hpp>
 #include <zeropp/layers/context.hpp>
+#include <zeropp/layers/dropout.hpp>
+#include <zeropp/layers/embedding.hpp>
+#include <zeropp/layers/gelu.hpp>
 #include <zeropp/layers/layer.hpp>
+#include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/lm_head.hpp>
 #include <zeropp/layers/loss.hpp>
+#include <zeropp/layers/mlp.hpp>
 #include <zeropp/layers/parameter.hpp>
 #include <zeropp/layers/precision.hpp>
+#include <zeropp/layers/recompute.hpp>
+#include <zeropp/layers/repeat.hpp>
+#include <zeropp/layers/residual.hpp>
+#include <zeropp/layers/rms_norm.hpp>
+#include <zeropp/layers/sequential.hpp>
+#include <zeropp/layers/swiglu.hpp>
+
+#include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/bucketed_reducer.hpp>
+#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/stage.hpp>
+
+#include <zeropp/train/clip.hpp>
+#include <zeropp/train/data/loader.hpp>
+#include <zeropp/train/data/text.hpp>
+#include <zeropp/train/data/tokenizer.hpp>
+#include <zeropp/train/data/tokens.hpp>
+#include <zeropp/train/fused_adam.hpp>
+#include <zeropp/train/log/console.hpp>
+#include <zeropp/train/log/curve.hpp>
+#include <zeropp/train/log/metrics.hpp>
+#include <zeropp/train/sampler.hpp>
+#include <zeropp/train/schedule.hpp>
