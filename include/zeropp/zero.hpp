@@ -54,13 +54,17 @@
 #include <zeropp/parallel/stage.hpp>
 
 #include <zeropp/train/clip.hpp>
+#include <zeropp/train/data/corpus.hpp>
 #include <zeropp/train/data/loader.hpp>
 #include <zeropp/train/data/text.hpp>
 #include <zeropp/train/data/tokenizer.hpp>
 #include <zeropp/train/data/tokens.hpp>
+#include <zeropp/train/evaluate.hpp>
 #include <zeropp/train/fused_adam.hpp>
+#include <zeropp/train/interrupt.hpp>
 #include <zeropp/train/log/console.hpp>
 #include <zeropp/train/log/curve.hpp>
 #include <zeropp/train/log/metrics.hpp>
+#include <zeropp/train/machine.hpp>
 #include <zeropp/train/sampler.hpp>
 #include <zeropp/train/schedule.hpp>

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the machine under a run offers: memory, and the rates that a step is held against. Measured, in milliseconds.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <zeropp/comm/comm.hpp>
+#include <zeropp/device/cpu.hpp>
+#include <zeropp/kernels/elementwise.hpp>
+#include <zeropp/kernels/matmul.hpp>
+
+namespace zeropp {
+
+/// Bytes of physical memory.
+inline double machine_memory() {
+  return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+}
+inline int machine_cores() { return static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN)); }
+
+/// Seconds since some moment; never set back.
+inline double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+namespace detail {
+/// The best of `tries` runs of f on all ranks at once, in seconds.
+template <class F>
+double best_time(const Comm& comm, int tries, F f) {
+  double best = 1e300;
+  for (int i = 0; i < tries; ++i) {
+    comm.barrier();
+    const double begin = steady_seconds();
+    f();
+    comm.barrier();
+    best = std::min(best, steady_seconds() - begin);
+  }
+  return best;
+}
+}  // namespace detail
+
+/// Floating-point operations a second of float32 matrix products [rows, width] · [width, 4 width], all ranks together.
+/// A collective.
+inline double gemm_rate(const Comm& comm, Cpu& device, std::int64_t rows, std::int64_t width, int tries = 5) {
+  const auto out = 4 * width;
+  std::vector<float> x(static_cast<std::size_t>(rows * width), 0.5f), w(static_cast<std::size_t>(out * width), 0.25f),
+      y(static_cast<std::size_t>(rows * out));
+  const double seconds = detail::best_time(comm, tries, [&] {
+    kernels::linear_forward(device, x.data(), w.data(), static_cast<const float*>(nullptr), y.data(), rows, width, out);
+  });
+  return comm.size() * 2.0 * static_cast<double>(rows * width * out) / seconds;
+}
+
+/// Bytes a second, read and written, of copies of `bytes` on every rank at once. A collective.
+inline double copy_rate(const Comm& comm, Cpu& device, std::size_t bytes, int tries = 5) {
+  std::vector<float> from(bytes / 4, 1.0f), to(bytes / 4);
+  const double seconds =
+      detail::best_time(comm, tries, [&] { kernels::convert(device, std::span{from}, std::span{to}); });
+  return comm.size() * 2.0 * static_cast<double>(bytes) / seconds;
+}
+
+}  // namespace zeropp
