@@ -2,10 +2,12 @@
 // Numbers as people read them: fixed digits, groups of thousands, bytes, durations.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace zeropp {
 
@@ -45,6 +47,18 @@ inline std::string duration_text(double seconds) {
   if (s >= 3600) return std::to_string(s / 3600) + "h" + two(s / 60 % 60) + "m";
   if (s >= 60) return std::to_string(s / 60) + "m" + two(s % 60) + "s";
   return std::to_string(s) + "s";
+}
+
+/// A word as a shell reads it back: quoted where it must be.
+inline std::string shell_word(const std::string& word) {
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           std::string_view("_-./=,:+").find(c) != std::string_view::npos;
+  };
+  if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
+  std::string quoted = "'";
+  for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
 }
 
 }  // namespace zeropp

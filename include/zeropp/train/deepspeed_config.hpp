@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// How to train, under DeepSpeed's keys: a JSON file written for DeepSpeed steers a run as far as its keys are known
+// here; others are refused, never ignored.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include <zeropp/base/shape.hpp>
+#include <zeropp/train/config.hpp>
+#include <zeropp/train/settings.hpp>
+
+namespace zeropp {
+
+/// Reads train_batch_size, train_micro_batch_size_per_gpu, gradient_accumulation_steps (which must fit),
+/// zero_optimization {stage, reduce_bucket_size, prefetch_units}, optimizer {type, params {lr, betas, eps,
+/// weight_decay}}, scheduler {type, params {total_num_steps, warmup_num_steps, warmup_max_lr, cos_min_ratio}}, bf16
+/// {enabled}, gradient_clipping, seed, activation_checkpointing, steps. The caller reads sections of its own and then
+/// calls root.finish(). Throws ConfigError.
+inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
+  std::int64_t accumulation = 0;
+  const bool batch = root.read("train_batch_size", s.rows, 1, 1e9),
+             micro = root.read("train_micro_batch_size_per_gpu", s.micro_batch, 1, 1e9);
+  if (root.read("gradient_accumulation_steps", accumulation, 1, 1e9)) {
+    if (!batch || !micro)
+      root.refuse("gradient_accumulation_steps",
+                  "is derived; give train_batch_size and train_micro_batch_size_per_gpu with it");
+    const auto pass = checked_product(s.micro_batch, accumulation);
+    if (s.rows % pass)
+      root.refuse("train_batch_size", text("of ", s.rows, " is not micro-batch ", s.micro_batch, " x accumulation ",
+                                           accumulation, " x a number of ranks; the nearest that is: ",
+                                           std::max<std::int64_t>(1, (s.rows + pass / 2) / pass) * pass));
+    s.ranks = static_cast<int>(s.rows / pass);
+  }
+  auto zero = root.section("zero_optimization");
+  zero.read("stage", s.zero, 0, 3);
+  zero.read("reduce_bucket_size", s.bucket_elements, 0, 1e15);
+  zero.read("prefetch_units", s.prefetch, 0, 1e6);
+  zero.finish();
+
+  auto optimizer = root.section("optimizer");
+  if (std::string type; optimizer.read("type", type) && type != "AdamW")
+    optimizer.refuse("type", text("must be \"AdamW\", got \"", type, "\""));
+  auto adam = optimizer.section("params");
+  adam.read("lr", s.lr, 0, 1e3);
+  adam.read("betas", s.betas, 0, 0.99999);
+  adam.read("eps", s.epsilon, 0, 1);
+  adam.read("weight_decay", s.weight_decay, 0, 1e3);
+  adam.finish();
+  optimizer.finish();
+
+  auto scheduler = root.section("scheduler");
+  if (std::string type; scheduler.read("type", type)) {
+    s.schedule = type == "WarmupCosineLR"  ? "cosine"
+                 : type == "WarmupDecayLR" ? "linear"
+                 : type == "WarmupLR"      ? "constant"
+                                           : "";
+    if (s.schedule.empty())
+      scheduler.refuse("type", text("must be WarmupCosineLR, WarmupDecayLR or WarmupLR, got \"", type, "\""));
+  }
+  auto rates = scheduler.section("params");
+  rates.read("total_num_steps", s.steps, 1, 1e15);
+  rates.read("warmup_num_steps", s.warmup_steps, 0, 1e15);
+  rates.read("warmup_max_lr", s.lr, 0, 1e3);
+  if (float ratio = 0; rates.read("cos_min_ratio", ratio, 0, 1)) s.min_lr = ratio * s.lr;
+  rates.finish();
+  scheduler.finish();
+
+  auto narrow = root.section("bf16");
+  if (bool enabled = false; narrow.read("enabled", enabled)) s.precision = enabled ? "bf16" : "fp32";
+  narrow.finish();
+  root.read("gradient_clipping", s.grad_clip, 0, 1e6);
+  root.read("seed", s.seed, 0);
+  root.read("activation_checkpointing", s.recompute);
+  root.read("steps", s.steps, 1, 1e15);
+}
+
+}  // namespace zeropp

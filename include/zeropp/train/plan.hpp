@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a rank will hold, to the byte, before any memory is taken: the engine itself, run for a step on the dry device.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include <zeropp/device/dry.hpp>
+#include <zeropp/train/fused_adam.hpp>
+#include <zeropp/train/log/format.hpp>
+
+namespace zeropp {
+
+struct Plan {
+  std::int64_t parameters = 0, padding = 0;
+  Bytes kept;             ///< as long as the model lives
+  Bytes peak;             ///< at the fullest moment of a step, on top of what is kept
+  std::size_t total = 0;  ///< what the pool takes from the device
+};
+
+struct PlanOptions {
+  std::int64_t rows = 1, context = 1;  ///< of the batch of this rank
+  std::int64_t micro_batches = 1;
+  ShardedOptions sharded = {};
+  AdamOptions adam = {};
+};
+
+/// The plan of `layer` on rank `rank` of `ranks` of the data axis: training and evaluation.
+template <Stage S, Precision P, class L>
+Plan plan(L layer, int rank, int ranks, const PlanOptions& o) {
+  Dry dry;
+  Sharded<L, S, P, Dry> model{dry_comm(rank, ranks), dry, std::move(layer), o.sharded};
+  FusedAdam adam{model, o.adam};
+  auto batch = Batch::on(dry, o.rows, o.context);
+  batch.labels_in_step = o.rows * o.context * ranks;
+  model.train(batch, {.micro_batches = o.micro_batches});
+  model.evaluate(batch);
+  Plan result{model.parameters(), -model.parameters(), dry.pool().kept(), dry.pool().peak(), dry.pool().planned()};
+  for (auto& unit : model.units()) result.padding += unit.padded();
+  return result;
+}
+
+/// One line a purpose, and the sum.
+inline std::string describe(const Plan& plan) {
+  auto out = text("  parameters   ", grouped(plan.parameters), ", and ", plan.padding, " of padding\n");
+  for (std::size_t i = 0; i < purpose_names.size(); ++i)
+    out += text("  ", purpose_names[i], std::string(13 - purpose_names[i].size(), ' '),
+                bytes_text(static_cast<double>(plan.kept.by[i])), " kept, ",
+                bytes_text(static_cast<double>(plan.peak.by[i])), " at the peak of a step\n");
+  return out + text("  in all       ", bytes_text(static_cast<double>(plan.total)), " (",
+                    grouped(static_cast<std::int64_t>(plan.total)), " B)");
+}
+
+}  // namespace zeropp
