@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SIGINT and SIGTERM while training: the first one asks to finish the step and save, a second one ends at once.
+// SIGINT, SIGTERM and SIGHUP (the terminal was closed) while training: the first one asks to finish the step and save, a
+// second one ends at once. A reader of our output that went away (SIGPIPE) ends nothing.
 #pragma once
 
 #include <csignal>
@@ -10,7 +11,7 @@ class Interrupt {
  public:
   Interrupt() {
     asked = 0;
-    for (auto& old : old_) old.handler = std::signal(old.number, handle);
+    for (auto& old : old_) old.handler = std::signal(old.number, old.number == SIGPIPE ? SIG_IGN : handle);
   }
   ~Interrupt() {
     for (auto& old : old_) std::signal(old.number, old.handler);
@@ -34,7 +35,7 @@ class Interrupt {
     void (*handler)(int) = SIG_DFL;
   };
   inline static volatile std::sig_atomic_t asked = 0;
-  Old old_[2] = {{SIGINT}, {SIGTERM}};
+  Old old_[4] = {{SIGINT}, {SIGTERM}, {SIGHUP}, {SIGPIPE}};
 };
 
 }  // namespace zeropp

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run prints and writes: the step line, metrics that read back to the same bits, the console on pipes.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include <zeropp/base/random.hpp>
+#include <zeropp/train/log/console.hpp>
+#include <zeropp/train/log/curve.hpp>
+
+using namespace zeropp;
+
+namespace {
+
+struct Folder {
+  std::filesystem::path path = std::filesystem::temp_directory_path() / text("zeropp-log-", ::getpid());
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string file(const char* name) const { return (path / name).string(); }
+};
+
+std::vector<std::string> lines_of(const std::string& path) {
+  std::vector<std::string> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("the step line") {
+  StepMetrics m{.step = 120,
+                .loss = 2.3145,
+                .grad_norm = 0.91,
+                .learning_rate = 3e-4,
+                .milliseconds = 84.2,
+                .tokens_per_second = 48610,
+                .mfu = 0.314,
+                .bytes = static_cast<std::int64_t>(3.1 * (1 << 30))};
+  CHECK(step_line(m, 2000, 80.0 * (1 << 30), 158) ==
+        "step  120/2000 | loss 2.3145 | norm 0.91 | lr 3.0e-04 | 84.2 ms | 48,610 tok/s | mfu 31.4% | mem 3.1/80 GiB | "
+        "eta 2m38s");
+}
+
+TEST_CASE("numbers as people read them") {
+  CHECK(grouped(0) == "0");
+  CHECK(grouped(999) == "999");
+  CHECK(grouped(1000) == "1,000");
+  CHECK(grouped(-1234567) == "-1,234,567");
+  CHECK(bytes_text(1023) == "1023 B");
+  CHECK(bytes_text(1536) == "1.5 KiB");
+  CHECK(duration_text(0.4) == "0s");
+  CHECK(duration_text(3725) == "1h02m");
+  CHECK(duration_text(std::numeric_limits<double>::infinity()) == "?");
+  CHECK(shell_word("a/b-1.txt") == "a/b-1.txt");
+  CHECK(shell_word("it's") == "'it'\\''s'");
+  CHECK(shell_word("") == "''");
+}
+
+TEST_CASE("metrics read back to the same bits") {
+  const Random random(3, RandomPurpose::test);
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    StepMetrics m{.step = static_cast<std::int64_t>(i),
+                  .loss = random.normal(4 * i) * std::pow(10, random.normal(4 * i + 1) * 20),
+                  .grad_norm = random.normal(4 * i + 2),
+                  .learning_rate = 3e-4f};
+    const auto json = nlohmann::json::parse(to_json(m));
+    CHECK(json["loss"].get<double>() == m.loss);
+    CHECK(json["grad_norm"].get<double>() == m.grad_norm);
+    CHECK(json["learning_rate"].get<double>() == m.learning_rate);
+    CHECK(json["step"] == m.step);
+    CHECK(!json.contains("validation_loss"));
+  }
+  CHECK(nlohmann::json::parse(to_json({.loss = std::numeric_limits<double>::quiet_NaN()}))["loss"].is_null());
+}
+
+TEST_CASE("a resumed run drops the lines after its step, and torn ones") {
+  const Folder folder;
+  const auto path = folder.file("metrics.jsonl");
+  int warnings = 0;
+  const auto warn = [&](const std::string&) { ++warnings; };
+  {
+    MetricsFile metrics(path, 0, warn);
+    for (std::int64_t step = 1; step <= 5; ++step) metrics.write({.step = step});
+  }
+  std::ofstream(path, std::ios::app) << "{\"step\":2,\"lo";
+  {
+    MetricsFile metrics(path, 3, warn);
+    metrics.write({.step = 4, .loss = 7});
+  }
+  const auto lines = lines_of(path);
+  REQUIRE(lines.size() == 4);
+  for (std::size_t i = 0; i < 4; ++i) CHECK(nlohmann::json::parse(lines[i])["step"] == i + 1);
+  CHECK(nlohmann::json::parse(lines[3])["loss"] == 7);
+  { MetricsFile fresh(path, 0, warn); }
+  CHECK(lines_of(path).empty());
+  CHECK(warnings == 0);
+}
+
+TEST_CASE("a disk that is full costs one warning") {
+  int warnings = 0;
+  MetricsFile metrics("/dev/full", 0, [&](const std::string& words) {
+    ++warnings;
+    CHECK(words.find("cannot write /dev/full; training goes on") != std::string::npos);
+  });
+  for (int step = 1; step < 5; ++step) metrics.write({.step = step});
+  CHECK(warnings == 1);
+}
+
+TEST_CASE("a pipe gets plain lines, and a reader that went away ends nothing") {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  {
+    Console console(true, ends[1]);
+    CHECK(!console.terminal());
+    console.line("one");
+    console.step("two", 0.5, true);
+    console.step("not kept", 0.6, false);
+    console.heading("three");
+  }
+  char got[100] = {};
+  CHECK(::read(ends[0], got, sizeof got - 1) == 14);
+  CHECK(std::string(got) == "one\ntwo\nthree\n");
+  ::close(ends[0]);
+  const auto old = std::signal(SIGPIPE, SIG_IGN);
+  Console console(true, ends[1]);
+  console.line("nobody reads this");
+  console.line("nor this");
+  std::signal(SIGPIPE, old);
+  ::close(ends[1]);
+  Console silent(false, -1);
+  silent.line("a rank that stays silent");
+}
+
+TEST_CASE("the curve is a picture with both series, and leaves out what is not finite") {
+  Curve curve;
+  for (int step = 1; step <= 100; ++step) curve.add(step, 5 - 0.03 * step);
+  curve.add(101, std::numeric_limits<double>::quiet_NaN());
+  curve.add_validation(50, 3.7);
+  const auto svg = curve.svg("a < b & c");
+  CHECK(svg.starts_with("<svg"));
+  CHECK(svg.find("a &lt; b &amp; c") != std::string::npos);
+  CHECK(svg.find("nan") == std::string::npos);
+  CHECK(svg.find("<polyline class=\"m\"") != std::string::npos);
+  CHECK(svg.find("<circle class=\"v\"") != std::string::npos);
+  CHECK(Curve{}.svg("empty").ends_with("</svg>\n"));
+}
