@@ -27,6 +27,7 @@ clean() {
 inline const char* text = "exit(1) and // __this \" printf(";
 inline int snprintf_like(int vprintf_count) { return vprintf_count + 1'000'000 + __builtin_ctz(8); }
 EOT
+  header include/zeropp/train/config.hpp <<< '#include <nlohmann/json.hpp>'
   header include/zeropp/zero.hpp <<< '#include <zeropp/train/t.hpp>'
 }
 expect() {  # expect sentence: the tree as it stands must be refused with it
@@ -61,6 +62,7 @@ plant base '#include "a.hpp"' '3: include with angle brackets'
 for name in regex filesystem iostream ranges; do
   plant parallel "#include <$name>" "3: <$name> stays out of parallel"
 done
+plant layers '#include <nlohmann/json.hpp>' '3: <nlohmann/json.hpp> stays out of layers'
 plant train '#include <iostream>' '3: <iostream> stays out of train'
 plant base '#define TWICE(x) (x, x)' '3: no macros'
 plant base 'struct _Reserved {};' '3: the name _Reserved is reserved'
@@ -77,6 +79,10 @@ sed -i 's/#pragma once/int x;/' "$tree/include/zeropp/base/a.hpp"
 expect 'include/zeropp/base/a.hpp:1: #pragma once is missing'
 header include/zeropp/base/alone.hpp <<< 'int x;'
 expect 'include/zeropp/base/alone.hpp:1: zero.hpp does not reach it'
+header include/zeropp/train/config.hpp <<< '#include <nlohmann/json.hpp>'
+header include/zeropp/train/more.hpp <<< '#include <zeropp/train/config.hpp>'
+echo '#include <zeropp/train/more.hpp>' >> "$tree/include/zeropp/zero.hpp"
+expect 'include/zeropp/zero.hpp:1: zero.hpp reaches nlohmann/json.hpp'
 mkdir "$tree/tests" && printf '#!/bin/bash\necho\n' > "$tree/tests/x.sh"
 expect 'tests/x.sh:2: the second line must be the licence'
 rm -rf "$tree/include"

@@ -68,4 +68,10 @@ concept Layer = std::movable<L> &&(
     requires(L& l) { l.parameters(); } || requires(L & l) { l.inner; } ||
     requires(L & l) { l.for_each_child(detail::Ignore{}); });
 
+namespace detail {
+/// For static_assert: of a concept, compilers list every alternative that failed, and the sentence drowns.
+template <class L>
+inline constexpr bool is_layer = Layer<L>;
+}  // namespace detail
+
 }  // namespace zeropp

@@ -24,7 +24,7 @@ inline constexpr bool recomputes<Recompute<L>> = true;
 template <class L>
 struct Recompute {
   static_assert(
-      Layer<L>,
+      detail::is_layer<L>,
       "Recompute<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
   static_assert(!detail::recomputes<L>, "Recompute<Recompute<L>> would only run L twice more; write Recompute<L>");
 

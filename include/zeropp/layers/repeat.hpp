@@ -14,7 +14,7 @@ namespace zeropp {
 /// The input and output of L have one type. No element at all is the identity.
 template <class L>
 struct Repeat {
-  static_assert(Layer<L>,
+  static_assert(detail::is_layer<L>,
                 "Repeat<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
   static constexpr bool container = true;
   static constexpr bool children_are_units = true;

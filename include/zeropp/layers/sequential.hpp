@@ -14,7 +14,7 @@ namespace zeropp {
 template <class... Ls>
 struct Sequential {
   static_assert(sizeof...(Ls) > 0, "Sequential needs at least one layer");
-  static_assert((Layer<Ls> && ...),
+  static_assert((detail::is_layer<Ls> && ...),
                 "Sequential<...> holds a type that is not a layer: a layer declares parameters(), or holds layers; see "
                 "docs/own_layer.md");
   static constexpr bool container = true;

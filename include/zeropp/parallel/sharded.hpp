@@ -38,7 +38,7 @@ struct TrainOptions {
 template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
 class Sharded {
   static_assert(
-      Layer<L>,
+      detail::is_layer<L>,
       "Sharded<L, Stage>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
 
  public:
