@@ -22,10 +22,10 @@ class MpiBackend final : public CommBackend {
   /// Takes a duplicate of `comm`, which stays the caller's; all its ranks must do so together.
   MpiBackend(MPI_Comm comm, const MpiOptions& options) : shared_(std::make_shared<MpiShared>(options)) {
     mpi_check(MPI_Comm_dup(comm, &comm_), "duplicating the communicator");
-    learn();
+    take_names();
   }
   /// Takes over `own`.
-  MpiBackend(MPI_Comm own, std::shared_ptr<MpiShared> shared) : shared_(std::move(shared)), comm_(own) { learn(); }
+  MpiBackend(MPI_Comm own, std::shared_ptr<MpiShared> shared) : shared_(std::move(shared)), comm_(own) { take_names(); }
   ~MpiBackend() override {
     if (mpi_runs() && shared_->failure.empty()) MPI_Comm_free(&comm_);
   }
@@ -284,22 +284,11 @@ class MpiBackend final : public CommBackend {
     }
   }
 
-  void learn() {
+  void take_names() {
     mpi_check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "asking MPI to report errors");
-    int size = 0;
     mpi_check(MPI_Comm_rank(comm_, &rank_), "rank of this process");
-    mpi_check(MPI_Comm_size(comm_, &size), "number of ranks");
-    std::vector<int> ranks(static_cast<std::size_t>(size));
-    for (int r = 0; r < size; ++r) ranks[static_cast<std::size_t>(r)] = r;
-    world_ranks_ = ranks;
-    MPI_Group here, everywhere;
-    mpi_check(MPI_Comm_group(comm_, &here), "group of the communicator");
-    mpi_check(MPI_Comm_group(MPI_COMM_WORLD, &everywhere), "group of the world");
-    mpi_check(MPI_Group_translate_ranks(here, size, ranks.data(), everywhere, world_ranks_.data()), "names of ranks");
-    mpi_check(MPI_Group_free(&here), "group of the communicator");
-    mpi_check(MPI_Group_free(&everywhere), "group of the world");
+    world_ranks_ = ranks_in_world(comm_);
   }
-
   int world(int rank) const { return world_ranks_[static_cast<std::size_t>(rank)]; }
   std::size_t part_bytes(const Piece& piece, int rank, const Operation& op) const {
     return static_cast<std::size_t>(part_begin(piece.count, rank + 1, size()) - part_begin(piece.count, rank, size())) *

@@ -43,6 +43,21 @@ struct MpiShared : MpiState {
   }
 };
 
+/// How the ranks of `comm` are numbered in MPI_COMM_WORLD: sentences call them so in every group.
+inline std::vector<int> ranks_in_world(MPI_Comm comm) {
+  int size = 0;
+  mpi_check(MPI_Comm_size(comm, &size), "number of ranks");
+  std::vector<int> ranks(static_cast<std::size_t>(size)), world(ranks.size());
+  for (int r = 0; r < size; ++r) ranks[static_cast<std::size_t>(r)] = r;
+  MPI_Group here, everywhere;
+  mpi_check(MPI_Comm_group(comm, &here), "group of the communicator");
+  mpi_check(MPI_Comm_group(MPI_COMM_WORLD, &everywhere), "group of the world");
+  mpi_check(MPI_Group_translate_ranks(here, size, ranks.data(), everywhere, world.data()), "names of the ranks");
+  mpi_check(MPI_Group_free(&here), "group of the communicator");
+  mpi_check(MPI_Group_free(&everywhere), "group of the world");
+  return world;
+}
+
 inline constexpr const char* end_of_program = "the end of the program";
 
 /// What a rank is about to call, as the others see it.

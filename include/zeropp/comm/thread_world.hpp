@@ -36,8 +36,6 @@ class ThreadWorld {
  public:
   ThreadWorld(int ranks, std::chrono::nanoseconds limit)
       : limit_(checked_limit(limit)),
-        // Waiting awake pays only while every rank has a core of its own.
-        spins_(ranks <= static_cast<int>(std::thread::hardware_concurrency()) ? 2000 : 0),
         seats_(static_cast<std::size_t>(ranks)),
         joined_(static_cast<std::size_t>(ranks)) {}
 
@@ -93,10 +91,13 @@ class ThreadWorld {
     return all() || ended_.wait_for(lock, limit_, all);
   }
 
+  /// Waits awake for a moment. It gives the core away in between: the rank that it waits for may need this very one,
+  /// also where there are as many cores as ranks (2 ranks, all_reduce of 64 floats: 320 µs without the yield, 9 with).
   template <class Ready>
-  bool spin(const Ready& ready) const {
-    for (int i = 0; i < spins_; ++i) {
+  static bool spin(const Ready& ready) {
+    for (int i = 0; i < 200; ++i) {
       if (ready()) return true;
+      if (i % 10 == 0) std::this_thread::yield();
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
@@ -171,7 +172,6 @@ class ThreadWorld {
   const Seat& seat(int rank) const { return seats_[static_cast<std::size_t>(rank)]; }
 
   const std::chrono::nanoseconds limit_;
-  const int spins_;
   std::vector<Seat> seats_;
   std::atomic<bool> failed_{false};
 
