@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A layer and a training loop of one's own, sharded (docs/own_layer.md). Learns to answer with the token before.
 #include <zeropp/zero.hpp>
-
 using namespace zeropp;
 
 /// y[t] = x[t] + gain · x[t − 1], channel by channel.
@@ -68,13 +67,13 @@ int main(int argc, char** argv) {
         batch.tokens.data()[i] = static_cast<std::int32_t>(random.bits(std::uint64_t(i)) % V);
         batch.labels.data()[i] = i % T ? batch.tokens.data()[i - 1] : -1;  // negative: no loss here
       }
-      const double labels = static_cast<double>((T - 1) * rows * world.size);
-      auto ctx = model.context({.step = step, .loss_scale = 1 / labels, .labels = batch.labels});
+      auto ctx =
+          model.context({.step = step, .loss_scale = 1.0 / ((T - 1) * rows * world.size), .labels = batch.labels});
       auto [loss, saved] = model.forward(ctx, batch.tokens);
       model.backward(ctx, 1.0f, std::move(saved));  // gathers, runs and releases; the loss is known from here on
       model.finish_gradients();
       adam.step(rate, clip_by_global_norm(model, 1.0f));
-      const double mean = world.comm.sum(loss.sum()) / labels;
+      const double mean = world.comm.sum(loss.mean()) / world.size;
       if (world.rank == 0 && step % 20 == 19) std::printf("step %3d  loss %.4f\n", static_cast<int>(step) + 1, mean);
     }
   });
