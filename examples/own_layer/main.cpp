@@ -67,8 +67,7 @@ int main(int argc, char** argv) {
         batch.tokens.data()[i] = static_cast<std::int32_t>(random.bits(std::uint64_t(i)) % V);
         batch.labels.data()[i] = i % T ? batch.tokens.data()[i - 1] : -1;  // negative: no loss here
       }
-      auto ctx =
-          model.context({.step = step, .loss_scale = 1.0 / ((T - 1) * rows * world.size), .labels = batch.labels});
+      auto ctx = model.context({.loss_scale = 1.0 / ((T - 1) * rows * world.size), .labels = batch.labels});
       auto [loss, saved] = model.forward(ctx, batch.tokens);
       model.backward(ctx, 1.0f, std::move(saved));  // gathers, runs and releases; the loss is known from here on
       model.finish_gradients();
