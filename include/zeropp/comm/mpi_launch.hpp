@@ -48,7 +48,7 @@ int mpi_launch(const RankInfo& found, std::chrono::nanoseconds limit, const Body
   MpiSession session;
   int rank = found.rank, code = 0;
   const auto abort = [&] {
-    code = report_current_exception(text("rank ", rank, ": "));
+    code = report_current_exception(rank);
     MPI_Abort(MPI_COMM_WORLD, code);
   };
   try {

@@ -137,7 +137,7 @@ class MpiRequests {
         continue;
       }
       // Awake while an answer is likely soon; then give the core away, for ranks that share it.
-      if (idle < 200) continue;
+      if (idle < 20) continue;
       idle < 2000 ? std::this_thread::yield() : std::this_thread::sleep_for(std::chrono::microseconds(100));
       if (std::chrono::steady_clock::now() - start > state.limit) give_up(state, rank, call);
     }

@@ -90,6 +90,7 @@ struct Fingerprint {
     auto out = call_text(op, world_ranks[static_cast<std::size_t>(root)]);
     const bool alike = kind == other.kind && sequence == other.sequence && count == other.count &&
                        dtype == other.dtype && root == other.root;
+    if (alike && op.kind == Collective::subset) return out + ", other ones or in another order";
     if (alike && pieces > 0) out += text(" in ", pieces, pieces == other.pieces ? " pieces of other sizes" : " pieces");
     return out;
   }

@@ -10,9 +10,12 @@
 
 namespace zeropp::detail {
 
-/// Prints the sentence of the exception in flight, with its place, and gives its exit code. `prefix` names the rank.
-inline int report_current_exception(const std::string& prefix = {}) {
+/// Prints the sentence of the exception in flight, with its place, and gives its exit code. A rank of 0 or more is
+/// named first, unless the sentence begins with it.
+inline int report_current_exception(int rank = -1) {
   const auto print = [&](const std::string& sentence, int code) {
+    const auto name = text("rank ", rank);
+    const auto prefix = rank < 0 || sentence.rfind(name + " ", 0) == 0 ? std::string{} : name + ": ";
     std::fprintf(stderr, "error: %s%s\n", prefix.c_str(), sentence.c_str());
     std::fflush(stderr);
     return code;
