@@ -21,12 +21,16 @@ struct Residual {
   template <class C, class X>
   auto forward(C& ctx, X x) {
     auto [output, saved] = ctx.forward(inner, x);
-    static_assert(std::is_same_v<decltype(output), X>,
+    constexpr bool fits = std::is_same_v<decltype(output), X>;
+    static_assert(fits,
                   "Residual<...>: the output of the layers inside is added to their input; both must be of one type");
-    if (output.shape() != x.shape())
-      throw ConfigError(text("Residual: the output of the layers inside has shape ", shape_text(output.shape()),
-                             ", their input ", shape_text(x.shape()), "; only equal shapes can be added"));
-    return Forward{sum(ctx, std::move(output), std::move(x)), std::move(saved)};
+    if constexpr (fits) {  // or compilers would say a hundred lines more
+      if (output.shape() != x.shape())
+        throw ConfigError(text("Residual: the output of the layers inside has shape ", shape_text(output.shape()),
+                               ", their input ", shape_text(x.shape()), "; only equal shapes can be added"));
+      output = sum(ctx, std::move(output), std::move(x));
+    }
+    return Forward{std::move(output), std::move(saved)};
   }
   template <class C, class D, class S>
   auto backward(C& ctx, D dy, S saved) {
