@@ -37,12 +37,12 @@ struct ModelConfig {
 
 struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Residual<LayerNorm, Mlp, Dropout>> {
   Block(const ModelConfig& c, const std::string& h)
-      : Sequential{{LayerNorm{h + "ln_1", c.n_embd},
-                    CausalSelfAttention{h + "attn", {.width = c.n_embd, .heads = c.n_head, .projection_std = projection(c)}},
-                    Dropout{h + "attn.drop", c.dropout}},
-                   {LayerNorm{h + "ln_2", c.n_embd},
-                    Mlp{h + "mlp", c.n_embd, 4 * c.n_embd, {.projection_std = projection(c)}},
-                    Dropout{h + "mlp.drop", c.dropout}}} {}
+      : Sequential{
+            {LayerNorm{h + "ln_1", c.n_embd},
+             CausalSelfAttention{h + "attn", {.width = c.n_embd, .heads = c.n_head, .projection_std = projection(c)}},
+             Dropout{h + "attn.drop", c.dropout}},
+            {LayerNorm{h + "ln_2", c.n_embd}, Mlp{h + "mlp", c.n_embd, 4 * c.n_embd, {.projection_std = projection(c)}},
+             Dropout{h + "mlp.drop", c.dropout}}} {}
 
  private:
   /// What adds to the residual stream begins smaller, the deeper the model (GPT-2).

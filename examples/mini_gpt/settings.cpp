@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "settings.hpp"
+
+#include <CLI/CLI.hpp>
+
+namespace mini_gpt {
+
+namespace {
+
+void read_config(const std::string& path, Settings& s) {
+  s.config_text = read_text(FileSystem::system(), path);
+  const ConfigFile file(path, s.config_text);
+  auto root = file.root();
+  read_deepspeed(root, s);
+  auto model = root.section("model");
+  if (std::string preset; model.read("preset", preset)) s.model = ModelConfig::preset(preset);
+  for (auto [key, value] : {std::pair{"n_layer", &s.model.n_layer},
+                            {"n_head", &s.model.n_head},
+                            {"n_embd", &s.model.n_embd},
+                            {"block_size", &s.model.block_size},
+                            {"vocab_size", &s.model.vocabulary}})
+    model.read(key, *value, 1, 1e9);
+  model.read("dropout", s.model.dropout, 0, 0.999);
+  model.finish();
+  auto data = root.section("data");
+  data.read("path", s.data), data.read("format", s.format), data.read("held_out", s.held_out, 0, 0.9);
+  data.finish();
+  root.finish();
+}
+
+}  // namespace
+
+int parse(int argc, char** argv, Settings& s) {
+  for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
+    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    if (flag == "--config") read_config(value, s);
+    if (flag == "--model") s.model = ModelConfig::preset(value);
+  }
+  CLI::App app{"Trains a GPT on text, sharded over ranks with ZeRO."};
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
+  std::string config, preset = "tiny";
+  app.add_option("--config", config, "JSON file under DeepSpeed's keys");
+  app.add_option("--model", preset, "tiny, 124M, 355M, 774M, 1558M");
+  app.add_option("--n-layer", s.model.n_layer), app.add_option("--n-head", s.model.n_head),
+      app.add_option("--n-embd", s.model.n_embd);
+  app.add_option("--block-size", s.model.block_size, "tokens of a sequence"),
+      app.add_option("--dropout", s.model.dropout);
+  app.add_option("--vocab-size", s.model.vocabulary, "256: bytes; more: byte pairs learned from the text");
+  app.add_option("--data", s.data, "a text file, a folder of *.txt, or a token file");
+  app.add_option("--data-format", s.format, "auto (text, or llm.c's .bin) or raw (nanoGPT's uint16)")
+      ->check(CLI::IsMember({"auto", "raw"}));
+  app.add_option("--held-out", s.held_out, "fraction of the data for validation");
+  app.add_option("--batch", s.micro_batch, "rows of a micro-batch on a rank; 0: all at once");
+  app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
+  app.add_option("--steps", s.steps), app.add_option("--warmup-steps", s.warmup_steps);
+  app.add_option("--lr", s.lr), app.add_option("--min-lr", s.min_lr), app.add_option("--weight-decay", s.weight_decay);
+  app.add_option("--schedule", s.schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
+  app.add_option("--grad-clip", s.grad_clip, "0: no clipping"), app.add_option("--seed", s.seed);
+  app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
+  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
+      app.add_option("--bucket-size", s.bucket_elements);
+  bool once = false;
+  app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
+  app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
+  app.add_option("--precision", s.precision)->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says"),
+      app.add_option("--threads", s.threads, "of a rank");
+  app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder"), app.add_option("--out", s.out);
+  app.add_option("--eval-every", s.eval_every), app.add_option("--save-every", s.save_every),
+      app.add_option("--keep", s.keep);
+  app.add_option("--sample-every", s.sample_every, "0: never"),
+      app.add_option("--sample", s.sample_tokens, "tokens of a sample");
+  app.add_flag("--dry-run", s.dry_run, "print the plan and stop"),
+      app.add_flag("--doctor", s.doctor, "say what this machine offers");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) ? static_cast<int>(ExitCode::usage) : 0;
+  }
+  if (once) s.reduction = Reduction::once;
+  if (s.batch_tokens > 0 && s.batch_tokens % s.model.block_size == 0) s.rows = s.batch_tokens / s.model.block_size;
+  return -1;
+}
+
+void Settings::check(int world_size) const {
+  const auto refuse = [](const auto&... parts) { throw ConfigError(text(parts...)); };
+  if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)
+    refuse("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
+           "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
+  (void)micro_batches(world_size);
+  if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
+  for (auto [flag, value] : {std::pair{"--steps", steps},
+                             {"--eval-every", eval_every},
+                             {"--save-every", save_every},
+                             {"--keep", keep},
+                             {"--threads", std::int64_t{threads}}})
+    if (value < 1) refuse(flag, " must be at least 1, got ", value);
+  if (model.vocabulary < 256 && format == "auto")
+    refuse("--vocab-size ", model.vocabulary, " is less than the 256 of single bytes");
+  (void)rate(0);
+  (void)Gpt<Block>{model};  // widths and heads: the layers refuse
+}
+
+}  // namespace mini_gpt

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run of mini_gpt is told: by flags, or by a JSON file under DeepSpeed's keys. Flags win.
+#pragma once
+
+#include <string>
+#include <zeropp/train/deepspeed_config.hpp>
+
+#include "model.hpp"
+
+namespace mini_gpt {
+
+struct Settings : TrainSettings {
+  ModelConfig model;
+  std::string data, format = "auto", out = "out", resume = "auto";
+  std::int64_t batch_tokens = 0;  ///< of a step; 0: rows · block size
+  std::int64_t eval_every = 100, save_every = 200, sample_every = 200, sample_tokens = 120, keep = 2;
+  double held_out = 0.1;
+  int threads = 1;
+  bool dry_run = false, doctor = false;
+  std::string config_text;  ///< the file as it came, for the checkpoint
+
+  std::int64_t tokens() const { return rows * model.block_size; }
+  /// Everything that can be refused before memory is taken. Throws ConfigError.
+  void check(int world_size) const;
+};
+
+/// Reads flags, and the file named by --config. An exit code ends the program (0 help, 2 wrong flags); -1: go on.
+int parse(int argc, char** argv, Settings& settings);
+
+}  // namespace mini_gpt

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan and the training loop of mini_gpt. One .cpp a precision instantiates them, so that they compile side by
+// side.
+#pragma once
+
+#include <fstream>
+#include <future>
+
+#include <zeropp/train/checkpoint.hpp>
+
+#include "settings.hpp"
+
+namespace mini_gpt {
+
+using Data = std::shared_future<Corpus>;  // loaded by the first rank that asks, in a process
+
+/// Calls f.template operator()<Model type, Stage>() for the run's types.
+template <class F>
+auto with_types(const Settings& s, F f) {
+  const auto with_stage = [&]<class G>() {
+    switch (s.zero) {
+      case 0: return f.template operator()<G, Stage::none>();
+      case 1: return f.template operator()<G, Stage::optimizer_states>();
+      case 2: return f.template operator()<G, Stage::gradients>();
+      default: return f.template operator()<G, Stage::parameters>();
+    }
+  };
+  return s.recompute ? with_stage.template operator()<Gpt<Recompute<Block>>>()
+                     : with_stage.template operator()<Gpt<Block>>();
+}
+
+inline std::int64_t rows_of(const Settings& s, int rank, int size) {
+  return part_begin(s.rows, rank + 1, size) - part_begin(s.rows, rank, size);
+}
+
+template <class P>
+Plan plan_of(const Settings& s, int rank, int size) {
+  const PlanOptions options{rows_of(s, rank, size), s.model.block_size, s.micro_batches(size), s.sharded(), s.adam()};
+  return with_types(s, [&]<class G, Stage S>() { return plan<S, P>(G{s.model}, rank, size, options); });
+}
+
+template <class G, Stage S, class P>
+int train_with(const Settings& s, const World& world, const Corpus& corpus) {
+  const double started = steady_seconds();
+  Console console{world.rank == 0};
+  Cpu device{{.threads = s.threads}};
+  Sharded<G, S, P> model{world.comm, device, G{s.model}, s.sharded()};
+  FusedAdam adam{model, s.adam()};
+  Checkpoints store{
+      world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = [&](auto& words) {
+                                             console.line("WARNING: " + words);
+                                           }}};
+  std::int64_t first = 0;
+  if (s.resume != "none")
+    if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
+      first = found->step;
+      console.line(text("resumed after step ", first, " from ", found->path));
+    }
+
+  const LoaderOptions options{s.rows, s.model.block_size, s.seed, world.rank, world.size};
+  const TokenLoader loader{corpus.split.training, options};
+  const EvaluationLoader held_out{corpus.split.validation, options};
+  auto batch = Batch::on(device, rows_of(s, world.rank, world.size), s.model.block_size);
+  const double rate_of_products = gemm_rate(world.comm, device, 256, s.model.n_embd);
+  MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first,
+                      [&](auto& words) { console.line(words); }};
+  Curve curve;
+  const auto validate = [&](std::int64_t step, std::int64_t batches) {
+    const auto loss = evaluate(model, held_out, batch, batches);
+    curve.add_validation(step, loss.mean());
+    return loss.mean();
+  };
+  const auto show_sample = [&] {
+    if (!corpus.tokenizer || s.sample_tokens < 1) return;
+    const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
+                               corpus.tokenizer->vocabulary(), {.temperature = 0.8f, .top_k = 50, .seed = s.seed});
+    console.heading("sample:");
+    console.line(corpus.tokenizer->decode(tokens));
+  };
+
+  std::string saved;
+  int signal = 0;
+  const double loop_started = steady_seconds();
+  for (auto step = first; step < s.steps; ++step) {
+    const double begin = steady_seconds();
+    const float rate = s.rate(step);
+    fill(batch, loader.at(step));
+    const auto loss = model.train(batch, {.micro_batches = s.micro_batches(world.size)});
+    const auto clip = clip_by_global_norm(model, s.grad_clip);
+    if (!adam.step(rate, clip))
+      console.line(text("step ", step + 1, ": the gradient is not finite; all ranks skip it"));
+    const double seconds = steady_seconds() - begin, speed = static_cast<double>(s.tokens()) / seconds;
+    const auto done = step + 1;
+    StepMetrics m{.step = done,
+                  .loss = loss.mean(),
+                  .grad_norm = clip.norm,
+                  .learning_rate = rate,
+                  .milliseconds = 1e3 * seconds,
+                  .tokens_per_second = speed,
+                  .mfu = speed * s.model.flops_per_token(model.parameters()) / rate_of_products,
+                  .bytes = static_cast<std::int64_t>(device.pool().allocated())};
+    if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
+    const bool last = done == s.steps;
+    if (done % s.eval_every == 0 && !last) m.validation_loss = validate(done, 8);
+    curve.add(done, m.loss);
+    if (world.rank == 0) metrics.write(m);
+    const double eta =
+        (steady_seconds() - loop_started) / static_cast<double>(done - first) * static_cast<double>(s.steps - done);
+    console.step(step_line(m, s.steps, machine_memory(), eta), static_cast<double>(done) / static_cast<double>(s.steps),
+                 done % std::max<std::int64_t>(1, s.steps / 50) == 0 || last || step == first);
+    if (m.validation_loss >= 0)
+      console.line(text("validation loss ", fixed(m.validation_loss, 4), " (first 8 batches)"));
+    if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
+    // Signals reach the ranks at different moments: the largest that any of them saw decides.
+    const auto seen = world.comm.sum(static_cast<std::int64_t>(Interrupt::signal()));
+    signal = seen ? (seen % SIGTERM == 0 ? SIGTERM : SIGINT) : 0;
+    if (done % s.save_every == 0 || last || signal)
+      saved = store.save(model, adam, {.step = done, .seed = s.seed, .config = s.config_text});
+    if (signal) break;
+  }
+
+  if (!signal) {
+    const auto loss = evaluate(model, held_out, batch);
+    curve.add_validation(s.steps, loss.mean());
+    show_sample();
+    console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
+    if (corpus.tokenizer)  // the first held-out token is given, not predicted
+      console.heading(text("validation bits per byte ",
+                           fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out.size()), 4), " over ",
+                           grouped(static_cast<std::int64_t>(corpus.held_out.size())), " held-out bytes"));
+  }
+  if (world.rank == 0) {
+    std::ofstream(s.out + "/loss.svg") << curve.svg(
+        text("mini_gpt: ", grouped(model.parameters()), " parameters, ", world.size, " ranks, ZeRO-", s.zero));
+    if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
+  }
+  console.line(
+      text("checkpoint  ", saved, "\nmetrics     ", s.out, "/metrics.jsonl\ncurve       ", s.out, "/loss.svg"));
+  return signal ? Interrupt::exit_code(signal) : 0;
+}
+
+template <class P>
+int train(const Settings& s, const World& world, const Data& data) {
+  return with_types(s, [&]<class G, Stage S>() { return train_with<G, S, P>(s, world, data.get()); });
+}
+
+extern template Plan plan_of<Fp32>(const Settings&, int, int);
+extern template Plan plan_of<Bf16>(const Settings&, int, int);
+extern template int train<Fp32>(const Settings&, const World&, const Data&);
+extern template int train<Bf16>(const Settings&, const World&, const Data&);
+
+}  // namespace mini_gpt
