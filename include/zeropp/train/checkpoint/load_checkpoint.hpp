@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loads one checkpoint folder into a model and its optimizer: everything is verified before anything of them changes.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <zeropp/train/checkpoint/optimizer_files.hpp>
+#include <zeropp/train/checkpoint/weights.hpp>
+
+namespace zeropp {
+
+/// The place in a run, beside weights and optimizer states.
+struct CheckpointState {
+  std::int64_t step = 0;  ///< names the folder
+  std::uint64_t seed = 0;
+  std::int64_t cursor = 0;  ///< place in the data, in the caller's unit
+  std::string config = {};  ///< JSON: the settings of the run, kept as they are; empty: {}
+  std::string extra = {};   ///< JSON: what else the caller needs to go on; empty: {}
+};
+
+namespace detail {
+
+/// The small files of a checkpoint.
+struct CheckpointTexts {
+  std::string manifest, state, config;
+
+  /// Reads them and compares them with the manifest.
+  static CheckpointTexts read(FileSystem& files, const std::string& folder) {
+    CheckpointTexts texts;
+    const auto path = folder + "/" + Manifest::file_name;
+    texts.manifest = read_text(files, path);
+    const auto manifest = Manifest::from_text(texts.manifest, path);
+    const auto small = [&](const std::string& name) {
+      verify_file(files, folder, manifest.file(name));
+      return read_text(files, folder + "/" + name);
+    };
+    texts.state = small("state.json");
+    texts.config = small("config.json");
+    return texts;
+  }
+};
+
+template <class Model, class Adam>
+std::string state_text(Model& model, Adam& adam, const CheckpointState& state) {
+  return nlohmann::json{
+             {"step", state.step},
+             {"seed", state.seed},
+             {"cursor", state.cursor},
+             {"model_step", model.step()},
+             {"adam_steps", adam.steps()},
+             {"extra", state.extra.empty() ? nlohmann::json::object() : parse_strict_json(state.extra, "extra")}}
+             .dump(1) +
+         "\n";
+}
+
+template <class Model, class Adam>
+CheckpointState set_state(Model& model, Adam& adam, const CheckpointTexts& texts, const std::string& path) {
+  const auto json = parse_strict_json(texts.state, path);
+  model.set_step(json_count(json, "model_step", path));
+  adam.set_steps(json_count(json, "adam_steps", path));
+  return {json_count(json, "step", path), json_member(json, "seed", path).template get<std::uint64_t>(),
+          json_member(json, "cursor", path).template get<std::int64_t>(), texts.config,
+          json_member(json, "extra", path).dump()};
+}
+
+/// Throws DataError with the first parameter whose name or shape differs.
+template <class Model>
+void check_model(Model& model, const Manifest& manifest, const std::string& folder) {
+  std::size_t i = 0;
+  const auto refuse = [&](const std::string& what) {
+    throw DataError(text(folder, " is a checkpoint of another model: ", what, ". Start with the settings of that run"));
+  };
+  const auto described = [](const auto& p) { return text(p.name, " of shape ", shape_text(p.shape)); };
+  for (auto& unit : model.units())
+    for (auto* p : unit.parameters()) {
+      if (i == manifest.parameters.size()) refuse(text("it ends before the model's ", described(*p)));
+      const auto& saved = manifest.parameters[i++];
+      if (saved.name != p->name || saved.shape != p->shape)
+        refuse(text("it has ", described(saved), " where the model has ", described(*p)));
+    }
+  if (i != manifest.parameters.size()) refuse(text("the model ends before its ", described(manifest.parameters[i])));
+}
+
+/// Returns what is wrong with the files, if anything is; the model is then as it was. Throws if the checkpoint is one
+/// of another model, or if a file changed between the check and the read. A collective.
+template <class Model, class Adam>
+std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& files, const Naming& own, Model& model,
+                                       Adam& adam, CheckpointState& state) {
+  const auto& comm = model.comm();
+  CheckpointTexts texts;
+  Attempt reading;
+  reading([&] {
+    if (comm.rank() == 0) texts = CheckpointTexts::read(files, folder);
+  });
+  if (auto failure = reading.over(comm)) return failure;
+  for (auto* part : {&texts.manifest, &texts.state, &texts.config}) *part = broadcast_text(comm, std::move(*part));
+  const auto manifest = Manifest::from_text(texts.manifest, folder + "/" + Manifest::file_name);
+  check_model(model, manifest, folder);
+  const auto naming = manifest.naming == own.name ? own : Naming::called(manifest.naming);
+
+  std::optional<WeightFiles> weights;
+  std::optional<OptimizerFiles> optimizer;
+  WeightFiles::Match match;
+  Attempt checking;
+  checking([&] {
+    for (std::size_t i = 0; i < manifest.files.size(); ++i)  // each rank reads its part of the files
+      if (static_cast<int>(i % static_cast<std::size_t>(comm.size())) == comm.rank())
+        verify_file(files, folder, manifest.files[i]);
+    weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
+    match = weights->template match<master_of<Model>>(model.units(), naming, 0);
+    optimizer.emplace(files, folder, manifest.ranks);
+    for (auto& unit : model.units())
+      for (auto* p : unit.parameters()) {
+        for (auto kind : {first_moment, second_moment})
+          optimizer->template check<typename Adam::Moment>(p->name + std::string(kind), p->size());
+        if (match.of(p->name).tensor->type.type == DType::bf16)
+          optimizer->template check<std::int16_t>(p->name + std::string(low_half), p->size());
+      }
+  });
+  if (auto failure = checking.over(comm)) return failure;
+
+  Attempt loading;
+  loading([&] {
+    try {
+      read_weights(model, match, [&](const std::string& parameter, Range range, std::span<std::int16_t> out) {
+        optimizer->read(parameter + std::string(low_half), range, out);
+        return true;
+      });
+      read_moments(model, adam, *optimizer);
+    } catch (const Error& error) {
+      throw DataError(text(error.what(), ". The model is half loaded: start again"));
+    }
+  });
+  loading.agree(comm);
+  model.publish_weights();
+  state = set_state(model, adam, texts, folder + "/state.json");
+  return {};
+}
+
+}  // namespace detail
+
+}  // namespace zeropp

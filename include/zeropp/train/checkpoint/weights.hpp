@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights of a model to and from safetensors files: whole tensors under the names of a Naming. Written unit by unit, so
+// that no rank holds more than one whole unit; read by each rank in the ranges that it keeps.
+//
+//   load_weights("gpt2/model.safetensors", model, {.naming = Naming::gpt2(), .vocabulary = 50257});
+//   save_weights("export/model.safetensors", model, {.naming = Naming::gpt2(), .vocabulary = 50257});
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <zeropp/layers/precision.hpp>
+#include <zeropp/train/checkpoint/store.hpp>
+#include <zeropp/train/checkpoint/together.hpp>
+#include <zeropp/train/checkpoint/weight_files.hpp>
+
+namespace zeropp {
+
+struct WeightsOptions {
+  Naming naming = {};
+  std::int64_t vocabulary = 0;  ///< tokens in the file where the model pads its rows; 0: no padding
+  FileSystem* files = &FileSystem::system();
+};
+
+namespace detail {
+
+template <class Model>
+using weight_of = typename Model::Precision::Weight;
+/// What a weight is read as, before it is split into a bf16 weight and its remainder.
+template <class Model>
+using master_of = compute_t<weight_of<Model>>;
+
+inline void check_vocabulary(const Naming& naming, std::int64_t vocabulary) {
+  if (vocabulary < 0 || (vocabulary && naming.by_vocabulary.empty()))
+    throw ConfigError(text("a vocabulary of ", vocabulary, " for the naming ", naming.name,
+                           ", which does not say which parameters have a row for each token"));
+}
+
+template <class Model>
+std::vector<TensorSpec> weight_specs(Model& model, const Naming& naming, std::int64_t vocabulary) {
+  check_vocabulary(naming, vocabulary);
+  std::vector<TensorSpec> specs;
+  for (auto& unit : model.units())
+    for (auto* p : unit.parameters())
+      specs.push_back({p->name, dtype_of<weight_of<Model>>, naming.stored_shape(p->name, p->shape, vocabulary)});
+  return specs;
+}
+
+template <class T>
+void append_transposed(SafetensorsWriter& writer, std::span<const T> matrix, std::int64_t rows, std::int64_t columns) {
+  std::vector<T> column(static_cast<std::size_t>(rows));
+  for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t r = 0; r < rows; ++r)
+      column[static_cast<std::size_t>(r)] = matrix[static_cast<std::size_t>(r * columns + c)];
+    writer.append(std::span<const T>{column});
+  }
+}
+
+/// Gathers unit by unit on all ranks; the one with a writer writes. A collective, also where `attempt` has failed.
+template <class Model>
+void write_weights(Model& model, const Naming& naming, std::int64_t vocabulary,
+                   std::optional<SafetensorsWriter>& writer, Attempt& attempt) {
+  for (auto& unit : model.units()) {
+    auto lease = unit.lease();
+    attempt([&] {
+      if (!writer) return;
+      for (auto* p : unit.parameters()) {
+        auto shape = p->shape;
+        if (vocabulary && naming.has_vocabulary_rows(p->name)) shape[0] = vocabulary;
+        const auto values =
+            unit.whole().subspan(static_cast<std::size_t>(p->offset), static_cast<std::size_t>(element_count(shape)));
+        if (naming.transposes(p->name, shape))
+          append_transposed(*writer, values, shape[0], shape[1]);
+        else
+          writer->append(values);
+      }
+    });
+  }
+}
+
+/// Fills the weights (and remainders of bf16 masters) over update(); publish_weights() sends them on. `remainder` is
+/// called as remainder(parameter, Range, std::span<std::int16_t>) and says whether there are any.
+template <class Model, class Remainder>
+void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& remainder) {
+  using Master = master_of<Model>;
+  std::vector<Master> master;
+  std::vector<std::int16_t> low;
+  for (auto& unit : model.units()) {
+    const auto update = unit.update(), held = unit.held();
+    auto weights = unit.weights();
+    auto remainders = unit.remainder();
+    for (auto* p : unit.parameters()) {
+      const auto mine = update.clipped({p->offset, p->offset + p->size()});
+      const auto& source = match.of(p->name);
+      // A transposed tensor is read whole, others in pieces.
+      const auto piece = source.transposed ? std::max<std::int64_t>(mine.size(), 1) : 1 << 18;
+      for (auto at = mine.begin; at < mine.end; at += piece) {
+        const Range range{at - p->offset, std::min(at + piece, mine.end) - p->offset};
+        const auto n = static_cast<std::size_t>(range.size());
+        master.resize(n);
+        source.read(range, std::span{master});
+        if constexpr (std::is_same_v<Master, float> || std::is_same_v<Master, double>) {
+          low.resize(n);
+          if (source.tensor->type.type == DType::bf16 && remainder(p->name, range, std::span{low}))
+            for (std::size_t i = 0; i < n; ++i) {
+              SplitMaster split;
+              split.weight.bits =
+                  static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(master[i])) >> 16);
+              split.remainder = low[i];
+              master[i] = split.master();
+            }
+        }
+        const auto to = static_cast<std::size_t>(at - held.begin), to_low = static_cast<std::size_t>(at - update.begin);
+        for (std::size_t i = 0; i < n; ++i) {
+          if constexpr (std::is_same_v<weight_of<Model>, bf16>) {
+            const auto split = SplitMaster::from(master[i]);
+            weights[to + i] = split.weight;
+            remainders[to_low + i] = split.remainder;
+          } else {
+            weights[to + i] = master[i];
+          }
+        }
+      }
+    }
+  }
+}
+
+inline constexpr auto no_remainder = [](const std::string&, Range, std::span<std::int16_t>) { return false; };
+
+}  // namespace detail
+
+/// Fills the model's weights from a safetensors file, a folder with model.safetensors, or one with an index; optimizer
+/// states stay as they are. Nothing is changed unless all tensors fit. A collective. Throws DataError.
+template <class Model>
+void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
+  std::optional<WeightFiles> files;
+  WeightFiles::Match match;
+  together(model.comm(), [&] {
+    detail::check_vocabulary(options.naming, options.vocabulary);
+    files.emplace(*options.files, path);
+    match = files->template match<detail::master_of<Model>>(model.units(), options.naming, options.vocabulary);
+  });
+  together(model.comm(), [&] { detail::read_weights(model, match, detail::no_remainder); });
+  model.publish_weights();
+}
+
+/// Writes the model's weights into one safetensors file, which appears when it is complete: rank 0 writes. bf16 weights
+/// are written as they are, without the remainders of their masters. A collective. Throws DataError.
+template <class Model>
+void save_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
+  const auto slash = path.rfind('/');
+  const auto folder = slash == std::string::npos ? std::string(".") : slash == 0 ? "/" : path.substr(0, slash);
+  const auto name = path.substr(slash == std::string::npos ? 0 : slash + 1);
+  auto& files = *options.files;
+  const auto temporary = CheckpointStore::temporary(name);
+  std::optional<SafetensorsWriter> writer;
+  Attempt attempt;
+  attempt([&] {
+    const auto specs = detail::weight_specs(model, options.naming, options.vocabulary);
+    if (model.comm().rank() != 0) return;
+    files.make_folders(folder);
+    files.remove(folder + "/" + temporary);
+    writer.emplace(files, folder, temporary, specs, std::map<std::string, std::string>{{"format", "pt"}});
+  });
+  detail::write_weights(model, options.naming, options.vocabulary, writer, attempt);
+  attempt([&] {
+    if (!writer) return;
+    writer->finish();
+    files.rename(folder + "/" + temporary, path);
+    files.sync_folder(folder);
+  });
+  attempt.agree(model.comm());
+}
+
+}  // namespace zeropp

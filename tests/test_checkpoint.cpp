@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoints: what is saved comes back bit for bit, on the same ranks and stage, on others, and in another precision;
+// weights under Hugging Face's names; what is not a checkpoint of this model is refused.
+#include <doctest/doctest.h>
+
+#include "support/checkpoints.hpp"
+
+using namespace test;
+
+namespace {
+
+const ThreadOptions limit{.limit = std::chrono::seconds(20)};
+
+/// Calls f.template operator()<Stage>().
+template <class F>
+void with_stage(Stage stage, F f) {
+  switch (stage) {
+    case Stage::none: return f.template operator()<Stage::none>();
+    case Stage::optimizer_states: return f.template operator()<Stage::optimizer_states>();
+    case Stage::gradients: return f.template operator()<Stage::gradients>();
+    case Stage::parameters: return f.template operator()<Stage::parameters>();
+  }
+}
+constexpr Stage stages[] = {Stage::none, Stage::optimizer_states, Stage::gradients, Stage::parameters};
+
+template <class P>
+std::string save_at(const std::string& folder, int ranks, Stage stage, const Naming& naming = {}) {
+  std::string bits;
+  run_ranks(ranks, limit, [&](Comm comm) {
+    with_stage(stage, [&]<Stage S>() {
+      Run<S, P> run(comm);
+      Checkpoints store{comm, folder, {.naming = naming}};
+      run.train(3).save(store, {.step = 3, .seed = 11, .cursor = 42, .config = "{\"a\": 1}", .extra = "[true]"});
+      const auto mine = run.bits();
+      if (comm.rank() == 0) bits = mine;
+    });
+  });
+  return bits;
+}
+
+template <class P>
+std::string resume_at(const std::string& folder, int ranks, Stage stage, int more = 0, const Naming& naming = {}) {
+  std::string bits;
+  run_ranks(ranks, limit, [&](Comm comm) {
+    with_stage(stage, [&]<Stage S>() {
+      Run<S, P> run(comm, 99);
+      Checkpoints store{comm, folder, {.naming = naming}};
+      const auto resumed = run.resume(store);
+      REQUIRE(resumed);
+      CHECK(resumed->step == 3);
+      CHECK(resumed->seed == 11);
+      CHECK(resumed->cursor == 42);
+      CHECK(resumed->config == "{\"a\": 1}");
+      CHECK(resumed->extra == "[true]");
+      CHECK(resumed->refused.empty());
+      CHECK(resumed->path == folder + "/step-00000003");
+      const auto mine = run.train(more).bits();
+      if (comm.rank() == 0) bits = mine;
+    });
+  });
+  return bits;
+}
+
+template <class P>
+std::string straight(int ranks, Stage stage, int steps) {
+  std::string bits;
+  run_ranks(ranks, limit, [&](Comm comm) {
+    with_stage(stage, [&]<Stage S>() {
+      const auto mine = Run<S, P>(comm).train(steps).bits();
+      if (comm.rank() == 0) bits = mine;
+    });
+  });
+  return bits;
+}
+
+template <class P>
+void same_bits_everywhere() {
+  for (int ranks : {1, 2, 3, 17})
+    for (auto stage : stages) {
+      CAPTURE(ranks);
+      CAPTURE(static_cast<int>(stage));
+      const Folder folder;
+      const auto bits = save_at<P>(folder.path(), ranks, stage);
+      CHECK(resume_at<P>(folder.path(), ranks, stage, 3) == straight<P>(ranks, stage, 6));
+      for (int other : {1, 2, 3})
+        for (auto other_stage : {Stage::none, Stage::gradients, Stage::parameters})
+          CHECK(resume_at<P>(folder.path(), other, other_stage) == bits);
+    }
+}
+
+/// Weights of a one-rank run as float, by name.
+template <class R>
+std::vector<float> values(R& run, const std::string& name) {
+  const auto* p = run.model.parameters_by_name().find(name)->second;
+  auto& unit = run.model.units()[static_cast<std::size_t>(p->unit)];
+  auto lease = unit.lease();
+  std::vector<float> out;
+  for (auto w : unit.whole().subspan(static_cast<std::size_t>(p->offset), static_cast<std::size_t>(p->size())))
+    out.push_back(static_cast<float>(w));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ranks and stage load the same bits") {
+  same_bits_everywhere<Fp32>();
+}
+TEST_CASE("bf16: the same with masters, moments and remainders") { same_bits_everywhere<Bf16>(); }
+TEST_CASE("fp64: the same") {
+  const Folder folder;
+  const auto bits = save_at<Fp64>(folder.path(), 2, Stage::gradients);
+  CHECK(resume_at<Fp64>(folder.path(), 3, Stage::parameters) == bits);
+}
+
+TEST_CASE("masters survive a change of precision exactly; a narrower one is refused") {
+  const Folder fp32, bf16_back, fp64;
+  run_ranks(2, limit, [&](Comm comm) {
+    Run<Stage::gradients> a(comm);
+    Checkpoints first{comm, fp32.path()};
+    a.train(3).save(first, {.step = 3});
+    Run<Stage::parameters, Bf16> b(comm, 2);
+    REQUIRE(b.resume(first));
+    Checkpoints second{comm, bf16_back.path()};
+    b.save(second, {.step = 3});
+    Run<Stage::none> c(comm, 3);
+    REQUIRE(c.resume(second));
+    CHECK(c.bits() == a.bits());
+
+    Run<Stage::none, Fp64> wide(comm, 3);
+    REQUIRE(wide.resume(second));
+    Checkpoints third{comm, fp64.path()};
+    wide.save(third, {.step = 3});
+    const auto before = c.bits();
+    CHECK(contains(sentence_of([&] { c.resume(third); }), "is F64, which float32 does not hold exactly"));
+    CHECK(c.bits() == before);
+  });
+}
+
+TEST_CASE("the folder holds what its documentation says, and GPT-2's matrices transposed") {
+  const Folder folder;
+  const auto bits = save_at<Fp32>(folder.path(), 2, Stage::parameters, Naming::gpt2());
+  CHECK(names(folder.path()) == std::vector<std::string>{".lock", "latest", "step-00000003"});
+  CHECK(contents(folder / "latest") == "step-00000003\n");
+  const auto step = folder / "step-00000003";
+  CHECK(names(step) == std::vector<std::string>{"config.json", "manifest.json", "model.safetensors",
+                                                "optimizer-00000-of-00002.safetensors",
+                                                "optimizer-00001-of-00002.safetensors", "state.json"});
+  Safetensors file(FileSystem::system(), step + "/model.safetensors");
+  CHECK(file.at("h.0.attn.c_attn.weight").shape == std::vector<std::int64_t>{3, 9});
+  CHECK(file.at("wte.weight").shape == std::vector<std::int64_t>{7, 5});
+  CHECK(file.at("empty").count() == 0);
+  CHECK(file.metadata().at("format") == "pt");
+  // The checkpoint says how it is named: a store with another naming loads it all the same.
+  CHECK(resume_at<Fp32>(folder.path(), 1, Stage::none, 0, Naming::identity()) == bits);
+  CHECK(resume_at<Fp32>(folder.path(), 3, Stage::parameters, 0, Naming::gpt2()) == bits);
+  Run<Stage::none> run{Comm{}};
+  Checkpoints store{Comm{}, folder.path()};
+  run.resume(store);
+  const auto ours = values(run, "h.0.attn.c_attn.weight");  // [9, 3]
+  std::vector<float> theirs(27);
+  file.read(file.at("h.0.attn.c_attn.weight"), 0, std::span{theirs});
+  for (std::size_t out = 0; out < 9; ++out)
+    for (std::size_t in = 0; in < 3; ++in) CHECK(ours[out * 3 + in] == theirs[in * 9 + out]);
+  CHECK_THROWS_WITH_AS(Naming::called("llama"), doctest::Contains("identity and gpt2"), ConfigError);
+}
+
+TEST_CASE("exported weights: padding stripped, prefixes, buffers and tied copies understood") {
+  const Folder folder;
+  Run<Stage::parameters, Bf16> run{Comm{}};
+  const auto path = folder / "sub/export.safetensors";
+  const WeightsOptions options{.naming = Naming::gpt2(), .vocabulary = 6};
+  save_weights(path, run.model, options);
+  CHECK(names(folder / "sub") == std::vector<std::string>{"export.safetensors"});
+  Safetensors file(FileSystem::system(), path);
+  CHECK(file.at("wte.weight").shape == std::vector<std::int64_t>{6, 5});
+  CHECK(file.at("wte.weight").type.type == DType::bf16);
+
+  Run<Stage::none> other{Comm{}, 2};
+  load_weights(path, other.model, options);
+  auto expected = values(run, "wte.weight");
+  std::fill(expected.begin() + 30, expected.end(), 0.0f);
+  CHECK(values(other, "wte.weight") == expected);
+  CHECK(values(other, "h.0.attn.c_proj.weight") == values(run, "h.0.attn.c_proj.weight"));
+
+  // The same tensors as another library would write them: prefixed, with a buffer and the head's copy of the embedding.
+  const auto write = [&](const std::string& name, float head) {
+    std::vector<TensorSpec> specs{{"transformer.h.0.attn.bias", DType::u8, {2}},
+                                  {"lm_head.weight", DType::f32, {6, 5}}};
+    for (auto& t : file.tensors()) specs.push_back({"transformer." + t.name, DType::f32, t.shape});
+    SafetensorsWriter writer(FileSystem::system(), folder.path(), name, specs);
+    const std::vector<std::uint8_t> buffer(2);
+    writer.append(std::span<const std::uint8_t>{buffer});
+    auto wte = std::vector<float>(30);
+    file.read(file.at("wte.weight"), 0, std::span{wte});
+    auto copy = wte;
+    copy[29] += head;
+    writer.append(std::span<const float>{copy});
+    for (auto& t : file.tensors()) {
+      std::vector<float> all(static_cast<std::size_t>(t.count()));
+      file.read(t, 0, std::span{all});
+      writer.append(std::span<const float>{all});
+    }
+    writer.finish();
+    return folder / name;
+  };
+  Run<Stage::none> third{Comm{}, 3};
+  load_weights(write("hf.safetensors", 0), third.model, options);
+  CHECK(third.bits() == other.bits());
+  CHECK(contains(sentence_of([&] { load_weights(write("untied.safetensors", 1), third.model, options); }),
+                 "lm_head.weight differs from transformer.wte.weight"));
+  CHECK(contains(sentence_of([&] { load_weights(folder / "hf.safetensors", third.model, {.naming = Naming::gpt2()}); }),
+                 "tensor transformer.wte.weight in " + folder.path() +
+                     "/hf.safetensors has the shape [6, 5], the model "
+                     "needs [7, 5]"));
+  CHECK(contains(sentence_of([&] { load_weights(folder / "hf.safetensors", third.model); }),
+                 "no tensor for the parameter wte.weight of shape [7, 5]"));
+  CHECK(contains(sentence_of([&] { load_weights(path, third.model, {.vocabulary = 6}); }), "naming identity"));
+  CHECK(contains(sentence_of([&] { load_weights(path, third.model, {.naming = Naming::gpt2(), .vocabulary = 9}); }),
+                 "wte.weight has 7 rows"));
+  CHECK(third.bits() == other.bits());
+}
+
+TEST_CASE("weights in several files with an index; hostile names in it are refused") {
+  const Folder folder, outside;
+  Run<Stage::none> run{Comm{}};
+  std::vector<TensorSpec> specs;
+  auto& files = FileSystem::system();
+  fs::create_directory(folder / "m");
+  const auto part = [&](const std::string& where, const std::string& name, std::vector<std::string> parameters) {
+    specs.clear();
+    for (auto& p : parameters) specs.push_back({p, DType::f32, run.model.parameters_by_name().find(p)->second->shape});
+    SafetensorsWriter writer(files, where, name, specs);
+    for (auto& p : parameters) {
+      const auto all = values(run, p);
+      writer.append(std::span<const float>{all});
+    }
+    writer.finish();
+  };
+  const std::vector<std::string> a{"wte.weight", "empty", "one"},
+      b{"h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight", "h.0.attn.c_proj.bias"};
+  part(folder / "m", "1.safetensors", a);
+  part(folder / "m", "2.safetensors", b);
+  part(outside.path(), "2.safetensors", b);
+  const auto index = [&](const std::string& second) {
+    nlohmann::json map;
+    for (auto& p : a) map[p] = "1.safetensors";
+    for (auto& p : b) map[p] = second;
+    put(folder / "m/model.safetensors.index.json", nlohmann::json{{"weight_map", map}}.dump());
+    Run<Stage::none> other{Comm{}, 2};
+    const auto before = other.bits();
+    const auto error = sentence_of([&] { load_weights(folder / "m", other.model); });
+    CHECK(other.bits() == (error == "no error" ? run.bits() : before));
+    return error;
+  };
+  CHECK(index("2.safetensors") == "no error");
+  fs::create_symlink(outside / "2.safetensors", folder / "m/link.safetensors");
+  put(folder / "2.safetensors", contents(folder / "m/2.safetensors"));
+  CHECK(contains(index("../2.safetensors"), "may only name files beside it"));
+  CHECK(contains(index(outside / "2.safetensors"), "may only name files beside it"));
+  CHECK(contains(index(".."), "may only name files beside it"));
+  CHECK(contains(index(""), "may only name files beside it"));
+  CHECK(contains(index("link.safetensors"), "a symbolic link is not followed here"));
+  CHECK(contains(index("missing.safetensors"), "No such file"));
+  CHECK(contains(index("1.safetensors"), "it does not"));
+  put(folder / "m/model.safetensors.index.json", R"({"weight_map": {"a": 1}})");
+  CHECK(contains(sentence_of([&] { load_weights(folder / "m", run.model); }), "the file of a must be a string"));
+  CHECK(contains(sentence_of([&] { load_weights(outside.path(), run.model); }), "holds neither model.safetensors nor"));
+}
+
+TEST_CASE("a checkpoint of another model is refused with the first difference, and nothing changes") {
+  const Folder folder;
+  save_at<Fp32>(folder.path(), 2, Stage::gradients);
+  const auto refusal = [&](auto change) {
+    auto other = layers();
+    change(other);
+    std::string error;
+    run_ranks(2, limit, [&](Comm comm) {
+      Run<Stage::parameters> run(comm, 5, other);
+      const auto before = run.bits();
+      Checkpoints store{comm, folder.path()};
+      const auto mine = sentence_of([&] { run.resume(store); });
+      CHECK(run.bits() == before);
+      if (comm.rank() == 1) error = mine;
+    });
+    return error;
+  };
+  CHECK(contains(
+      refusal([](Layers& l) {
+        l.b.list[0].shape = {9, 4};
+      }),
+      "it has h.0.attn.c_attn.weight of shape [9, 3] where the model has h.0.attn.c_attn.weight of shape [9, 4]"));
+  CHECK(contains(refusal([](Layers& l) { l.b.list[2].name = "other"; }),
+                 "h.0.attn.c_proj.bias of shape [3] where the model has other of shape [3]"));
+  CHECK(contains(refusal([](Layers& l) {
+                   l.c.list.push_back({"more", {2}});
+                 }),
+                 "ends before the model's more of shape [2]"));
+  CHECK(contains(refusal([](Layers& l) { l.c.list.clear(); }), "the model ends before its one of shape [1]"));
+}
+
+TEST_CASE("keeps the newest, resumes from a named one, and follows the run that went back") {
+  const Folder folder;
+  Run<Stage::none> run{Comm{}};
+  std::string at_20;
+  {
+    Checkpoints store{Comm{}, folder.path() + "///", {.keep = 3}};
+    CHECK(!run.resume(store));
+    for (std::int64_t step : {10, 20, 30, 40}) {
+      CHECK(run.train(1).save(store, {.step = step}) == folder.path() + "/" + CheckpointStore::name_of(step));
+      if (step == 20) at_20 = run.bits();
+    }
+  }
+  CHECK(names(folder.path()) ==
+        std::vector<std::string>{".lock", "latest", "step-00000020", "step-00000030", "step-00000040"});
+  {
+    Checkpoints store{Comm{}, folder.path(), {.keep = 3}};
+    CHECK(run.resume(store)->step == 40);
+    CHECK(run.resume(store, folder / "step-00000030/")->step == 30);
+    CHECK(run.resume(store, "step-00000020")->step == 20);
+    CHECK(run.bits() == at_20);
+    CHECK(contains(sentence_of([&] { run.resume(store, "step-00000021"); }), "No such file"));
+    run.train(1).save(store, {.step = 25});
+  }
+  const auto at_25 = run.bits();
+  {
+    Checkpoints store{Comm{}, folder.path(), {.keep = 3}};
+    CHECK(run.resume(store)->step == 25);  // not 40, which the run went back from
+    CHECK(run.bits() == at_25);
+    run.train(1).save(store, {.step = 30});  // replaces
+    CHECK(run.resume(store)->step == 30);
+    CHECK(contents(folder / "latest") == "step-00000030\n");
+    fs::remove(folder / "latest");
+    CHECK(run.resume(store)->refused.size() == 1);  // says that latest is missing
+  }
+  CHECK_THROWS_AS((Checkpoints{Comm{}, folder.path(), {.keep = -1}}), ConfigError);
+  CHECK_THROWS_AS((Checkpoints{Comm{}, ""}), ConfigError);
+  Checkpoints store{Comm{}, folder.path()};
+  CHECK(contains(sentence_of([&] { run.save(store, {.step = -1}); }), "steps count from 0"));
+  CHECK(contains(sentence_of([&] { run.save(store, {.step = 1, .config = "{"}); }), "config of the checkpoint"));
+  CHECK(contains(sentence_of([&] { run.save(store, {.step = 1, .extra = "{\"a\":1,\"a\":2}"}); }), "twice"));
+}
