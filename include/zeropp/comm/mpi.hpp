@@ -161,7 +161,7 @@ class MpiBackend final : public CommBackend {
       // MPI cannot be told how long to wait for the members of a new group, so they meet here first.
       std::vector<Piece> names;
       for (int member : members) names.push_back({nullptr, nullptr, member});
-      exchange(call, Fingerprint::of(op, names), {members.begin(), members.end()}, tag_subset, {});
+      exchange(*shared_, {comm_, rank_, tag_subset, world_ranks_, members}, call, Fingerprint::of(op, names), {});
       MPI_Group all, some;
       MPI_Comm comm;
       mpi_check(MPI_Comm_group(comm_, &all), call);
@@ -228,36 +228,10 @@ class MpiBackend final : public CommBackend {
 
   /// Every rank shows every other what it calls; returns what rank r of the group showed.
   std::vector<Fingerprint> agree(const std::string& call, const Fingerprint& mine,
-                                 std::span<const std::int64_t> send_bytes = {}) {
+                                 std::span<const std::int64_t> send_bytes = {}) const {
     std::vector<int> all(world_ranks_.size());
     for (int r = 0; r < size(); ++r) all[static_cast<std::size_t>(r)] = r;
-    return exchange(call, mine, all, tag_agree, send_bytes);
-  }
-  std::vector<Fingerprint> exchange(const std::string& call, const Fingerprint& mine, const std::vector<int>& members,
-                                    int tag, std::span<const std::int64_t> send_bytes) {
-    std::vector<int> names;
-    for (int member : members) names.push_back(world(member));
-    std::vector<Fingerprint> out(members.size(), mine), in(members.size());
-    MpiRequests requests(comm_, world_ranks_, names);
-    for (std::size_t m = 0; m < members.size(); ++m) {
-      if (!send_bytes.empty()) out[m].bytes = send_bytes[m];
-      if (members[m] == rank_) {
-        in[m] = out[m];
-        continue;
-      }
-      requests.receive(&in[m], sizeof in[m], members[m], tag);
-      requests.send(&out[m], sizeof out[m], members[m], tag);
-    }
-    requests.wait(*shared_, world(rank_), call);
-    // All see the same fingerprints and come to the same verdict; the first rank speaks for all.
-    for (std::size_t m = 1; m < members.size(); ++m) {
-      if (in[m].same_call(in[0])) continue;
-      const auto sentence =
-          differ_text(names[0], in[0].describe(in[m], world_ranks_), names[m], in[m].describe(in[0], world_ranks_));
-      if (members[0] != rank_) throw ReportedElsewhere(sentence);
-      throw CommError(sentence);
-    }
-    return in;
+    return exchange(*shared_, {comm_, rank_, tag_agree, world_ranks_, all}, call, mine, send_bytes);
   }
 
   /// Without fingerprints: waits until all ranks are here, but cannot tell which one is not.

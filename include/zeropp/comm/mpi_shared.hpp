@@ -96,5 +96,42 @@ struct Fingerprint {
   }
   static constexpr std::int32_t kind_of_end = collective_kinds;
 };
+/// Who shows fingerprints to whom: `members` of the ranks of `comm`, of which this one is `rank`.
+struct MpiCircle {
+  MPI_Comm comm;
+  int rank, tag;
+  const std::vector<int>& world_ranks;
+  std::span<const int> members;
+};
+
+/// Every member shows every other what it calls; returns what each of them showed. Throws CommError where they differ.
+inline std::vector<Fingerprint> exchange(const MpiState& state, const MpiCircle& circle, const std::string& call,
+                                         const Fingerprint& mine, std::span<const std::int64_t> send_bytes) {
+  const auto members = circle.members;
+  std::vector<int> names;
+  for (int member : members) names.push_back(circle.world_ranks[static_cast<std::size_t>(member)]);
+  std::vector<Fingerprint> out(members.size(), mine), in(members.size());
+  MpiRequests requests(circle.comm, circle.world_ranks, names);
+  for (std::size_t m = 0; m < members.size(); ++m) {
+    if (!send_bytes.empty()) out[m].bytes = send_bytes[m];
+    if (members[m] == circle.rank) {
+      in[m] = out[m];
+      continue;
+    }
+    requests.receive(&in[m], sizeof in[m], members[m], circle.tag);
+    requests.send(&out[m], sizeof out[m], members[m], circle.tag);
+  }
+  requests.wait(state, circle.world_ranks[static_cast<std::size_t>(circle.rank)], call);
+  // All see the same fingerprints and come to the same verdict; the first member speaks for all.
+  for (std::size_t m = 1; m < members.size(); ++m) {
+    if (in[m].same_call(in[0])) continue;
+    const auto sentence = differ_text(names[0], in[0].describe(in[m], circle.world_ranks), names[m],
+                                      in[m].describe(in[0], circle.world_ranks));
+    if (members[0] != circle.rank) throw ReportedElsewhere(sentence);
+    throw CommError(sentence);
+  }
+  return in;
+}
+
 }  // namespace detail
 }  // namespace zeropp
