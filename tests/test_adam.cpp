@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW against a scalar reference in double; the same bytes however a buffer is cut; exact masters under bf16 weights.
+// And the sum of squares that norms are made of.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include <zeropp/base/random.hpp>
+#include <zeropp/device/cpu.hpp>
+#include <zeropp/device/dry.hpp>
+#include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/reduce.hpp>
+
+using namespace zeropp;
+
+namespace {
+
+std::vector<float> normals(std::size_t n, std::uint64_t stream, double scale = 1) {
+  const Random random(9, RandomPurpose::test, stream);
+  std::vector<float> values(n);
+  for (std::size_t i = 0; i < n; ++i) values[i] = static_cast<float>(scale * random.normal(i));
+  return values;
+}
+
+kernels::AdamStep step_of(int t, float decay = 0.1f, float scale = 1) {
+  return {.learning_rate = 1e-3f,
+          .beta1 = 0.9f,
+          .beta2 = 0.95f,
+          .epsilon = 1e-8f,
+          .weight_decay = decay,
+          .gradient_scale = scale,
+          .bias_correction1 = 1 - std::pow(static_cast<double>(0.9f), t),
+          .bias_correction2 = 1 - std::pow(static_cast<double>(0.95f), t)};
+}
+
+template <class T>
+bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || !std::memcmp(a.data(), b.data(), a.size() * sizeof(T)));
+}
+
+struct Buffers {
+  explicit Buffers(std::size_t n) : weight(normals(n, 1)), first(n), second(n) {}
+  std::vector<float> weight, first, second;
+
+  template <class D, class G>
+  void step(D& device, const std::vector<G>& gradient, const kernels::AdamStep& s, std::size_t begin, std::size_t end) {
+    const auto n = end - begin;
+    kernels::adam(device,
+                  kernels::AdamSpan<float, G, float>{.weight = std::span{weight}.subspan(begin, n),
+                                                     .remainder = {},
+                                                     .gradient = std::span{gradient}.subspan(begin, n),
+                                                     .first = std::span{first}.subspan(begin, n),
+                                                     .second = std::span{second}.subspan(begin, n)},
+                  s);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("fifty steps follow PyTorch's formula in double") {
+  constexpr std::size_t n = 257;
+  Cpu cpu;
+  Buffers b(n);
+  std::vector<double> w(b.weight.begin(), b.weight.end()), m(n), v(n);
+  const double b1 = 0.9f, b2 = 0.95f, lr = 1e-3f, decay = 0.1f, eps = 1e-8f;
+  for (int t = 1; t <= 50; ++t) {
+    const auto g = normals(n, 100 + static_cast<std::uint64_t>(t), 0.01);
+    b.step(cpu, g, step_of(t, 0.1f, 0.5f), 0, n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const double grad = 0.5 * static_cast<double>(g[i]);
+      w[i] *= 1 - lr * decay;
+      m[i] = b1 * m[i] + (1 - b1) * grad;
+      v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+      w[i] -= lr * (m[i] / (1 - std::pow(b1, t))) / (std::sqrt(v[i] / (1 - std::pow(b2, t))) + eps);
+    }
+  }
+  for (std::size_t i = 0; i < n; ++i)
+    CHECK(std::abs(static_cast<double>(b.weight[i]) - w[i]) <= 2e-6 * std::abs(w[i]) + 2e-7);
+}
+
+TEST_CASE("a buffer cut anywhere, at any alignment, on any number of threads, has the bytes of the whole") {
+  for (std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{65},
+                        std::size_t{1000}, std::size_t{50001}}) {
+    Cpu one, two{{.threads = 2}};
+    Buffers whole(n), threads(n), pieces(n);
+    for (int t = 1; t <= 3; ++t) {
+      const auto g = normals(n, 50 + static_cast<std::uint64_t>(t));
+      whole.step(one, g, step_of(t), 0, n);
+      threads.step(two, g, step_of(t), 0, n);
+      for (std::size_t begin = 0, size = 1; begin < n; begin += size, size = size * 2 + 1)
+        pieces.step(one, g, step_of(t), begin, std::min(n, begin + size));
+    }
+    for (const auto* other : {&threads, &pieces}) {
+      CHECK(same_bytes(whole.weight, other->weight));
+      CHECK(same_bytes(whole.first, other->first));
+      CHECK(same_bytes(whole.second, other->second));
+    }
+  }
+}
+
+TEST_CASE("bf16 weights with remainders are the fp32 masters, exactly") {
+  constexpr std::size_t n = 4099;
+  Cpu cpu;
+  Buffers masters(n);
+  std::vector<bf16> weight(n);
+  std::vector<std::int16_t> remainder(n);
+  std::vector<float> first(n), second(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto split = SplitMaster::from(masters.weight[i]);
+    weight[i] = split.weight, remainder[i] = split.remainder;
+  }
+  for (int t = 1; t <= 20; ++t) {
+    const auto g = normals(n, 300 + static_cast<std::uint64_t>(t));
+    masters.step(cpu, g, step_of(t), 0, n);
+    kernels::adam(cpu, kernels::AdamSpan<bf16, float, float>{weight, remainder, g, first, second}, step_of(t));
+  }
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    SplitMaster split;
+    split.weight = weight[i], split.remainder = remainder[i];
+    wrong += std::bit_cast<std::uint32_t>(split.master()) != std::bit_cast<std::uint32_t>(masters.weight[i]);
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("gradients in bf16 are read as the floats they are") {
+  constexpr std::size_t n = 200;
+  Cpu cpu;
+  Buffers a(n), b(n);
+  std::vector<bf16> narrow(n);
+  std::vector<float> wide(n);
+  const auto g = normals(n, 7);
+  for (std::size_t i = 0; i < n; ++i) narrow[i] = bf16(g[i]), wide[i] = narrow[i];
+  a.step(cpu, narrow, step_of(1), 0, n);
+  b.step(cpu, wide, step_of(1), 0, n);
+  CHECK(same_bytes(a.weight, b.weight));
+}
+
+TEST_CASE("the dry device counts and touches nothing") {
+  Dry dry;
+  auto* nowhere = reinterpret_cast<float*>(std::uintptr_t{1} << 46);
+  const std::span<float> span{nowhere, 1000};
+  kernels::adam(dry, kernels::AdamSpan<float, float, float>{span, {}, span, span, span}, step_of(1));
+  CHECK(dry.bytes() == 28.0 * 1000);
+  CHECK(kernels::sum_of_squares(dry, span) == 0);
+  CHECK(dry.kernels() == 2);
+}
+
+TEST_CASE("the sum of squares has one order: threads and alignment do not change it, NaN comes through") {
+  for (std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{4096}, std::size_t{100003}}) {
+    Cpu one, two{{.threads = 2}};
+    const auto x = normals(n, 5);
+    std::vector<float> shifted(n + 3);
+    std::copy(x.begin(), x.end(), shifted.begin() + 3);
+    double plain = 0;
+    for (float v : x) plain += static_cast<double>(v) * static_cast<double>(v);
+    const double sum = kernels::sum_of_squares(one, std::span{x});
+    CHECK(sum == doctest::Approx(plain).epsilon(1e-12));
+    CHECK(kernels::sum_of_squares(two, std::span{x}) == sum);
+    CHECK(kernels::sum_of_squares(one, std::span{shifted}.subspan(3)) == sum);
+  }
+  Cpu cpu;
+  std::vector<float> bad(100, 1.0f);
+  bad[99] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(std::isnan(kernels::sum_of_squares(cpu, std::span{bad})));
+  bad[99] = -std::numeric_limits<float>::infinity();
+  CHECK(std::isinf(kernels::sum_of_squares(cpu, std::span{bad})));
+}
