@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "support/checkpoints.hpp"
+#include "support/tiny_gpt.hpp"
 
 using namespace test;
 
@@ -100,6 +101,54 @@ std::vector<float> values(R& run, const std::string& name) {
   return out;
 }
 
+/// Six steps of a small GPT with dropout and Adam; a second one takes its steps 4 to 6 from a checkpoint.
+template <Stage S, class P>
+void gpt_resumes(const std::string& folder, int ranks) {
+  run_ranks(ranks, limit, [&](Comm comm) {
+    const TinyConfig config{.layers = 2};
+    std::string bytes[2];
+    for (int resumes : {0, 1}) {
+      Cpu device;
+      Sharded<Plain, S, P> model{comm, device, Plain{config}, {.seed = 3}};
+      FusedAdam adam{model, {}};
+      Checkpoints store{comm, folder, {.naming = Naming::gpt2()}};
+      auto batch = Batch::on(device, 2, config.context);
+      batch.first_sample = 2 * comm.rank();
+      auto put = [&](const auto& value) { bytes[resumes].append(reinterpret_cast<const char*>(&value), sizeof value); };
+      std::int64_t first = 0;
+      if (resumes) {
+        const auto resumed = store.resume(model, adam);
+        REQUIRE(resumed);
+        first = resumed->step;
+        CHECK(first == 3);
+      }
+      for (auto step = first; step < 6; ++step) {
+        const Random random(5, RandomPurpose::test, static_cast<std::uint64_t>(comm.rank()),
+                            static_cast<std::uint64_t>(step));
+        for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
+          batch.tokens.data()[i] = static_cast<std::int32_t>(random.bits(static_cast<std::uint64_t>(2 * i)) % 61);
+          batch.labels.data()[i] = static_cast<std::int32_t>(random.bits(static_cast<std::uint64_t>(2 * i + 1)) % 61);
+        }
+        const auto loss = model.train(batch).mean();
+        const auto clip = clip_by_global_norm(model, 1.0f);
+        adam.step(3e-3f, clip);
+        if (step >= 3) put(loss), put(clip.norm);
+        if (!resumes && step == 2) store.save(model, adam, {.step = 3});
+      }
+      for (auto& unit : model.units()) {
+        auto lease = unit.lease();
+        for (auto weight : unit.whole()) put(weight);
+        for (auto low : unit.remainder()) put(low);
+      }
+      for (std::size_t u = 0; u < model.units().size(); ++u)
+        for (auto moments : {adam.first(u), adam.second(u)})
+          for (auto moment : moments) put(moment);
+    }
+    CHECK(bytes[0].size() > 1000);
+    CHECK(bytes[0] == bytes[1]);
+  });
+}
+
 }  // namespace
 
 TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ranks and stage load the same bits") {
@@ -110,6 +159,19 @@ TEST_CASE("fp64: the same") {
   const Folder folder;
   const auto bits = save_at<Fp64>(folder.path(), 2, Stage::gradients);
   CHECK(resume_at<Fp64>(folder.path(), 3, Stage::parameters) == bits);
+}
+
+TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bits of six steps") {
+  for (int ranks : {1, 3})
+    for (auto stage : {Stage::none, Stage::gradients, Stage::parameters}) {
+      CAPTURE(ranks);
+      CAPTURE(static_cast<int>(stage));
+      const Folder folder;
+      with_stage(stage, [&]<Stage S>() {
+        gpt_resumes<S, Fp32>(folder / "fp32", ranks);
+        gpt_resumes<S, Bf16>(folder / "bf16", ranks);
+      });
+    }
 }
 
 TEST_CASE("masters survive a change of precision exactly; a narrower one is refused") {
