@@ -2,6 +2,7 @@
 // Bytes: the 16Ψ/N pattern of the ZeRO paper to the byte, and a dry plan that equals the use to the byte.
 #include <doctest/doctest.h>
 
+#include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/device/dry.hpp>
 

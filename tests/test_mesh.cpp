@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/thread.hpp>
 

@@ -13,8 +13,8 @@ using namespace zeropp;
 
 struct ModelConfig {
   std::int64_t n_layer = 4, n_head = 4, n_embd = 192, block_size = 128;
-  std::int64_t vocabulary = 1024;  ///< rows of the table
-  float dropout = 0.1f;
+  std::int64_t vocabulary = 2048;  ///< rows of the table
+  float dropout = 0;
 
   /// nanoGPT's sizes. Throws ConfigError for another name.
   static ModelConfig preset(const std::string& name) {

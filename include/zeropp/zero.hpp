@@ -14,6 +14,7 @@
 #include <zeropp/device/tensor.hpp>
 
 #include <zeropp/comm/comm.hpp>
+#include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/launch.hpp>
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/thread.hpp>

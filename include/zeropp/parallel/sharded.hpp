@@ -124,7 +124,12 @@ class Sharded {
 
   // ---- for a loop of your own: context, forward, backward, then finish_gradients() before the optimizer's step
 
-  Context context(RunState run = {}) { return Context(device_, std::move(run)); }
+  /// A context of this model's seed and step; give first_sample, labels and loss_scale where layers need them.
+  Context context(RunState run = {}) {
+    run.seed = options_.seed;
+    run.step = step_;
+    return Context(device_, std::move(run));
+  }
 
   template <class X>
   auto forward(Context& context, X x) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include <zeropp/comm/dry.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/train/fused_adam.hpp>
 #include <zeropp/train/log/format.hpp>

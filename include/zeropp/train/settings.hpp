@@ -20,8 +20,8 @@ struct TrainSettings {
   std::int64_t rows = 32;                  ///< sequences of a step, over all ranks and micro-batches
   std::int64_t micro_batch = 0;            ///< sequences of a micro-batch on a rank; 0: all of the rank at once
   std::string precision = "fp32", schedule = "cosine";
-  std::int64_t steps = 400, warmup_steps = 40;
-  float lr = 3e-3f, min_lr = 1e-4f, weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
+  std::int64_t steps = 380, warmup_steps = 30;
+  float lr = 2e-3f, min_lr = 1e-4f, weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
   std::array<float, 2> betas{0.9f, 0.95f};
   std::uint64_t seed = 1337;
   bool recompute = false;

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// What ranks do together, in words that they can compare: the kind of a collective, its type and count; and what moves
+// the bytes.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <zeropp/base/dtype.hpp>
+#include <zeropp/base/error.hpp>
+#include <zeropp/base/shape.hpp>
+
+namespace zeropp {
+
+enum class Collective : std::uint8_t {
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  all_to_all,
+  send,
+  recv,
+  barrier,
+  subset
+};
+inline constexpr int collective_kinds = 9;
+
+constexpr std::string_view name_of(Collective kind) {
+  constexpr std::array<std::string_view, collective_kinds> names{
+      "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv", "barrier", "subset"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+/// What a rank is about to do. The ranks of a group must agree on every field (send and recv: the two ends on dtype and
+/// count); backends compare and name the ranks that differ.
+struct Operation {
+  std::uint64_t sequence = 0;  ///< number of this collective in the group, from 0
+  Collective kind = Collective::barrier;
+  DType dtype = DType::u8;
+  std::int64_t count = 0;  ///< elements: of the whole buffer, over all pieces
+  std::int32_t root = 0;   ///< broadcast: the root; send, recv: the peer
+
+  friend bool operator==(const Operation&, const Operation&) = default;
+};
+
+/// "all_gather number 12 of 4096 float32"
+inline std::string describe(const Operation& op) {
+  return text(name_of(op.kind), " number ", op.sequence, " of ", op.count, " ", name_of(op.dtype));
+}
+
+/// One buffer of a grouped reduce_scatter or all_gather. `whole` holds `count` elements, of which rank r owns
+/// [begin(r), begin(r + 1)) with begin(r) = min(r · ceil(count / ranks), count); `part` is this rank's share and may be
+/// the same memory as its place in `whole`.
+struct Piece {
+  void* whole;
+  void* part;
+  std::int64_t count;
+};
+
+/// First element that rank `rank` of `size` owns of `count`; the end is the begin of rank + 1.
+constexpr std::int64_t part_begin(std::int64_t count, int rank, int size) {
+  const auto begin = rank * ceil_div(count, size);
+  return begin < count ? begin : count;
+}
+
+/// What moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
+/// CommError that names ranks and operations if they differ, if a rank died, or if one does not come within the limit.
+class CommBackend {
+ public:
+  virtual ~CommBackend() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string_view name() const = 0;
+  /// False if no byte is ever moved, or may be touched (dry).
+  virtual bool moves() const { return true; }
+
+  /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
+  virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;
+  /// part → whole on every rank.
+  virtual void all_gather(const Operation&, std::span<const Piece>) = 0;
+  virtual void broadcast(const Operation&, std::span<std::byte> data) = 0;
+  /// Sends send_bytes[r] consecutive bytes of `in` to rank r; receives receive_bytes[r] from it into `out`.
+  virtual void all_to_all(const Operation&, std::span<const std::byte> in, std::span<const std::int64_t> send_bytes,
+                          std::span<std::byte> out, std::span<const std::int64_t> receive_bytes) = 0;
+  /// Buffered: returns before the receiver arrives. Messages between two ranks keep their order.
+  virtual void send(const Operation&, int to, std::span<const std::byte> data) = 0;
+  virtual void recv(const Operation&, int from, std::span<std::byte> data) = 0;
+  virtual void barrier(const Operation&) = 0;
+  /// A group of some of the ranks (ascending or not: their order is their new rank). Called by its members only.
+  virtual std::shared_ptr<CommBackend> subset(const Operation&, std::span<const int> members) = 0;
+};
+
+}  // namespace zeropp
