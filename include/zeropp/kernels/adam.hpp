@@ -4,9 +4,15 @@
 // into shards gives the bits of the whole.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <type_traits>
 
@@ -50,33 +56,68 @@ struct AdamFactors {
   C decay, one_minus_beta1, beta2, one_minus_beta2, step, root, epsilon, scale;
 };
 
+/// x[i] = √x[i] for a block. By instruction: std::sqrt may set errno, which keeps compilers from vectorising a loop of
+/// it.
+template <class C>
+inline void square_roots(C* x) {
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<C, float>) {
+#if defined(__AVX512F__)
+    for (int i = 0; i < adam_block; i += 16) _mm512_storeu_ps(x + i, _mm512_sqrt_ps(_mm512_loadu_ps(x + i)));
+#elif defined(__AVX__)
+    for (int i = 0; i < adam_block; i += 8) _mm256_storeu_ps(x + i, _mm256_sqrt_ps(_mm256_loadu_ps(x + i)));
+#else
+    for (int i = 0; i < adam_block; i += 4) _mm_storeu_ps(x + i, _mm_sqrt_ps(_mm_loadu_ps(x + i)));
+#endif
+    return;
+  }
+#endif
+  for (int i = 0; i < adam_block; ++i) x[i] = std::sqrt(x[i]);
+}
+
+// SplitMaster for a block, on plain integers: loops over its struct do not vectorise.
+inline void join_masters(const bf16* w, const std::int16_t* low, float* master) {
+  std::uint16_t high[adam_block];
+  std::uint32_t bits[adam_block];
+  std::memcpy(high, w, sizeof high);
+  for (int i = 0; i < adam_block; ++i)
+    bits[i] =
+        (static_cast<std::uint32_t>(high[i]) << 16) + static_cast<std::uint32_t>(static_cast<std::int32_t>(low[i]));
+  std::memcpy(master, bits, sizeof bits);
+}
+inline void split_masters(const float* master, bf16* w, std::int16_t* low) {
+  std::uint16_t high[adam_block];
+  std::uint32_t bits[adam_block];
+  std::memcpy(bits, master, sizeof bits);
+  for (int i = 0; i < adam_block; ++i) high[i] = static_cast<std::uint16_t>((bits[i] + 0x8000u) >> 16);
+  for (int i = 0; i < adam_block; ++i) low[i] = static_cast<std::int16_t>(static_cast<std::uint16_t>(bits[i]));
+  std::memcpy(static_cast<void*>(w), high, sizeof high);
+}
+
 /// `blocks` whole blocks. Not inlined: one piece of machine code serves the body and the tail.
 template <class W, class G, class M>
 [[gnu::noinline]] void adam_blocks(W* __restrict w, std::int16_t* __restrict low, const G* __restrict g,
                                    M* __restrict m, M* __restrict v, std::int64_t blocks, const AdamFactors<M> f) {
-  for (std::int64_t i = 0; i < blocks * adam_block; ++i) {
-    M p;
-    if constexpr (std::is_same_v<W, bf16>) {
-      SplitMaster split;
-      split.weight = w[i];
-      split.remainder = low[i];
-      p = split.master();
-    } else {
-      p = w[i];
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    M master[adam_block], root[adam_block];
+    for (int i = 0; i < adam_block; ++i) {
+      const M grad = static_cast<M>(g[i]) * f.scale;
+      m[i] = m[i] + (grad - m[i]) * f.one_minus_beta1;
+      root[i] = v[i] = v[i] * f.beta2 + grad * grad * f.one_minus_beta2;
     }
-    const M grad = static_cast<M>(g[i]) * f.scale;
-    const M first = m[i] + (grad - m[i]) * f.one_minus_beta1;
-    const M second = v[i] * f.beta2 + grad * grad * f.one_minus_beta2;
-    p = p * f.decay - f.step * first / (std::sqrt(second) * f.root + f.epsilon);
-    m[i] = first;
-    v[i] = second;
-    if constexpr (std::is_same_v<W, bf16>) {
-      const auto split = SplitMaster::from(p);
-      w[i] = split.weight;
-      low[i] = split.remainder;
-    } else {
-      w[i] = p;
-    }
+    square_roots(root);
+    if constexpr (std::is_same_v<W, bf16>)
+      join_masters(w, low, master);
+    else
+      for (int i = 0; i < adam_block; ++i) master[i] = w[i];
+    for (int i = 0; i < adam_block; ++i)
+      master[i] = master[i] * f.decay - f.step * m[i] / (root[i] * f.root + f.epsilon);
+    if constexpr (std::is_same_v<W, bf16>)
+      split_masters(master, w, low);
+    else
+      for (int i = 0; i < adam_block; ++i) w[i] = master[i];
+    w += adam_block, g += adam_block, m += adam_block, v += adam_block;
+    if constexpr (std::is_same_v<W, bf16>) low += adam_block;
   }
 }
 
