@@ -62,9 +62,7 @@ template <class C>
 inline void square_roots(C* x) {
 #if defined(__SSE2__)
   if constexpr (std::is_same_v<C, float>) {
-#if defined(__AVX512F__)
-    for (int i = 0; i < adam_block; i += 16) _mm512_storeu_ps(x + i, _mm512_sqrt_ps(_mm512_loadu_ps(x + i)));
-#elif defined(__AVX__)
+#if defined(__AVX__)
     for (int i = 0; i < adam_block; i += 8) _mm256_storeu_ps(x + i, _mm256_sqrt_ps(_mm256_loadu_ps(x + i)));
 #else
     for (int i = 0; i < adam_block; i += 4) _mm_storeu_ps(x + i, _mm_sqrt_ps(_mm_loadu_ps(x + i)));

@@ -7,12 +7,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/device/cpu.hpp>
-#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/matmul.hpp>
 
 namespace zeropp {
@@ -58,9 +58,15 @@ inline double gemm_rate(const Comm& comm, Cpu& device, std::int64_t rows, std::i
 
 /// Bytes a second, read and written, of copies of `bytes` on every rank at once. A collective.
 inline double copy_rate(const Comm& comm, Cpu& device, std::size_t bytes, int tries = 5) {
-  std::vector<float> from(bytes / 4, 1.0f), to(bytes / 4);
-  const double seconds =
-      detail::best_time(comm, tries, [&] { kernels::convert(device, std::span{from}, std::span{to}); });
+  const auto n = static_cast<std::int64_t>(bytes);
+  std::vector<char> from(bytes, 1), to(bytes);
+  const double seconds = detail::best_time(comm, tries, [&] {
+    device.run({.name = "copy", .bytes = 2.0 * static_cast<double>(n)}, [&](auto& workers) {
+      workers.for_each(n, ceil_div(n, device.threads()), [&](std::int64_t begin, std::int64_t end) {
+        std::memcpy(to.data() + begin, from.data() + begin, static_cast<std::size_t>(end - begin));
+      });
+    });
+  });
   return comm.size() * 2.0 * static_cast<double>(bytes) / seconds;
 }
 
