@@ -53,7 +53,8 @@ void against_loops(std::int64_t m, std::int64_t n, std::int64_t k, bool a_turned
   CAPTURE(k);
   CAPTURE(a_turned);
   CAPTURE(b_turned);
-  const auto a_data = numbers<A>(m * k, 1), b_data = numbers<B>(k * n, 2);
+  const auto a_data = numbers<A>(m * k, 1);
+  const auto b_data = numbers<B>(k * n, 2);
   // c is a block inside a wider matrix: what is around it must stay
   const std::int64_t stride = n + 3;
   auto c_data = numbers<T>((m + 2) * stride, 3);
@@ -142,8 +143,9 @@ TEST_CASE("the bits do not depend on threads or on where the operands lie in mem
     return std::string(reinterpret_cast<const char*>(c.data() + 3 * shift), c_data.size() * sizeof(T));
   };
   auto all = [&](auto type) {
-    for (auto [m, n, k] :
-         {std::array<std::int64_t, 3>{2, 3, 4}, {5, 7, 9}, {1, 300, 40}, {300, 1, 40}, {600, 1100, 130}}) {
+    const std::int64_t sizes[][3] = {{2, 3, 4}, {5, 7, 9}, {1, 300, 40}, {300, 1, 40}, {600, 1100, 130}};
+    for (const auto& size : sizes) {
+      const auto m = size[0], n = size[1], k = size[2];
       CAPTURE(m);
       CAPTURE(n);
       const auto one = run(type, 1, 0, m, n, k);

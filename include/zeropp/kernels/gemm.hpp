@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// What matrix products are made of: packing into panels, and a micro kernel that keeps a small tile of the result in
+// registers (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). Every element is a sum
+// over the depth in order, by the same instructions wherever it lies: bits depend neither on alignment nor on position.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <zeropp/kernels/vector.hpp>
+
+namespace zeropp::kernels {
+
+/// A row-major matrix of rows × columns as stored; `transposed` says to read it the other way.
+template <class T>
+struct MatrixView {
+  T* data;
+  std::int64_t rows, columns;  ///< as seen
+  std::int64_t stride;         ///< elements between stored rows
+  bool transposed = false;
+
+  MatrixView t() const { return {data, columns, rows, stride, !transposed}; }
+  MatrixView block(std::int64_t row, std::int64_t column, std::int64_t r, std::int64_t c) const {
+    return {data + (transposed ? column * stride + row : row * stride + column), r, c, stride, transposed};
+  }
+};
+template <class T>
+MatrixView<T> row_major(T* data, std::int64_t rows, std::int64_t columns) {
+  return {data, rows, columns, columns};
+}
+
+namespace detail {
+
+/// The tile of registers: rows × (vectors · lanes). One vector register is left for an element of the left operand,
+/// one per column of the right.
+inline constexpr int tile_rows = register_count >= 32 ? 8 : 4, tile_vectors = 3;
+template <class C>
+inline constexpr int tile_columns = tile_vectors* lanes<C>;
+
+/// c [Rows, Vectors · lanes] = or += a · b over `depth` steps. a(i, p) lies at a[i · ARow + p · AStep], row p of b at
+/// b + p · b_step, row i of c at c + i · stride.
+template <int Rows, int Vectors, int ARow, int AStep, class C>
+inline void micro(const C* a, const C* b, std::int64_t b_step, std::int64_t depth, C* c, std::int64_t stride,
+                  bool add) {
+  constexpr int n = lanes<C>;
+  Vector<C> sum[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      sum[i][j] = Vector<C>{};
+      __builtin_prefetch(c + i * stride + j * n, 1);
+    }
+  for (std::int64_t p = 0; p < depth; ++p, a += AStep, b += b_step) {
+    Vector<C> right[Vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) right[j] = load<n>(b + j * n);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) sum[i][j] += a[i * ARow] * right[j];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      C* to = c + i * stride + j * n;
+      store<n>(to, add ? load<n>(to) + sum[i][j] : sum[i][j]);
+    }
+}
+
+/// Copies `count` (at most Width) rows of m into a panel: to[p · Width + r] = m(first + r, p), 0 for missing rows.
+template <int Width, class C, class T>
+void pack_panel(MatrixView<const T> m, std::int64_t first, int count, C* to) {
+  const T* from = m.data + first * (m.transposed ? 1 : m.stride);
+  constexpr int n = std::min(lanes<C>, Width % 8 ? 4 : 8);  // side of the blocks that are transposed in registers
+  static_assert(Width % n == 0);
+  if (m.transposed && count == Width) {
+    for (std::int64_t p = 0; p < m.columns; ++p)
+      for (int r = 0; r < Width; r += n) store<n, C>(to + p * Width + r, load<n>(from + p * m.stride + r));
+    return;
+  }
+  std::int64_t done = 0;
+  if (!m.transposed && count == Width)
+    for (; done + n <= m.columns; done += n)
+      for (int r = 0; r < Width; r += n) {
+        Vector<C, n> block[n];
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i) block[i] = load<n>(from + (r + i) * m.stride + done);
+        transpose<n>(block);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i) store<n, C>(to + (done + i) * Width + r, block[i]);
+      }
+  const std::int64_t row = m.transposed ? 1 : m.stride, step = m.transposed ? m.stride : 1;
+  for (auto p = done; p < m.columns; ++p)
+    for (int r = 0; r < Width; ++r) to[p * Width + r] = r < count ? static_cast<C>(from[r * row + p * step]) : C{0};
+}
+
+/// All rows of m in panels of Width, one after the other; round_up(rows, Width) · columns elements.
+template <int Width, class C, class T>
+void pack(MatrixView<const T> m, C* to) {
+  for (std::int64_t r = 0; r < m.rows; r += Width, to += Width * m.columns)
+    pack_panel<Width>(m, r, static_cast<int>(std::min<std::int64_t>(Width, m.rows - r)), to);
+}
+
+}  // namespace detail
+
+}  // namespace zeropp::kernels

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of the target's register size, by the vector extensions of GCC and Clang: loads and stores of any storage
+// type (bf16 converts to float and back), and the transposition of a square block.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include <zeropp/base/dtype.hpp>
+
+namespace zeropp::kernels {
+
+#if defined(__AVX512F__)
+inline constexpr int register_bytes = 64, register_count = 32;
+#elif defined(__AVX__)
+inline constexpr int register_bytes = 32, register_count = 16;
+#elif defined(__aarch64__)
+inline constexpr int register_bytes = 16, register_count = 32;
+#else
+inline constexpr int register_bytes = 16, register_count = 16;
+#endif
+
+/// Elements of the compute type C in one register.
+template <class C>
+inline constexpr int lanes = register_bytes / static_cast<int>(sizeof(C));
+
+namespace detail {
+template <class C, int N>
+struct VectorType {
+  typedef C type __attribute__((vector_size(N * sizeof(C))));
+};
+}  // namespace detail
+
+/// N elements of C; N is a power of two, at most lanes<C>.
+template <class C, int N = lanes<C>>
+using Vector = typename detail::VectorType<C, N>::type;
+
+/// N elements from anywhere in memory.
+template <int N, class T>
+inline auto load(const T* from) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    Vector<std::uint16_t, N> half;
+    std::memcpy(&half, from, sizeof half);
+    return std::bit_cast<Vector<float, N>>(__builtin_convertvector(half, Vector<std::uint32_t, N>) << 16);
+  } else {
+    Vector<T, N> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+}
+
+/// Stores N elements anywhere in memory.
+template <int N, class C>
+inline void store(C* to, Vector<C, N> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+namespace detail {
+
+template <int Step, class V, int... I>
+inline void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  const V low = __builtin_shufflevector(a, b, ((I & Step) ? n + I - Step : I)...);
+  b = __builtin_shufflevector(a, b, ((I & Step) ? n + I : I + Step)...);
+  a = low;
+}
+
+}  // namespace detail
+
+/// Transposes N rows of N elements, in log2 N rounds of exchanges between rows.
+template <int N, class V, int Step = N / 2>
+inline void transpose(V (&rows)[N]) {
+  if constexpr (Step > 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i)
+      if (!(i & Step)) detail::exchange<Step>(rows[i], rows[i + Step], std::make_integer_sequence<int, N>{});
+    transpose<N, V, Step / 2>(rows);
+  }
+}
+
+}  // namespace zeropp::kernels
