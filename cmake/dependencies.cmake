@@ -10,16 +10,6 @@ if("threads" IN_LIST zeropp_dependencies)
   endif()
 endif()
 
-if("eigen" IN_LIST zeropp_dependencies)
-  if(NOT TARGET Eigen3::Eigen)
-    find_package(Eigen3 3.3 QUIET NO_MODULE)
-  endif()
-  if(NOT TARGET Eigen3::Eigen)
-    string(APPEND zeropp_missing "zeropp needs the headers of Eigen 3, found none: apt-get install libeigen3-dev, or "
-           "set Eigen3_DIR to the folder of Eigen3Config.cmake. ")
-  endif()
-endif()
-
 if("json" IN_LIST zeropp_dependencies)
   if(NOT TARGET nlohmann_json::nlohmann_json)
     find_package(nlohmann_json 3.7 QUIET)

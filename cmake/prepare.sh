@@ -33,7 +33,7 @@ need() {
 }
 
 need_to_build() {
-  need cmake:cmake g++:g++ ninja-build:ninja libeigen3-dev:/usr/include/eigen3/Eigen/Core \
+  need cmake:cmake g++:g++ ninja-build:ninja \
     nlohmann-json3-dev:/usr/include/nlohmann/json.hpp libxxhash-dev:/usr/include/xxhash.h \
     libcli11-dev:/usr/include/CLI/CLI.hpp "$@"
 }
