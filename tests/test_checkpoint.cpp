@@ -162,8 +162,8 @@ TEST_CASE("fp64: the same") {
 }
 
 TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bits of six steps") {
-  for (int ranks : {1, 3})
-    for (auto stage : {Stage::none, Stage::gradients, Stage::parameters}) {
+  for (int ranks : {1, 2, 3})
+    for (auto stage : stages) {
       CAPTURE(ranks);
       CAPTURE(static_cast<int>(stage));
       const Folder folder;
@@ -280,6 +280,25 @@ TEST_CASE("exported weights: padding stripped, prefixes, buffers and tied copies
   CHECK(contains(sentence_of([&] { load_weights(path, third.model, {.naming = Naming::gpt2(), .vocabulary = 9}); }),
                  "wte.weight has 7 rows"));
   CHECK(third.bits() == other.bits());
+}
+
+TEST_CASE("a file of PyTorch's GPT-2 tensors loads, and exports to the same bytes of every tensor") {
+  const Folder folder;
+  const std::string fixture = ZEROPP_TEST_SOURCE "/parity/gpt2_small.safetensors";
+  Cpu device;
+  Sharded<Plain, Stage::parameters> model{
+      Comm{}, device, Plain{{.vocabulary = 96, .context = 24, .width = 32, .heads = 4, .layers = 2}}};
+  load_weights(fixture, model, {.naming = Naming::gpt2()});
+  save_weights(folder / "ours", model, {.naming = Naming::gpt2()});
+  Safetensors a(FileSystem::system(), fixture), b(FileSystem::system(), folder / "ours");
+  CHECK(a.tensors().size() == b.tensors().size());
+  for (auto& t : a.tensors()) {
+    std::vector<float> x(static_cast<std::size_t>(t.count())), y(x.size());
+    a.read(t, 0, std::span{x});
+    b.read(b.at(t.name), 0, std::span{y});
+    CHECK(b.at(t.name).shape == t.shape);
+    CHECK_MESSAGE(std::memcmp(x.data(), y.data(), x.size() * 4) == 0, t.name);
+  }
 }
 
 TEST_CASE("weights in several files with an index; hostile names in it are refused") {
