@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 budget=4.0
 repeat=3
 compiler=${CXX:-g++}
-flags=(-std=c++20 -O0 "-I$root/include" -I/usr/include/eigen3)
+flags=(-std=c++20 -O0 "-I$root/include")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

@@ -17,10 +17,6 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 add_library(zeropp_own INTERFACE)
 target_link_libraries(zeropp_own INTERFACE zeropp)
 target_compile_options(zeropp_own INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror -march=native)
-# g++ 12 takes the undefined values of its own AVX-512 intrinsics for uninitialised variables, and concatenations of short
-# strings for overlapping copies.
-target_compile_options(zeropp_own INTERFACE
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized;-Wno-restrict>)
 
 if(ZEROPP_SANITIZE STREQUAL "address")
   set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)

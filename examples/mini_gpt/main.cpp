@@ -19,22 +19,6 @@ void print_plan(const Settings& s, const Comm& comm, Console& console) {
     console.line(text("  last rank    ", grouped(static_cast<std::int64_t>(last.total)), " B"));
 }
 
-int doctor(const Comm& comm, const Settings& s, Console& console) {
-  Cpu device{{.threads = s.threads}};
-  console.line(text("cores ", machine_cores(), ", memory ", bytes_text(machine_memory()), ", ranks ", comm.size(), " (",
-                    comm.name(), ") of ", s.threads, " threads, MPI ",
-#ifdef ZEROPP_MPI
-                    "built in",
-#else
-                    "not built in",
-#endif
-                    ", compiler ", __VERSION__, "\nfloat32 products ",
-                    fixed(gemm_rate(comm, device, 512, 768) / 1e9, 1), " GFLOP/s, copies ",
-                    fixed(copy_rate(comm, device, 64 << 20) / 1e9, 1), " GB/s, all ranks together"));
-  print_plan(s, comm, console);
-  return 0;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -53,7 +37,12 @@ int main(int argc, char** argv) {
     Console console{world.rank == 0};
     const auto comm = s.dry_run ? dry_comm(0, std::max(1, s.ranks)) : world.comm;
     s.check(comm.size());
-    if (s.doctor) return doctor(comm, s, console);
+    if (s.doctor) {
+      Cpu device{{.threads = s.threads}};
+      console.line(describe_machine(comm, device));
+      print_plan(s, comm, console);
+      return 0;
+    }
     console.line(text("ranks: ", comm.size(), " (", world.source, "), threads of a rank: ", s.threads));
     print_plan(s, comm, console);
     if (s.dry_run) return 0;

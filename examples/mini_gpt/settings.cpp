@@ -32,7 +32,8 @@ void read_config(const std::string& path, Settings& s) {
 
 int parse(int argc, char** argv, Settings& s) {
   for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    const std::string word = argv[i], flag = word.substr(0, word.find('='));
+    const std::string value = flag != word ? word.substr(flag.size() + 1) : i + 1 < argc ? argv[i + 1] : "";
     if (flag == "--config") read_config(value, s);
     if (flag == "--model") s.model = ModelConfig::preset(value);
   }
@@ -41,10 +42,23 @@ int parse(int argc, char** argv, Settings& s) {
   std::string config, preset = "tiny";
   app.add_option("--config", config, "JSON file under DeepSpeed's keys");
   app.add_option("--model", preset, "tiny, 124M, 355M, 774M, 1558M");
-  app.add_option("--n-layer", s.model.n_layer), app.add_option("--n-head", s.model.n_head),
-      app.add_option("--n-embd", s.model.n_embd);
-  app.add_option("--block-size", s.model.block_size, "tokens of a sequence"),
-      app.add_option("--dropout", s.model.dropout);
+  for (auto [flag, size] : {std::pair{"--n-layer", &s.model.n_layer},
+                            {"--n-head", &s.model.n_head},
+                            {"--n-embd", &s.model.n_embd},
+                            {"--block-size", &s.model.block_size},
+                            {"--keep", &s.keep},
+                            {"--steps", &s.steps},
+                            {"--warmup-steps", &s.warmup_steps},
+                            {"--eval-every", &s.eval_every},
+                            {"--save-every", &s.save_every},
+                            {"--sample-every", &s.sample_every}})
+    app.add_option(flag, *size);
+  for (auto [flag, rate] : {std::pair{"--lr", &s.lr},
+                            {"--min-lr", &s.min_lr},
+                            {"--weight-decay", &s.weight_decay},
+                            {"--grad-clip", &s.grad_clip},
+                            {"--dropout", &s.model.dropout}})
+    app.add_option(flag, *rate);
   app.add_option("--vocab-size", s.model.vocabulary, "256: bytes; more: byte pairs learned from the text");
   app.add_option("--data", s.data, "a text file, a folder of *.txt, or a token file");
   app.add_option("--data-format", s.format, "auto (text, or llm.c's .bin) or raw (nanoGPT's uint16)")
@@ -52,10 +66,8 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--held-out", s.held_out, "fraction of the data for validation");
   app.add_option("--batch", s.micro_batch, "rows of a micro-batch on a rank; 0: all at once");
   app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
-  app.add_option("--steps", s.steps), app.add_option("--warmup-steps", s.warmup_steps);
-  app.add_option("--lr", s.lr), app.add_option("--min-lr", s.min_lr), app.add_option("--weight-decay", s.weight_decay);
   app.add_option("--schedule", s.schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
-  app.add_option("--grad-clip", s.grad_clip, "0: no clipping"), app.add_option("--seed", s.seed);
+  app.add_option("--seed", s.seed);
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
   app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
       app.add_option("--bucket-size", s.bucket_elements);
@@ -66,10 +78,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says"),
       app.add_option("--threads", s.threads, "of a rank");
   app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder"), app.add_option("--out", s.out);
-  app.add_option("--eval-every", s.eval_every), app.add_option("--save-every", s.save_every),
-      app.add_option("--keep", s.keep);
-  app.add_option("--sample-every", s.sample_every, "0: never"),
-      app.add_option("--sample", s.sample_tokens, "tokens of a sample");
+  app.add_option("--sample", s.sample_tokens, "tokens of a sample");
   app.add_flag("--dry-run", s.dry_run, "print the plan and stop"),
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
   try {
@@ -78,7 +87,8 @@ int parse(int argc, char** argv, Settings& s) {
     return app.exit(error) ? static_cast<int>(ExitCode::usage) : 0;
   }
   if (once) s.reduction = Reduction::once;
-  if (s.batch_tokens > 0 && s.batch_tokens % s.model.block_size == 0) s.rows = s.batch_tokens / s.model.block_size;
+  if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
+    s.rows = s.batch_tokens / s.model.block_size;
   return -1;
 }
 

@@ -29,13 +29,9 @@ auto with_types(const Settings& s, F f) {
                      : with_stage.template operator()<Gpt<Block>>();
 }
 
-inline std::int64_t rows_of(const Settings& s, int rank, int size) {
-  return part_begin(s.rows, rank + 1, size) - part_begin(s.rows, rank, size);
-}
-
 template <class P>
 Plan plan_of(const Settings& s, int rank, int size) {
-  const PlanOptions options{rows_of(s, rank, size), s.model.block_size, s.micro_batches(size), s.sharded(), s.adam()};
+  const PlanOptions options{s.rows_of(rank, size), s.model.block_size, s.micro_batches(size), s.sharded(), s.adam()};
   return with_types(s, [&]<class G, Stage S>() { return plan<S, P>(G{s.model}, rank, size, options); });
 }
 
@@ -46,30 +42,23 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
   Cpu device{{.threads = s.threads}};
   Sharded<G, S, P> model{world.comm, device, G{s.model}, s.sharded()};
   FusedAdam adam{model, s.adam()};
-  Checkpoints store{
-      world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = [&](auto& words) {
-                                             console.line("WARNING: " + words);
-                                           }}};
+  const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
+  Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
   std::int64_t first = 0;
+  std::string saved;
   if (s.resume != "none")
     if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
-      first = found->step;
+      first = found->step, saved = found->path;
       console.line(text("resumed after step ", first, " from ", found->path));
     }
 
   const LoaderOptions options{s.rows, s.model.block_size, s.seed, world.rank, world.size};
   const TokenLoader loader{corpus.split.training, options};
   const EvaluationLoader held_out{corpus.split.validation, options};
-  auto batch = Batch::on(device, rows_of(s, world.rank, world.size), s.model.block_size);
+  auto batch = Batch::on(device, s.rows_of(world.rank, world.size), s.model.block_size);
   const double rate_of_products = gemm_rate(world.comm, device, 256, s.model.n_embd);
-  MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first,
-                      [&](auto& words) { console.line(words); }};
-  Curve curve;
-  const auto validate = [&](std::int64_t step, std::int64_t batches) {
-    const auto loss = evaluate(model, held_out, batch, batches);
-    curve.add_validation(step, loss.mean());
-    return loss.mean();
-  };
+  MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first, warn};
+  Progress progress{console, first, s.steps};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
     const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
@@ -78,9 +67,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
     console.line(corpus.tokenizer->decode(tokens));
   };
 
-  std::string saved;
   int signal = 0;
-  const double loop_started = steady_seconds();
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();
     const float rate = s.rate(step);
@@ -100,20 +87,12 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
                   .mfu = speed * s.model.flops_per_token(model.parameters()) / rate_of_products,
                   .bytes = static_cast<std::int64_t>(device.pool().allocated())};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
-    const bool last = done == s.steps;
-    if (done % s.eval_every == 0 && !last) m.validation_loss = validate(done, 8);
-    curve.add(done, m.loss);
+    if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
     if (world.rank == 0) metrics.write(m);
-    const double eta =
-        (steady_seconds() - loop_started) / static_cast<double>(done - first) * static_cast<double>(s.steps - done);
-    console.step(step_line(m, s.steps, machine_memory(), eta), static_cast<double>(done) / static_cast<double>(s.steps),
-                 done % std::max<std::int64_t>(1, s.steps / 50) == 0 || last || step == first);
-    if (m.validation_loss >= 0)
-      console.line(text("validation loss ", fixed(m.validation_loss, 4), " (first 8 batches)"));
+    progress.show(m);
+    const bool last = done == s.steps;
     if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
-    // Signals reach the ranks at different moments: the largest that any of them saw decides.
-    const auto seen = world.comm.sum(static_cast<std::int64_t>(Interrupt::signal()));
-    signal = seen ? (seen % SIGTERM == 0 ? SIGTERM : SIGINT) : 0;
+    signal = Interrupt::signal(world.comm);
     if (done % s.save_every == 0 || last || signal)
       saved = store.save(model, adam, {.step = done, .seed = s.seed, .config = s.config_text});
     if (signal) break;
@@ -121,7 +100,6 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
 
   if (!signal) {
     const auto loss = evaluate(model, held_out, batch);
-    curve.add_validation(s.steps, loss.mean());
     show_sample();
     console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
     if (corpus.tokenizer)  // the first held-out token is given, not predicted
@@ -130,8 +108,9 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
                            grouped(static_cast<std::int64_t>(corpus.held_out.size())), " held-out bytes"));
   }
   if (world.rank == 0) {
-    std::ofstream(s.out + "/loss.svg") << curve.svg(
-        text("mini_gpt: ", grouped(model.parameters()), " parameters, ", world.size, " ranks, ZeRO-", s.zero));
+    std::ofstream(s.out + "/loss.svg") << Curve::of_metrics(s.out + "/metrics.jsonl")
+                                              .svg(text("mini_gpt: ", grouped(model.parameters()), " parameters, ",
+                                                        world.size, " ranks, ZeRO-", s.zero));
     if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
   }
   console.line(

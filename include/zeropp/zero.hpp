@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All of zeropp, room by room; what parses JSON (train/config.hpp, train/checkpoint.hpp) is included by name, since it takes a
-// second to compile.
+// All of zeropp, room by room. What parses JSON (train/checkpoint.hpp, train/deepspeed_config.hpp) is included by name:
+// it takes a second to compile.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
@@ -54,6 +54,8 @@
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/parallel/stage.hpp>
 
+#include <zeropp/train/checkpoint/naming.hpp>
+#include <zeropp/train/checkpoint/together.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/data/corpus.hpp>
 #include <zeropp/train/data/loader.hpp>

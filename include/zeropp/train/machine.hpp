@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <zeropp/comm/comm.hpp>
@@ -68,6 +69,21 @@ inline double copy_rate(const Comm& comm, Cpu& device, std::size_t bytes, int tr
     });
   });
   return comm.size() * 2.0 * static_cast<double>(bytes) / seconds;
+}
+
+/// Cores, memory, ranks, compiler, and the two rates. A collective.
+inline std::string describe_machine(const Comm& comm, Cpu& device) {
+#ifdef ZEROPP_MPI
+  const std::string_view mpi = "built in";
+#else
+  const std::string_view mpi = "not built in";
+#endif
+  const auto tenths = [](double value) { return static_cast<double>(static_cast<std::int64_t>(value / 1e8)) / 10; };
+  const double products = gemm_rate(comm, device, 512, 768), copies = copy_rate(comm, device, std::size_t{64} << 20);
+  return text(machine_cores(), " cores, ", static_cast<std::int64_t>(machine_memory()) >> 20, " MiB of memory\n",
+              comm.size(), " ranks (", comm.name(), ") of ", device.threads(), " threads, MPI ", mpi, ""
+              "\nfloat32 products ", tenths(products), " GFLOP/s, copies ", tenths(copies),
+              " GB/s, all ranks together");
 }
 
 }  // namespace zeropp

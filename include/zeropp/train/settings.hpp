@@ -45,6 +45,10 @@ struct TrainSettings {
     if (schedule == "cosine") return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
     throw ConfigError(text("the schedules are cosine, linear and constant, got \"", schedule, "\""));
   }
+  /// Sequences of a step that a rank takes.
+  std::int64_t rows_of(int rank, int world_size) const {
+    return part_begin(rows, rank + 1, world_size) - part_begin(rows, rank, world_size);
+  }
   /// Micro-batches of a step on `world_size` ranks. Throws ConfigError with the nearest number of rows that fits.
   std::int64_t micro_batches(int world_size) const {
     if (micro_batch == 0 && rows > 0) return 1;

@@ -3,9 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <fstream>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -16,6 +20,24 @@ namespace zeropp {
 
 class Curve {
  public:
+  /// The losses of a metrics file; lines that are not metrics are passed over.
+  static Curve of_metrics(const std::string& path) {
+    Curve curve;
+    std::ifstream file(path);
+    const auto number = [](const std::string& line, std::string_view key, double& value) {
+      const auto at = line.find(key);
+      return at != std::string::npos &&
+             std::from_chars(line.data() + at + key.size(), line.data() + line.size(), value).ec == std::errc{};
+    };
+    for (std::string line; std::getline(file, line);) {
+      double step = 0, loss = 0;
+      if (!number(line, "\"step\":", step)) continue;
+      if (number(line, "\"loss\":", loss)) curve.add(static_cast<std::int64_t>(step), loss);
+      if (number(line, "\"validation_loss\":", loss)) curve.add_validation(static_cast<std::int64_t>(step), loss);
+    }
+    return curve;
+  }
+
   void add(std::int64_t step, double loss) { training_.emplace_back(static_cast<double>(step), loss); }
   void add_validation(std::int64_t step, double loss) { validation_.emplace_back(static_cast<double>(step), loss); }
 
