@@ -42,23 +42,12 @@ int parse(int argc, char** argv, Settings& s) {
   std::string config, preset = "tiny";
   app.add_option("--config", config, "JSON file under DeepSpeed's keys");
   app.add_option("--model", preset, "tiny, 124M, 355M, 774M, 1558M");
-  for (auto [flag, size] : {std::pair{"--n-layer", &s.model.n_layer},
-                            {"--n-head", &s.model.n_head},
-                            {"--n-embd", &s.model.n_embd},
-                            {"--block-size", &s.model.block_size},
-                            {"--keep", &s.keep},
-                            {"--steps", &s.steps},
-                            {"--warmup-steps", &s.warmup_steps},
-                            {"--eval-every", &s.eval_every},
-                            {"--save-every", &s.save_every},
-                            {"--sample-every", &s.sample_every}})
-    app.add_option(flag, *size);
-  for (auto [flag, rate] : {std::pair{"--lr", &s.lr},
-                            {"--min-lr", &s.min_lr},
-                            {"--weight-decay", &s.weight_decay},
-                            {"--grad-clip", &s.grad_clip},
-                            {"--dropout", &s.model.dropout}})
-    app.add_option(flag, *rate);
+  const auto add = [&](const char* flag, auto& value) { app.add_option(flag, value); };
+  add("--n-layer", s.model.n_layer), add("--n-head", s.model.n_head), add("--n-embd", s.model.n_embd);
+  add("--block-size", s.model.block_size), add("--dropout", s.model.dropout), add("--grad-clip", s.grad_clip);
+  add("--steps", s.steps), add("--warmup-steps", s.warmup_steps), add("--seed", s.seed), add("--out", s.out);
+  add("--lr", s.lr), add("--min-lr", s.min_lr), add("--weight-decay", s.weight_decay), add("--keep", s.keep);
+  add("--eval-every", s.eval_every), add("--save-every", s.save_every), add("--sample-every", s.sample_every);
   app.add_option("--vocab-size", s.model.vocabulary, "256: bytes; more: byte pairs learned from the text");
   app.add_option("--data", s.data, "a text file, a folder of *.txt, or a token file");
   app.add_option("--data-format", s.format, "auto (text, or llm.c's .bin) or raw (nanoGPT's uint16)")
@@ -67,7 +56,6 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--batch", s.micro_batch, "rows of a micro-batch on a rank; 0: all at once");
   app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
   app.add_option("--schedule", s.schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
-  app.add_option("--seed", s.seed);
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
   app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
       app.add_option("--bucket-size", s.bucket_elements);
@@ -77,7 +65,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--precision", s.precision)->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says"),
       app.add_option("--threads", s.threads, "of a rank");
-  app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder"), app.add_option("--out", s.out);
+  app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder");
   app.add_option("--sample", s.sample_tokens, "tokens of a sample");
   app.add_flag("--dry-run", s.dry_run, "print the plan and stop"),
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
@@ -99,12 +87,11 @@ void Settings::check(int world_size) const {
            "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
   (void)micro_batches(world_size);
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
-  for (auto [flag, value] : {std::pair{"--steps", steps},
-                             {"--eval-every", eval_every},
-                             {"--save-every", save_every},
-                             {"--keep", keep},
-                             {"--threads", std::int64_t{threads}}})
+  const auto positive = [&](const char* flag, std::int64_t value) {
     if (value < 1) refuse(flag, " must be at least 1, got ", value);
+  };
+  positive("--steps", steps), positive("--eval-every", eval_every), positive("--save-every", save_every);
+  positive("--keep", keep), positive("--threads", threads);
   if (model.vocabulary < 256 && format == "auto")
     refuse("--vocab-size ", model.vocabulary, " is less than the 256 of single bytes");
   (void)rate(0);
