@@ -5,6 +5,9 @@
 #ifndef XXH_INLINE_ALL
 #define XXH_INLINE_ALL
 #endif
+#if defined(__AVX512F__) && !defined(XXH_VECTOR)
+#define XXH_VECTOR 2  // AVX2: the AVX-512 intrinsics of g++ 12 warn of uninitialised values
+#endif
 #include <xxhash.h>
 
 #include <cstddef>

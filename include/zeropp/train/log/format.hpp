@@ -27,7 +27,7 @@ inline std::string scientific(double value, int digits) {
 inline std::string grouped(std::int64_t value) {
   auto out = std::to_string(value);
   for (auto at = static_cast<std::int64_t>(out.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3)
-    out.insert(static_cast<std::size_t>(at), ",");
+    out.insert(static_cast<std::size_t>(at), 1, ',');
   return out;
 }
 
