@@ -136,7 +136,7 @@ inline void verify_file(FileSystem& files, const std::string& folder, const File
   if (file.size() != record.bytes)
     throw DataError(text(file.path(), " holds ", file.size(), " bytes, the manifest says ", record.bytes,
                          file.size() < record.bytes ? ": it is truncated" : ""));
-  std::vector<std::byte> buffer(1 << 20);
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min<std::int64_t>(record.bytes, 1 << 20)));
   Checksum whole;
   std::int64_t at = 0;
   const auto read_to = [&](std::int64_t end) {
