@@ -7,170 +7,93 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <vector>
+#include <string_view>
 
+#include <zeropp/base/dtype.hpp>
+#include <zeropp/device/device.hpp>
+#include <zeropp/kernels/attention_tiles.hpp>
 #include <zeropp/kernels/math.hpp>
-#include <zeropp/kernels/matmul.hpp>
 
 namespace zeropp::kernels {
 
-/// B, T, H query heads that share Hkv key and value heads (Hkv divides H), D elements a head.
-struct AttentionShape {
-  std::int64_t batch, context, heads, kv_heads, head_size;
-};
-
-/// Heads side by side in rows: row b·T + t begins at data + (b·T + t) · stride; head h at h · head_size within it.
-template <class T>
-struct HeadsView {
-  T* data;
-  std::int64_t stride;
-};
-
 namespace detail {
 
-inline constexpr std::int64_t attention_tile = 128;
-
-/// Copies one head between rows of a view and a dense [T, D] buffer of the compute type.
-template <class C, class T>
-void load_head(HeadsView<T> from, std::int64_t row, std::int64_t head, std::int64_t context, std::int64_t size, C* to) {
-  for (std::int64_t t = 0; t < context; ++t) {
-    const auto* at = from.data + (row + t) * from.stride + head * size;
-    for (std::int64_t i = 0; i < size; ++i) to[t * size + i] = static_cast<C>(at[i]);
-  }
-}
-template <class C, class T>
-void store_head(const C* from, HeadsView<T> to, std::int64_t row, std::int64_t head, std::int64_t context,
-                std::int64_t size) {
-  for (std::int64_t t = 0; t < context; ++t) {
-    auto* at = to.data + (row + t) * to.stride + head * size;
-    for (std::int64_t i = 0; i < size; ++i) at[i] = static_cast<T>(from[t * size + i]);
-  }
-}
-
-/// Dense buffers of one thread, linear in T: they stay with the thread and are not counted in the pool.
+/// One block of queries, packed as [D, queries] in `q`: leaves the output in `out` [D, queries], not yet divided by
+/// `sum`, and the greatest scores in `top`.
 template <class C>
-struct HeadScratch {
-  std::vector<C> memory;
-  C* next = nullptr;
+void attention_forward_block(std::int64_t first, const AttentionShape& s, const C* q, const C* keys, const C* values,
+                             C* out, C* scores, C* top, C* sum) {
+  constexpr int queries = tile_columns<C>;
+  std::fill_n(top, queries, -std::numeric_limits<C>::infinity());
+  std::fill_n(sum, queries, C{0});
+  AttentionTile<C>::for_each(first, s.context, [&](const AttentionTile<C>& tile) {
+    tile.products(keys, q, s.head_size, scores);
+    tile.mask(scores);
+    C highest[queries], shrink[queries];
+    std::copy_n(top, queries, highest);
+    for (std::int64_t r = 0; r < tile.keys; ++r)
+      for (int l = 0; l < queries; ++l)
+        highest[l] = scores[r * queries + l] > highest[l] ? scores[r * queries + l] : highest[l];
+    for (int l = 0; l < queries; ++l) {
+      shrink[l] = kernels::exp(top[l] - highest[l]);
+      sum[l] *= shrink[l];
+      top[l] = highest[l];
+    }
+    for (std::int64_t r = 0; r < tile.keys; ++r)
+      for (int l = 0; l < queries; ++l)
+        sum[l] += scores[r * queries + l] = kernels::exp(scores[r * queries + l] - highest[l]);
+    if (tile.key > 0)
+      for (std::int64_t d = 0; d < s.head_size; ++d)
+        for (int l = 0; l < queries; ++l) out[d * queries + l] *= shrink[l];
+    tile.gather(values, scores, s.context, s.head_size, out, tile.key > 0);
+  });
+}
 
-  void reserve(std::int64_t elements) {
-    memory.resize(static_cast<std::size_t>(elements));
-    next = memory.data();
+/// What the backward of one pair of sequence and key head works on: keys and values packed by rows, keys by columns; dk
+/// and dv [T, width]; and for one block of queries, queries and gradients of the output both packed and in rows.
+template <class C>
+struct AttentionBackward {
+  static constexpr int queries = tile_columns<C>;
+  std::int64_t padded, width;  ///< D as packed by columns, and as a row
+  C *keys, *values, *keys_by_columns, *dk, *dv;
+  C *q, *dout, *dq, *q_rows, *dout_rows, *p, *ds;
+
+  explicit AttentionBackward(const AttentionShape& s)
+      : padded(round_up(s.head_size, tile_rows)), width(round_up(s.head_size, lanes<C>)) {
+    auto& scratch = AttentionScratch<C>::of_thread();
+    const auto by_rows = scratch.space(round_up(s.context, tile_rows) * s.head_size);
+    const auto by_columns = scratch.space(padded * s.context), sums = (s.context + deep_rows) * width;
+    const auto panel = padded * queries, rows = queries * width, tile = tile_keys * queries;
+    scratch.reserve(2 * by_rows + by_columns + 2 * sums + 3 * panel + 2 * rows + 2 * tile);
+    for (C** at : {&keys, &values}) *at = scratch.take(by_rows);
+    keys_by_columns = scratch.take(by_columns);
+    for (C** at : {&dk, &dv}) {
+      *at = scratch.take(sums);
+      std::fill_n(*at, sums, C{0});
+    }
+    for (C** at : {&q, &dout, &dq}) *at = scratch.take(panel);
+    for (C** at : {&q_rows, &dout_rows}) *at = scratch.take(rows);
+    for (C** at : {&p, &ds}) *at = scratch.take(tile);
   }
-  C* take(std::int64_t elements) { return std::exchange(next, next + elements); }
+
+  /// Adds to dk and dv, leaves dq [D, queries] of the scaled queries.
+  void block(std::int64_t first, const AttentionShape& s, const C* lse, const C* delta) {
+    AttentionTile<C>::for_each(first, s.context, [&](const AttentionTile<C>& tile) {
+      tile.products(keys, q, s.head_size, p);
+      tile.mask(p);
+      for (std::int64_t r = 0; r < tile.keys; ++r)
+        for (int l = 0; l < queries; ++l) p[r * queries + l] = kernels::exp(p[r * queries + l] - lse[l]);
+      tile.clear_beyond(p);
+      tile.scatter(p, dout_rows, width, dv);
+      tile.products(values, dout, s.head_size, ds);
+      for (std::int64_t r = 0; r < tile.keys; ++r)
+        for (int l = 0; l < queries; ++l) ds[r * queries + l] = p[r * queries + l] * (ds[r * queries + l] - delta[l]);
+      tile.clear_beyond(ds);
+      tile.scatter(ds, q_rows, width, dk);
+      tile.gather(keys_by_columns, ds, s.context, s.head_size, dq, tile.key > 0);
+    });
+  }
 };
-
-template <class C>
-HeadScratch<C>& head_scratch() {
-  static thread_local HeadScratch<C> scratch;
-  return scratch;
-}
-
-/// scores = q · kᵀ for the tile of rows [i, i + rows) and columns [j, j + columns); −∞ above the diagonal. q is scaled.
-template <class C>
-void score_tile(const C* q, const C* k, C* scores, std::int64_t i, std::int64_t rows, std::int64_t j,
-                std::int64_t columns, std::int64_t size) {
-  product<C>(row_major(q + i * size, rows, size), row_major(k + j * size, columns, size).t(),
-             row_major(scores, rows, columns), Into::overwrite);
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (auto c = std::max<std::int64_t>(0, i + r - j + 1); c < columns; ++c)
-      scores[r * columns + c] = -std::numeric_limits<C>::infinity();
-}
-
-template <class C>
-C row_maximum(const C* row, std::int64_t n, C start) {
-  constexpr int lanes = 16;
-  C top[lanes];
-  std::fill_n(top, lanes, start);
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int l = 0; l < lanes; ++l) top[l] = row[i + l] > top[l] ? row[i + l] : top[l];
-  for (; i < n; ++i) top[0] = std::max(top[0], row[i]);
-  return *std::max_element(top, top + lanes);
-}
-
-/// row = e^(row − shift); returns its sum in 16 interleaved partial sums.
-template <class C>
-C exponentiate(C* row, std::int64_t n, C shift) {
-  constexpr int lanes = 16;
-  C partial[lanes] = {};
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int l = 0; l < lanes; ++l) partial[l] += row[i + l] = kernels::exp(row[i + l] - shift);
-  for (int l = 0; i < n; ++i, ++l) partial[l] += row[i] = kernels::exp(row[i] - shift);
-  C sum = 0;
-  for (C p : partial) sum += p;
-  return sum;
-}
-
-/// One head: out [T, D] and lse [T] from q (scaled by 1/√D), k, v, all dense.
-template <class C>
-void attention_forward_head(const C* q, const C* k, const C* v, C* out, C* lse, std::int64_t context, std::int64_t size,
-                            C* scores) {
-  for (std::int64_t i = 0; i < context; i += attention_tile) {
-    const auto rows = std::min(attention_tile, context - i);
-    C top[attention_tile], sum[attention_tile] = {};
-    std::fill_n(top, rows, -std::numeric_limits<C>::infinity());
-    for (std::int64_t j = 0; j <= i; j += attention_tile) {
-      const auto columns = std::min(attention_tile, context - j);
-      score_tile(q, k, scores, i, rows, j, columns, size);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        C* row = scores + r * columns;
-        const C highest = row_maximum(row, columns, top[r]);
-        const C shrink = kernels::exp(top[r] - highest);
-        sum[r] = sum[r] * shrink + exponentiate(row, columns, highest);
-        if (j > 0)
-          for (std::int64_t d = 0; d < size; ++d) out[(i + r) * size + d] *= shrink;
-        top[r] = highest;
-      }
-      product<C>(row_major(static_cast<const C*>(scores), rows, columns), row_major(v + j * size, columns, size),
-                 row_major(out + i * size, rows, size), j ? Into::add : Into::overwrite);
-    }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const C inverse = 1 / sum[r];
-      for (std::int64_t d = 0; d < size; ++d) out[(i + r) * size + d] *= inverse;
-      lse[i + r] = top[r] + std::log(sum[r]);
-    }
-  }
-}
-
-/// One head: adds to dq (of the scaled q), dk, dv, all dense [T, D].
-template <class C>
-void attention_backward_head(const C* q, const C* k, const C* v, const C* out, const C* dout, const C* lse, C* dq,
-                             C* dk, C* dv, std::int64_t context, std::int64_t size, C* scores, C* dscores) {
-  for (std::int64_t i = 0; i < context; i += attention_tile) {
-    const auto rows = std::min(attention_tile, context - i);
-    C delta[attention_tile];
-    for (std::int64_t r = 0; r < rows; ++r) {
-      C sum = 0;
-      for (std::int64_t d = 0; d < size; ++d) sum += dout[(i + r) * size + d] * out[(i + r) * size + d];
-      delta[r] = sum;
-    }
-    const auto q_i = row_major(q + i * size, rows, size), dout_i = row_major(dout + i * size, rows, size);
-    for (std::int64_t j = 0; j <= i; j += attention_tile) {
-      const auto columns = std::min(attention_tile, context - j);
-      score_tile(q, k, scores, i, rows, j, columns, size);
-      for (std::int64_t r = 0; r < rows; ++r)
-        for (std::int64_t c = 0; c < columns; ++c)
-          scores[r * columns + c] = kernels::exp(scores[r * columns + c] - lse[i + r]);
-      const auto p = row_major(static_cast<const C*>(scores), rows, columns);
-      const auto ds = row_major(static_cast<const C*>(dscores), rows, columns);
-      product<C>(p.t(), dout_i, row_major(dv + j * size, columns, size), Into::add);
-      product<C>(dout_i, row_major(v + j * size, columns, size).t(), row_major(dscores, rows, columns),
-                 Into::overwrite);
-      for (std::int64_t r = 0; r < rows; ++r)
-        for (std::int64_t c = 0; c < columns; ++c)
-          dscores[r * columns + c] = scores[r * columns + c] * (dscores[r * columns + c] - delta[r]);
-      product<C>(ds, row_major(k + j * size, columns, size), row_major(dq + i * size, rows, size), Into::add);
-      product<C>(ds.t(), q_i, row_major(dk + j * size, columns, size), Into::add);
-    }
-  }
-}
-
-template <class C>
-void scale_into(C* x, std::int64_t n, C factor) {
-  for (std::int64_t i = 0; i < n; ++i) x[i] *= factor;
-}
 
 inline Cost attention_cost(std::string_view name, const AttentionShape& s, double products, std::size_t element) {
   const double rows = static_cast<double>(s.batch * s.context);
@@ -183,67 +106,90 @@ inline Cost attention_cost(std::string_view name, const AttentionShape& s, doubl
 
 }  // namespace detail
 
-/// out = softmax(q kᵀ / √D, causal) v; lse [B, H, T] is what backward needs.
+/// out = softmax(q kᵀ / √D, causal) v; lse [B, H, T] is what backward needs. Threads share the pairs of sequence and
+/// key head.
 template <Device D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
   using C = compute_t<T>;
   device.run(detail::attention_cost("attention", s, 2, sizeof(T)), [&](auto& workers) {
-    const auto dense = s.context * s.head_size, group = s.heads / s.kv_heads;
-    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t begin, std::int64_t) {
-      const auto b = begin / s.kv_heads, kv = begin % s.kv_heads, row = b * s.context;
-      auto& scratch = detail::head_scratch<C>();
-      scratch.reserve(4 * dense + detail::attention_tile * detail::attention_tile);
-      C *q_head = scratch.take(dense), *k_head = scratch.take(dense), *v_head = scratch.take(dense);
-      C *out_head = scratch.take(dense), *scores = scratch.take(0);
-      detail::load_head(k, row, kv, s.context, s.head_size, k_head);
-      detail::load_head(v, row, kv, s.context, s.head_size, v_head);
+    constexpr int queries = detail::tile_columns<C>;
+    const auto size = s.head_size, group = s.heads / s.kv_heads;
+    const auto padded_size = round_up(size, detail::tile_rows);
+    const auto by_rows = round_up(s.context, detail::tile_rows) * size, by_columns = padded_size * s.context;
+    const C scale = 1 / std::sqrt(static_cast<C>(size));
+    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
+      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
+      auto& scratch = detail::AttentionScratch<C>::of_thread();
+      scratch.reserve(scratch.space(by_rows) + scratch.space(by_columns) +
+                      (size + padded_size + detail::tile_keys) * queries);
+      C *keys = scratch.take(by_rows), *values = scratch.take(by_columns);
+      C *q_block = scratch.take(size * queries), *out_block = scratch.take(padded_size * queries);
+      C* scores = scratch.take(detail::tile_keys * queries);
+      detail::pack<detail::tile_rows>(detail::head_of(k, s, b, kv), keys);
+      detail::pack<detail::tile_rows>(detail::head_of(v, s, b, kv).t(), values);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        detail::load_head(q, row, h, s.context, s.head_size, q_head);
-        detail::scale_into(q_head, dense, 1 / std::sqrt(static_cast<C>(s.head_size)));
-        detail::attention_forward_head(q_head, k_head, v_head, out_head, lse + (b * s.heads + h) * s.context, s.context,
-                                       s.head_size, scores);
-        detail::store_head(out_head, out, row, h, s.context, s.head_size);
+        const auto q_head = detail::head_of(q, s, b, h);
+        const auto out_head = detail::head_of(out, s, b, h);
+        for (std::int64_t first = 0; first < s.context; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.context - first);
+          detail::pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
+          detail::scale_panel(q_block, size, scale);
+          C top[queries], sum[queries];
+          detail::attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
+          for (std::int64_t l = 0; l < count; ++l)
+            lse[(b * s.heads + h) * s.context + first + l] = top[l] + std::log(sum[l]);
+          for (C& l : sum) l = 1 / l;
+          for (std::int64_t d = 0; d < size; ++d)
+            for (int l = 0; l < queries; ++l) out_block[d * queries + l] *= sum[l];
+          detail::unpack<C>(out_block, queries, count, size, out_head.data + first * out_head.stride, out_head.stride);
+        }
       }
     });
   });
 }
 
-/// Overwrites dq, dk, dv. Key and value gradients add up over their query heads in order.
+/// Overwrites dq, dk, dv. Key and value gradients add up over blocks of queries, and over the query heads that share
+/// them, in order.
 template <Device D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
   using C = compute_t<T>;
   device.run(detail::attention_cost("attention backward", s, 5, sizeof(T)), [&](auto& workers) {
-    const auto dense = s.context * s.head_size, group = s.heads / s.kv_heads;
-    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t begin, std::int64_t) {
-      const auto b = begin / s.kv_heads, kv = begin % s.kv_heads, row = b * s.context;
-      auto& scratch = detail::head_scratch<C>();
-      scratch.reserve(8 * dense + 2 * detail::attention_tile * detail::attention_tile);
-      C *q_head = scratch.take(dense), *k_head = scratch.take(dense), *v_head = scratch.take(dense);
-      C *out_head = scratch.take(dense), *dout_head = scratch.take(dense), *dq_head = scratch.take(dense);
-      C *dk_head = scratch.take(dense), *dv_head = scratch.take(dense);
-      C *scores = scratch.take(detail::attention_tile * detail::attention_tile), *dscores = scratch.take(0);
-      detail::load_head(k, row, kv, s.context, s.head_size, k_head);
-      detail::load_head(v, row, kv, s.context, s.head_size, v_head);
-      std::fill_n(dk_head, dense, C{0});
-      std::fill_n(dv_head, dense, C{0});
-      const C scale = 1 / std::sqrt(static_cast<C>(s.head_size));
+    constexpr int queries = detail::tile_columns<C>;
+    const auto size = s.head_size, group = s.heads / s.kv_heads;
+    const C scale = 1 / std::sqrt(static_cast<C>(size));
+    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
+      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
+      const auto k_head = detail::head_of(k, s, b, kv);
+      detail::AttentionBackward<C> work(s);
+      detail::pack<detail::tile_rows>(k_head, work.keys);
+      detail::pack<detail::tile_rows>(detail::head_of(v, s, b, kv), work.values);
+      detail::pack<detail::tile_rows>(k_head.t(), work.keys_by_columns);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        detail::load_head(q, row, h, s.context, s.head_size, q_head);
-        detail::scale_into(q_head, dense, scale);
-        detail::load_head(out, row, h, s.context, s.head_size, out_head);
-        detail::load_head(dout, row, h, s.context, s.head_size, dout_head);
-        std::fill_n(dq_head, dense, C{0});
-        detail::attention_backward_head(q_head, k_head, v_head, out_head, dout_head,
-                                        lse + (b * s.heads + h) * s.context, dq_head, dk_head, dv_head, s.context,
-                                        s.head_size, scores, dscores);
-        detail::scale_into(dq_head, dense, scale);
-        detail::store_head(dq_head, dq, row, h, s.context, s.head_size);
+        const auto q_head = detail::head_of(q, s, b, h), dout_head = detail::head_of(dout, s, b, h);
+        for (std::int64_t first = 0; first < s.context; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.context - first);
+          const auto packed = static_cast<int>(count);
+          detail::pack_panel<queries>(q_head, first, packed, work.q);
+          detail::scale_panel(work.q, size, scale);
+          detail::copy_rows(q_head, first, count, work.width, scale, work.q_rows);
+          detail::pack_panel<queries>(dout_head, first, packed, work.dout);
+          detail::copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
+          C shift[queries] = {}, delta[queries] = {};
+          std::copy_n(lse + (b * s.heads + h) * s.context + first, count, shift);
+          detail::pack_panel<queries>(detail::head_of(out, s, b, h), first, packed, work.dq);
+          for (std::int64_t d = 0; d < size; ++d)
+            for (int l = 0; l < queries; ++l) delta[l] += work.dout[d * queries + l] * work.dq[d * queries + l];
+          work.block(first, s, shift, delta);
+          detail::scale_panel(work.dq, size, scale);
+          const auto to = detail::head_of(dq, s, b, h);
+          detail::unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
+        }
       }
-      detail::store_head(dk_head, dk, row, kv, s.context, s.head_size);
-      detail::store_head(dv_head, dv, row, kv, s.context, s.head_size);
+      detail::store_rows(work.dk, work.width, detail::head_of(dk, s, b, kv));
+      detail::store_rows(work.dv, work.width, detail::head_of(dv, s, b, kv));
     });
   });
 }

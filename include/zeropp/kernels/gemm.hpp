@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
+#include <zeropp/device/memory.hpp>
 #include <zeropp/kernels/vector.hpp>
 
 namespace zeropp::kernels {
@@ -65,7 +68,7 @@ inline void micro(const C* a, const C* b, std::int64_t b_step, std::int64_t dept
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
       C* to = c + i * stride + j * n;
-      store<n>(to, add ? load<n>(to) + sum[i][j] : sum[i][j]);
+      store<n, C>(to, add ? load<n>(to) + sum[i][j] : sum[i][j]);
     }
 }
 
@@ -102,6 +105,45 @@ void pack(MatrixView<const T> m, C* to) {
   for (std::int64_t r = 0; r < m.rows; r += Width, to += Width * m.columns)
     pack_panel<Width>(m, r, static_cast<int>(std::min<std::int64_t>(Width, m.rows - r)), to);
 }
+
+/// The way back from a panel: to(r, p) = from(p, r), with `from` [columns, rows] and rows of `to` at to + r · stride.
+template <class C, class T>
+void unpack(const C* from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, T* to,
+            std::int64_t stride) {
+  constexpr int n = std::min(lanes<C>, 8);
+  for (std::int64_t r = 0; r < rows; r += n)
+    for (std::int64_t p = 0; p < columns; p += n) {
+      if (r + n <= rows && p + n <= columns) {
+        Vector<C, n> block[n];
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i) block[i] = load<n>(from + (p + i) * from_stride + r);
+        transpose<n>(block);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i) store<n, C>(to + (r + i) * stride + p, block[i]);
+      } else {
+        for (auto i = r; i < std::min(r + n, rows); ++i)
+          for (auto j = p; j < std::min(p + n, columns); ++j)
+            to[i * stride + j] = static_cast<T>(from[j * from_stride + i]);
+      }
+    }
+}
+
+/// Memory of one thread that grows to what is needed and stays: packed operands. Not counted in the pool.
+template <class C>
+class Scratch {
+ public:
+  /// Begins on a cache line; whatever was there before may be lost.
+  C* at_least(std::int64_t elements) {
+    const auto needed = static_cast<std::size_t>(elements) + alignment / sizeof(C);
+    if (memory_.size() < needed) memory_ = std::vector<C>(needed);
+    void* begin = memory_.data();
+    auto space = memory_.size() * sizeof(C);
+    return static_cast<C*>(std::align(alignment, static_cast<std::size_t>(elements) * sizeof(C), begin, space));
+  }
+
+ private:
+  std::vector<C> memory_;
+};
 
 }  // namespace detail
 

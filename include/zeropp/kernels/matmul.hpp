@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
@@ -31,15 +30,11 @@ inline std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t
 /// What one thread needs for a tile: both operands packed, and the sums of a result that is stored in another type.
 template <class C>
 struct MatmulScratch {
-  std::vector<C> left, right, sums;
+  Scratch<C> left, right, sums;
 
   static MatmulScratch& of_thread() {
     static thread_local MatmulScratch scratch;
     return scratch;
-  }
-  static C* at_least(std::vector<C>& v, std::int64_t elements) {
-    if (v.size() < static_cast<std::size_t>(elements)) v.resize(static_cast<std::size_t>(elements));
-    return v.data();
   }
 };
 
@@ -80,13 +75,13 @@ void multiply_tile(MatrixView<const A> a, MatrixView<const B> b, MatrixView<T> c
   constexpr int width = tile_columns<C>;
   auto& scratch = MatmulScratch<C>::of_thread();
   const auto part = even_part(a.columns, matmul_depth, 8);
-  C* left = scratch.at_least(scratch.left, round_up(c.rows, tile_rows) * part);
-  C* right = scratch.at_least(scratch.right, round_up(c.columns, width) * part);
+  C* left = scratch.left.at_least(round_up(c.rows, tile_rows) * part);
+  C* right = scratch.right.at_least(round_up(c.columns, width) * part);
   MatrixView<C> sums;
   if constexpr (direct)
     sums = c;
   else
-    sums = row_major(scratch.at_least(scratch.sums, c.rows * c.columns), c.rows, c.columns);
+    sums = row_major(scratch.sums.at_least(c.rows * c.columns), c.rows, c.columns);
   std::int64_t begin = 0;
   do {  // once even for a depth of 0
     const auto depth = std::min(part, a.columns - begin);

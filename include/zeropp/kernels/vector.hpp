@@ -52,10 +52,19 @@ inline auto load(const T* from) {
   }
 }
 
-/// Stores N elements anywhere in memory.
-template <int N, class C>
-inline void store(C* to, Vector<C, N> v) {
-  std::memcpy(to, &v, sizeof v);
+/// Stores N elements anywhere in memory; into bf16 rounding to nearest even, as bf16 itself does.
+template <int N, class C, class T>
+inline void store(T* to, const Vector<C, N>& v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    using Bits = Vector<std::uint32_t, N>;
+    const auto bits = std::bit_cast<Bits>(v);
+    const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, nan = bits >> 16 | 0x40u;
+    const Bits chosen = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+    const auto half = __builtin_convertvector(chosen, Vector<std::uint16_t, N>);
+    std::memcpy(static_cast<void*>(to), &half, sizeof half);
+  } else {
+    std::memcpy(to, &v, sizeof v);
+  }
 }
 
 namespace detail {
