@@ -35,6 +35,18 @@ inline std::string shape_text(std::span<const std::int64_t> extents) {
   return out + "]";
 }
 
+/// Elements [begin, end) of a flat buffer or of an axis.
+struct Range {
+  std::int64_t begin = 0, end = 0;
+
+  std::int64_t size() const { return end - begin; }
+  Range clipped(Range other) const {
+    const auto b = begin > other.begin ? begin : other.begin, e = end < other.end ? end : other.end;
+    return b < e ? Range{b, e} : Range{b, b};
+  }
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 

@@ -35,12 +35,36 @@ struct Init {
   }
 };
 
+/// Which part of a tensor is here, where tensor ranks share it: some ranges along one axis, side by side.
+struct Slice {
+  std::vector<std::int64_t> whole;  ///< shape of the whole tensor; empty: nothing is cut away
+  std::size_t axis = 0;
+  std::vector<Range> ranges;  ///< of the axis; together as long as the axis of the part
+  int parts = 1;              ///< ranks that share the tensor
+
+  template <class F>
+  void for_each_run(F&& f) const {
+    std::int64_t outer = 1, inner = 1;
+    for (std::size_t i = 0; i < axis; ++i) outer *= whole[i];
+    for (std::size_t i = axis + 1; i < whole.size(); ++i) inner *= whole[i];
+    for (std::int64_t o = 0, at = 0; o < outer; ++o)
+      for (const auto& range : ranges) {
+        f((o * whole[axis] + range.begin) * inner, at, range.size() * inner);
+        at += range.size() * inner;
+      }
+  }
+};
+
 struct Parameter {
   std::string name;                 ///< unique in a model; the name in a checkpoint
   std::vector<std::int64_t> shape;  ///< C order
   Init init = {};
   bool decay = false;        ///< weight decay applies (by custom: matrices yes, biases and norms no)
   std::string tied_to = {};  ///< not empty: shares the memory of the parameter of that name
+  Slice slice = {};          ///< where `shape` lies in the whole, under TensorParallel
+  /// Held whole by every tensor rank, each of which computes the gradient of its own part of the sequence only: these
+  /// are summed over the tensor ranks too.
+  bool sum_over_tensor = false;
 
   // Where it lives; set by the owner of the memory, null while not resident.
   void* value = nullptr;     ///< Precision::Weight[size()]
@@ -49,6 +73,17 @@ struct Parameter {
   std::int64_t offset = 0;   ///< its first element in the flat buffer of that unit
 
   std::int64_t size() const { return element_count(shape); }
+  /// Shape of the whole tensor: the one in a checkpoint.
+  const std::vector<std::int64_t>& whole_shape() const { return slice.whole.empty() ? shape : slice.whole; }
+  bool split() const { return !slice.whole.empty(); }
+  /// Calls f(index in the whole tensor, index here, count) for runs of elements that are consecutive in both.
+  template <class F>
+  void for_each_run(F&& f) const {
+    if (split())
+      slice.for_each_run(f);
+    else
+      f(std::int64_t{0}, std::int64_t{0}, size());
+  }
 };
 
 }  // namespace zeropp

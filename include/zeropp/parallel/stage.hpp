@@ -24,16 +24,4 @@ enum class Reduction {
   once                ///< traffic first: whole gradients are accumulated and summed after the last micro-batch
 };
 
-/// Elements [begin, end) of a flat buffer.
-struct Range {
-  std::int64_t begin = 0, end = 0;
-
-  std::int64_t size() const { return end - begin; }
-  Range clipped(Range other) const {
-    const auto b = begin > other.begin ? begin : other.begin, e = end < other.end ? end : other.end;
-    return b < e ? Range{b, e} : Range{b, b};
-  }
-  friend bool operator==(const Range&, const Range&) = default;
-};
-
 }  // namespace zeropp

@@ -152,10 +152,13 @@ class Units {
                    };
                    for (auto* p : unit.parameters()) {
                      const Random random(seed, RandomPurpose::initialisation, hash_of(p->name));
-                     const auto range = shard.clipped({p->offset, p->offset + p->size()});
-                     workers.for_each(range.size(), 4096, [&](std::int64_t begin, std::int64_t end) {
-                       for (auto at = range.begin + begin; at < range.begin + end; ++at)
-                         put(at, p->init(random, at - p->offset));
+                     p->for_each_run([&](std::int64_t whole, std::int64_t here, std::int64_t count) {
+                       const auto first = p->offset + here;
+                       const auto range = shard.clipped({first, first + count});
+                       workers.for_each(range.size(), 4096, [&](std::int64_t begin, std::int64_t end) {
+                         for (auto at = range.begin + begin; at < range.begin + end; ++at)
+                           put(at, p->init(random, whole + (at - first)));
+                       });
                      });
                    }
                    for (auto at = std::max(shard.begin, unit.size()); at < shard.end; ++at) put(at, 0);  // padding
