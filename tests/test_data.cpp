@@ -6,7 +6,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
+#include <tuple>
 
 #include <zeropp/train/data/corpus.hpp>
 
@@ -189,4 +191,68 @@ TEST_CASE("too little data and sizes that cannot be are refused") {
   CHECK_THROWS_AS(TokenLoader({source, 0, 50}, {.batch = 0, .context = 16}), ConfigError);
   CHECK_THROWS_AS(EvaluationLoader({source, 50, 50}, {.batch = 1, .context = 16}), DataError);
   CHECK_THROWS_AS(split(source, 1.0), ConfigError);
+}
+
+TEST_CASE("byte pairs are those of counting all pairs again after each merge") {
+  // The definition, as slow as it is: no counts are carried along.
+  const std::string sample = sample_text(300) + " aaaa aaa aaaaaaa abab aabaab";
+  std::vector<std::vector<std::int32_t>> words;
+  detail::for_each_word(sample, [&](std::string_view word) {
+    auto& tokens = words.emplace_back();
+    for (char c : word) tokens.push_back(static_cast<unsigned char>(c));
+  });
+  const auto tokenizer = Tokenizer::train(sample, 300);
+  std::int32_t into = 256;
+  for (const auto& merge : tokenizer.merges()) {
+    std::map<std::pair<std::int32_t, std::int32_t>, int> counts;
+    for (auto& word : words)
+      for (std::size_t i = 0; i + 1 < word.size(); ++i) ++counts[{word[i], word[i + 1]}];
+    std::pair<std::int32_t, std::int32_t> best;
+    int most = 0;
+    for (auto& [pair, count] : counts)
+      if (count > most) best = pair, most = count;
+    CHECK(most >= 2);
+    CHECK(best == std::pair(merge.left, merge.right));
+    for (auto& word : words)
+      for (std::size_t i = 0; i + 1 < word.size(); ++i)
+        if (word[i] == best.first && word[i + 1] == best.second)
+          word[i] = into, word.erase(word.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+    ++into;
+  }
+  CHECK(into > 270);
+}
+
+TEST_CASE("a tokenizer on disk: the same again, and every damage refused") {
+  const Folder folder;
+  const auto tokenizer = Tokenizer::train(sample_text(500), 280);
+  const auto path = (folder.path / "tokenizer.txt").string();
+  tokenizer.save(path);
+  tokenizer.save(path);  // replaces
+  CHECK(Tokenizer::load(path) == tokenizer);
+  CHECK_THROWS_AS(Tokenizer::load(path + ".missing"), DataError);
+  const auto form = tokenizer.serialise();
+  for (std::size_t i = 0; i < form.size(); ++i) {
+    auto flipped = form;
+    flipped[i] = static_cast<char>(flipped[i] ^ 1);
+    CHECK_THROWS_AS(Tokenizer::parse(flipped, "it"), DataError);
+    CHECK_THROWS_AS(Tokenizer::parse(form.substr(0, i), "it"), DataError);
+  }
+  const auto with = [](const std::string& merges, int vocabulary) {  // a checksum that fits, contents that do not
+    return text("zeropp tokenizer 1 ", vocabulary, " ", checksum_text(Checksum::of(merges)), "\n") + merges;
+  };
+  CHECK(Tokenizer::parse(with("97 98\n256 99\n", 258), "it").decode(std::vector<std::int32_t>{257}) == "abc");
+  for (const auto& [merges, vocabulary, sentence] :
+       {std::tuple{"97 257\n", 257, "does not exist yet"}, {"-1 97\n", 257, "does not exist yet"},
+        {"97 98\n97 98\n", 258, "twice"}, {"97 98\n", 300, "fewer"}, {"97 98\n98 99\n", 257, "more"},
+        {"97\n", 257, "two numbers"}, {"97 98", 257, "two numbers"}, {"", 70000, "65536"}})
+    CHECK_THROWS_WITH_AS(Tokenizer::parse(with(merges, vocabulary), "it"), doctest::Contains(sentence), DataError);
+}
+
+TEST_CASE("a loader for no rows, no tokens, or a rank that is not there is refused") {
+  const TokenRange range{std::make_shared<MemoryTokens>(numbers(1000)), 0, 1000};
+  for (const auto& options : {LoaderOptions{.batch = 0}, LoaderOptions{.context = 0}, LoaderOptions{.ranks = 0},
+                              LoaderOptions{.rank = 2, .ranks = 2}, LoaderOptions{.rank = -1}}) {
+    CHECK_THROWS_AS(TokenLoader(range, options), ConfigError);
+    CHECK_THROWS_AS(EvaluationLoader(range, options), ConfigError);
+  }
 }

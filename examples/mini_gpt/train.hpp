@@ -50,6 +50,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
     if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
       console.line(text("resumed after step ", first, " from ", found->path));
+      if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
 
   const LoaderOptions options{s.rows, s.model.block_size, s.seed, world.rank, world.size};
@@ -66,7 +67,6 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
     console.heading("sample:");
     console.line(corpus.tokenizer->decode(tokens));
   };
-
   int signal = 0;
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();

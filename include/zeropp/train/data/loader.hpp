@@ -49,15 +49,25 @@ struct LoaderOptions {
   int rank = 0, ranks = 1;
 };
 
+namespace detail {
+/// Throws ConfigError for sizes below 1 and a rank that is not one of them.
+inline LoaderOptions checked(LoaderOptions o) {
+  if (o.batch < 1 || o.context < 1)
+    throw ConfigError(text("a batch needs at least 1 row and 1 token a row, got ", o.batch, " x ", o.context));
+  checked_product(o.batch, o.context);
+  if (o.ranks < 1 || o.rank < 0 || o.rank >= o.ranks)
+    throw ConfigError(text("a loader is for one rank of [0, ranks), got rank ", o.rank, " of ", o.ranks));
+  return o;
+}
+}  // namespace detail
+
 /// Training batches. Each epoch cuts the range into windows of `context` tokens from a phase of its own and visits them
 /// once, in an order of its own; a window is found by computation, nothing is stored. The step is the whole cursor.
 class TokenLoader {
  public:
-  /// Throws ConfigError for sizes below 1, DataError where the range holds less than one batch.
-  TokenLoader(TokenRange range, LoaderOptions options) : range_(std::move(range)), options_(options) {
-    if (options_.batch < 1 || options_.context < 1)
-      throw ConfigError(
-          text("a batch needs at least 1 row and 1 token a row, got ", options_.batch, " x ", options_.context));
+  /// Throws ConfigError for sizes below 1 and ranks outside the group, DataError where the range holds less than one batch.
+  TokenLoader(TokenRange range, LoaderOptions options)
+      : range_(std::move(range)), options_(detail::checked(options)) {
     // One window's length is kept back for the phase, and one token for the last label.
     windows_ = (range_.size() - options_.context) / options_.context;
     if (windows_ < 1 || range_.size() < checked_product(options_.batch, options_.context) + 1)
@@ -118,7 +128,9 @@ class TokenLoader {
 /// 0 whose labels do not count (-1).
 class EvaluationLoader {
  public:
-  EvaluationLoader(TokenRange range, LoaderOptions options) : range_(std::move(range)), options_(options) {
+  /// Throws ConfigError as TokenLoader does, DataError for less than two tokens.
+  EvaluationLoader(TokenRange range, LoaderOptions options)
+      : range_(std::move(range)), options_(detail::checked(options)) {
     if (range_.size() < 2)
       throw DataError(
           text("the data hold ", range_.size(), " tokens for validation, at least 2 are needed; hold out more"));

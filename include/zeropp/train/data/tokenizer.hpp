@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text to tokens and back: bytes as they are, or byte pairs merged as learned from a text (Sennrich, Haddow and Birch,
-// "Neural machine translation of rare words with subword units", ACL 2016). Any bytes come back exactly.
+// Text to tokens and back: bytes as they are, or byte pairs merged as learned from a text. Any bytes come back exactly.
 #pragma once
 
-#include <algorithm>
+#include <charconv>
 #include <cstdint>
-#include <map>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include <zeropp/base/error.hpp>
 #include <zeropp/train/checkpoint/checksum.hpp>
+#include <zeropp/train/checkpoint/file.hpp>
+#include <zeropp/train/data/byte_pairs.hpp>
 #include <zeropp/train/data/words.hpp>
 
 namespace zeropp {
 
+/// Tokens 0 to 255 are the bytes; token 256 + i is what merge i makes of its two.
 class Tokenizer {
  public:
-  using Pair = std::pair<std::int32_t, std::int32_t>;
+  static constexpr std::int64_t largest_vocabulary = 65536;  ///< so that a token fits in 16 bits
 
   /// One token a byte: a vocabulary of 256.
   Tokenizer() {
@@ -29,30 +31,42 @@ class Tokenizer {
   }
 
   /// Learns merges from `sample` until the vocabulary has the size asked for, or nothing occurs twice. The same sample
-  /// gives the same tokenizer: of pairs equally frequent the one of smaller tokens is taken.
+  /// gives the same tokenizer: of pairs equally frequent the one of smaller tokens is taken. Throws ConfigError.
   static Tokenizer train(std::string_view sample, std::int64_t vocabulary) {
-    if (vocabulary < 256 || vocabulary > 65536)
+    if (vocabulary < 256 || vocabulary > largest_vocabulary)
       throw ConfigError(text("a vocabulary of byte pairs holds 256 to 65536 tokens, got ", vocabulary));
     Tokenizer result;
-    result.learn(sample, vocabulary);
+    if (vocabulary == 256) return result;
+    detail::PairLearner learner(sample);
+    for (BytePair pair; result.vocabulary() < vocabulary && learner.most_frequent(pair);) {
+      learner.merge(pair, static_cast<std::int32_t>(result.vocabulary()));
+      result.add(pair);
+    }
     return result;
   }
 
   std::int64_t vocabulary() const { return static_cast<std::int64_t>(pieces_.size()); }
-  /// The bytes that a token stands for.
+  /// The bytes that a token stands for. Throws DataError for a number that is none.
   const std::string& bytes_of(std::int32_t token) const {
     if (token < 0 || token >= vocabulary())
-      throw DataError(text("token ", token, " is outside the tokenizer's vocabulary of ", vocabulary()));
+      throw DataError(text("token ", token, " is outside the tokenizer's vocabulary of ", vocabulary(),
+                           "; use the tokenizer that made it"));
     return pieces_[static_cast<std::size_t>(token)];
   }
+  std::span<const BytePair> merges() const { return merges_; }
 
   std::vector<std::int32_t> encode(std::string_view input) const {
     std::vector<std::int32_t> tokens;
-    std::unordered_map<std::string_view, std::vector<std::int32_t>> known;  // words recur
+    std::unordered_map<std::string_view, std::pair<std::size_t, std::size_t>> known;  // words recur: where one stands
     detail::for_each_word(input, [&](std::string_view word) {
-      auto [entry, fresh] = known.try_emplace(word);
-      if (fresh) entry->second = encode_word(word);
-      tokens.insert(tokens.end(), entry->second.begin(), entry->second.end());
+      const auto [entry, fresh] = known.try_emplace(word, tokens.size(), 0);
+      auto& [begin, count] = entry->second;
+      if (fresh) {
+        append_word(word, tokens);
+        count = tokens.size() - begin;
+      } else {
+        for (std::size_t i = begin; i < begin + count; ++i) tokens.push_back(tokens[i]);
+      }
     });
     return tokens;
   }
@@ -69,114 +83,94 @@ class Tokenizer {
     return text(head, pieces_.size(), " ", checksum_text(Checksum::of(merges)), "\n") + merges;
   }
   /// Throws DataError where the form is damaged; `source` names it in the sentence.
-  static Tokenizer parse(const std::string& form, const std::string& source);
+  static Tokenizer parse(std::string_view form, const std::string& source);
+
+  /// Replaces what is at `path` once the new form is complete. Throws DataError.
+  void save(const std::string& path, FileSystem& files = FileSystem::system()) const {
+    const auto temporary = path + ".writing";
+    files.remove(temporary);  // of a save that was killed
+    auto file = File::create(files, temporary);
+    file.write(serialise());
+    file.sync();
+    file.close();
+    files.rename(temporary, path);
+  }
+  /// Throws DataError: missing, unreadable, damaged.
+  static Tokenizer load(const std::string& path, FileSystem& files = FileSystem::system()) {
+    return parse(read_text(files, path), path);
+  }
+
+  friend bool operator==(const Tokenizer& a, const Tokenizer& b) { return a.merges_ == b.merges_; }
 
  private:
   static constexpr std::string_view head = "zeropp tokenizer 1 ";
 
-  void add_merge(Pair pair) {
-    ranks_.emplace(pair, static_cast<std::int32_t>(pieces_.size()));
+  void add(BytePair pair) {
+    made_.emplace(detail::key_of(pair), static_cast<std::int32_t>(pieces_.size()));
     merges_.push_back(pair);
-    pieces_.push_back(pieces_[static_cast<std::size_t>(pair.first)] + pieces_[static_cast<std::size_t>(pair.second)]);
+    pieces_.push_back(pieces_[static_cast<std::size_t>(pair.left)] + pieces_[static_cast<std::size_t>(pair.right)]);
   }
 
   /// The earliest merge first, until none applies.
-  std::vector<std::int32_t> encode_word(std::string_view word) const {
-    std::vector<std::int32_t> tokens;
+  void append_word(std::string_view word, std::vector<std::int32_t>& tokens) const {
+    const auto begin = tokens.size();
     for (char c : word) tokens.push_back(static_cast<unsigned char>(c));
+    if (merges_.empty()) return;
     for (;;) {
-      Pair best_pair;
-      std::int32_t best = -1;
-      for (std::size_t i = 0; i + 1 < tokens.size(); ++i)
-        if (auto found = ranks_.find({tokens[i], tokens[i + 1]});
-            found != ranks_.end() && (best < 0 || found->second < best))
-          best = found->second, best_pair = found->first;
-      if (best < 0) return tokens;
-      merge(tokens, best_pair, best);
-    }
-  }
-  static void merge(std::vector<std::int32_t>& tokens, Pair pair, std::int32_t into) {
-    std::size_t to = 0;
-    for (std::size_t from = 0; from < tokens.size(); ++from)
-      if (from + 1 < tokens.size() && tokens[from] == pair.first && tokens[from + 1] == pair.second)
-        tokens[to++] = into, ++from;
-      else
-        tokens[to++] = tokens[from];
-    tokens.resize(to);
-  }
-
-  void learn(std::string_view sample, std::int64_t vocabulary) {
-    struct Word {
-      std::vector<std::int32_t> tokens;
-      std::int64_t count;
-    };
-    std::map<std::string_view, std::int64_t> counted;
-    detail::for_each_word(sample, [&](std::string_view word) { ++counted[word]; });
-    std::vector<Word> words;
-    for (const auto& [word, count] : counted) {
-      words.push_back({{}, count});
-      for (char c : word) words.back().tokens.push_back(static_cast<unsigned char>(c));
-    }
-    std::map<Pair, std::int64_t> frequency;
-    std::map<Pair, std::vector<std::size_t>> places;  // words that hold, or once held, a pair
-    auto count_pairs = [&](std::size_t index, std::int64_t sign) {
-      const auto& word = words[index];
-      for (std::size_t i = 0; i + 1 < word.tokens.size(); ++i) {
-        const Pair pair{word.tokens[i], word.tokens[i + 1]};
-        frequency[pair] += sign * word.count;
-        if (auto& list = places[pair]; sign > 0 && (list.empty() || list.back() != index)) list.push_back(index);
+      std::int32_t best = static_cast<std::int32_t>(pieces_.size());
+      for (std::size_t i = begin; i + 1 < tokens.size(); ++i)
+        if (auto found = made_.find(detail::key_of({tokens[i], tokens[i + 1]}));
+            found != made_.end() && found->second < best)
+          best = found->second;
+      if (best == static_cast<std::int32_t>(pieces_.size())) return;
+      const auto [left, right] = merges_[static_cast<std::size_t>(best) - 256];
+      std::size_t to = begin;
+      for (std::size_t from = begin; from < tokens.size(); ++from) {
+        const bool both = from + 1 < tokens.size() && tokens[from] == left && tokens[from + 1] == right;
+        tokens[to++] = both ? best : tokens[from];
+        from += both;
       }
-    };
-    for (std::size_t i = 0; i < words.size(); ++i) count_pairs(i, 1);
-    while (this->vocabulary() < vocabulary) {
-      Pair best{};
-      std::int64_t most = 1;
-      for (const auto& [pair, count] : frequency)  // in the order of pairs: ties go to the smaller one
-        if (count > most) best = pair, most = count;
-      if (most < 2) return;
-      const auto into = static_cast<std::int32_t>(this->vocabulary());
-      add_merge(best);
-      for (auto index : std::exchange(places[best], {})) {
-        count_pairs(index, -1);
-        merge(words[index].tokens, best, into);
-        count_pairs(index, 1);
-      }
-      std::erase_if(frequency, [](const auto& entry) { return entry.second == 0; });
+      tokens.resize(to);
     }
   }
 
   std::vector<std::string> pieces_;
-  std::vector<Pair> merges_;
-  std::map<Pair, std::int32_t> ranks_;
+  std::vector<BytePair> merges_;
+  std::unordered_map<std::uint64_t, std::int32_t, detail::PairHash> made_;
 };
 
-inline Tokenizer Tokenizer::parse(const std::string& form, const std::string& source) {
-  const auto damaged = [&](std::string_view what) {
-    return DataError(text(source, " is not a tokenizer this version reads: ", what, "; make it again from the text"));
+inline Tokenizer Tokenizer::parse(std::string_view form, const std::string& source) {
+  const auto expect = [&](bool well, std::string_view what) {
+    if (!well)
+      throw DataError(text(source, " is not a tokenizer that this version reads: ", what, "; make it again from its text"));
   };
   const auto line = form.find('\n');
-  if (line == std::string::npos || !form.starts_with(head)) throw damaged("its first line is wrong");
-  const std::string_view merges = std::string_view(form).substr(line + 1);
+  expect(form.starts_with(head) && line != form.npos, "its first line is wrong");
+  const auto merges = form.substr(line + 1);
+  const char* const end = form.data() + form.size();
   std::int64_t vocabulary = 0;
-  const char* at = form.data() + head.size();
-  const auto size = std::from_chars(at, form.data() + line, vocabulary);
-  if (size.ec != std::errc{} ||
-      std::string_view(size.ptr, form.data() + line) != " " + checksum_text(Checksum::of(merges)))
-    throw damaged("its checksum does not fit its contents");
+  const auto size = std::from_chars(form.data() + head.size(), end, vocabulary);
+  expect(size.ec == std::errc{} && std::string_view(size.ptr, static_cast<std::size_t>(merges.data() - size.ptr)) ==
+                                       " " + checksum_text(Checksum::of(merges)) + "\n",
+         "its checksum does not fit its contents");
+  expect(vocabulary >= 256 && vocabulary <= largest_vocabulary, "its vocabulary is not of 256 to 65536 tokens");
   Tokenizer result;
-  for (at = merges.data(); at < merges.data() + merges.size();) {
-    Pair pair;
-    const char* end = merges.data() + merges.size();
-    auto left = std::from_chars(at, end, pair.first);
-    if (left.ec != std::errc{} || left.ptr == end || *left.ptr != ' ') throw damaged("a merge is not two numbers");
-    auto right = std::from_chars(left.ptr + 1, end, pair.second);
-    if (right.ec != std::errc{} || right.ptr == end || *right.ptr != '\n') throw damaged("a merge is not two numbers");
-    if (std::min(pair.first, pair.second) < 0 || std::max(pair.first, pair.second) >= result.vocabulary())
-      throw damaged("a merge names a token that does not exist yet");
-    result.add_merge(pair);
+  for (const char* at = merges.data(); at < end;) {
+    BytePair pair;
+    const auto left = std::from_chars(at, end, pair.left);
+    expect(left.ec == std::errc{} && left.ptr < end && *left.ptr == ' ', "a merge is not two numbers");
+    const auto right = std::from_chars(left.ptr + 1, end, pair.right);
+    expect(right.ec == std::errc{} && right.ptr < end && *right.ptr == '\n', "a merge is not two numbers");
     at = right.ptr + 1;
+    const auto known = [&](std::int32_t token) { return token >= 0 && token < result.vocabulary(); };
+    expect(known(pair.left) && known(pair.right), "a merge names a token that does not exist yet");
+    expect(!result.made_.contains(detail::key_of(pair)), "it makes one merge twice");
+    expect(result.bytes_of(pair.left).size() + result.bytes_of(pair.right).size() <= detail::longest_word,
+           "a merge is longer than any word");
+    expect(result.vocabulary() < vocabulary, "it holds more merges than it says");
+    result.add(pair);
   }
-  if (result.vocabulary() != vocabulary) throw damaged("it holds another number of merges than it says");
+  expect(result.vocabulary() == vocabulary, "it holds fewer merges than it says");
   return result;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where tokens come from: memory, or a file of llm.c's format (256 int32 of header: magic, version, count; then uint16
 // or uint32) or of nanoGPT's (raw uint16). Files are read in pieces, never mapped, and every token is checked on
-// opening.
+// opening and on every read.
 #pragma once
 
 #include <sys/stat.h>
@@ -48,10 +48,10 @@ class FileTokens final : public TokenSource {
   /// a wrong magic or version, a count that is not that of the file, an odd number of bytes, a token >= vocabulary.
   FileTokens(const std::string& path, std::int64_t vocabulary, Format format = Format::llm_c,
              FileSystem& files = FileSystem::system())
-      : file_(File::read(files, path, File::Links::follow)), opened_(stamp()) {
+      : file_(File::read(files, path, File::Links::follow)), opened_(stamp()), vocabulary_(vocabulary) {
     if (file_.size() == 0) throw DataError(text(path, " is empty: no tokens at byte 0"));
     format == Format::llm_c ? read_header() : raw();
-    check(vocabulary);
+    check();
   }
 
   std::int64_t size() const override { return count_; }
@@ -64,6 +64,10 @@ class FileTokens final : public TokenSource {
     for (std::size_t i = 0; i < out.size(); ++i) {
       std::uint32_t token = 0;
       std::memcpy(&token, raw.data() + i * width_, width_);
+      if (static_cast<std::int64_t>(token) >= vocabulary_)
+        throw DataError(text(file_.path(), " holds the token ", token, " at byte ",
+                             data_ + (begin + static_cast<std::int64_t>(i)) * static_cast<std::int64_t>(width_),
+                             ", outside the vocabulary of ", vocabulary_, "; it was made with another tokenizer"));
       out[i] = static_cast<std::int32_t>(token);
     }
   }
@@ -107,22 +111,18 @@ class FileTokens final : public TokenSource {
                            expected, ", but it ends at byte ", file_.size(), "; it was cut or damaged"));
     if (count_ == 0) throw DataError(text(path, " holds no tokens behind its header of ", header_bytes, " bytes"));
   }
-  void check(std::int64_t vocabulary) const {
+  void check() const {
     std::vector<std::int32_t> piece(std::size_t{1} << 16);
     for (std::int64_t at = 0; at < count_; at += static_cast<std::int64_t>(piece.size())) {
       piece.resize(
           static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(piece.size()), count_ - at)));
       read(at, piece);
-      for (std::size_t i = 0; i < piece.size(); ++i)
-        if (piece[i] < 0 || piece[i] >= vocabulary)
-          throw DataError(text(file_.path(), " holds the token ", static_cast<std::uint32_t>(piece[i]), " at byte ",
-                               data_ + (at + static_cast<std::int64_t>(i)) * static_cast<std::int64_t>(width_),
-                               ", outside the vocabulary of ", vocabulary, "; it was made with another tokenizer"));
     }
   }
 
   mutable File file_;
   std::array<std::int64_t, 3> opened_;
+  std::int64_t vocabulary_;
   std::size_t width_ = 2;
   std::int64_t data_ = 0, count_ = 0;
 };

@@ -10,6 +10,9 @@ namespace zeropp::detail {
 
 enum class ByteKind { letter, digit, space, other };
 
+/// Longer runs are cut, so that the cost of a text stays proportional to its length whatever is in it.
+inline constexpr std::size_t longest_word = 64;
+
 /// Bytes above 127 count as letters, so that characters of UTF-8 stay together.
 constexpr ByteKind kind_of(char c) {
   const auto b = static_cast<unsigned char>(c);
@@ -27,7 +30,7 @@ void for_each_word(std::string_view text, F&& f) {
     std::size_t end = begin + 1;
     auto kind = kind_of(text[begin]);
     if (text[begin] == ' ' && end < text.size() && kind_of(text[end]) == ByteKind::letter) kind = ByteKind::letter;
-    while (end < text.size() && kind_of(text[end]) == kind) {
+    while (end < text.size() && end - begin < longest_word && kind_of(text[end]) == kind) {
       // the last space before letters belongs to them
       if (kind == ByteKind::space && text[end] == ' ' && end + 1 < text.size() &&
           kind_of(text[end + 1]) == ByteKind::letter)
