@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # All tests: installs what is missing (Debian), configures, builds, runs. Ends with ctest's summary and its exit code.
 #   --compiler clang++          another compiler (a build folder of its own)
-#   --sanitize address|thread   address and undefined behaviour for the suite, or data races for the tests with ranks
+#   --sanitize address|thread   address and undefined behaviour for the suite, or data races for the tests with thread ranks
 #   anything else               goes to ctest: -R regex, -L label, -LE slow, --rerun-failed, ...
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
 done
 case $sanitize in
   "" | address) ;;
-  thread) arguments=(-L ranks "${arguments[@]}") ;;
+  thread) arguments=(-L ranks -LE mpi "${arguments[@]}") ;;
   *) echo "--sanitize is address or thread, got '$sanitize'" >&2; exit 2 ;;
 esac
 

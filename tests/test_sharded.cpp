@@ -158,8 +158,8 @@ TEST_CASE("more ranks than elements: the unit of one parameter over eight ranks"
       auto run = [&]<Stage S>() {
         Cpu cpu;
         Sharded<ScaledGpt, S> model{comm, cpu, scaled_gpt()};
-        CHECK(model.units()[1].size() == 1);
-        CHECK(model.units()[1].padded() == 8);
+        CHECK(model.units()[2].size() == 1);
+        CHECK(model.units()[2].padded() == 8);
         FusedAdam adam{model};
         auto batch = constant_batch(model, comm.rank() < 3, 6);  // and only three rows
         for (int step = 0; step < 3; ++step) {

@@ -25,33 +25,32 @@ struct Residents {
 
   void enter(int site, Direction direction) {
     for (int ahead = 0; ahead <= prefetch; ++ahead)
-      for (int unit : at(site, direction, ahead)) units.all()[static_cast<std::size_t>(unit)].gather();
+      for (auto* unit : at(site, direction, ahead)) unit->gather();
   }
   /// Releases what neither the next sites nor, at the turn to the backward, this one needs.
   void leave(int site, Direction direction, bool backward_follows) {
     if (direction == Direction::forward && backward_follows && site == units.sites() - 1) return;
-    for (int unit : units.of_site(site)) {
+    for (auto* unit : units.of_site(site)) {
       bool needed = false;
       for (int ahead = 1; ahead <= prefetch; ++ahead) {
         const auto& next = at(site, direction, ahead);
         needed |= std::find(next.begin(), next.end(), unit) != next.end();
       }
-      if (!needed) units.all()[static_cast<std::size_t>(unit)].release();
+      if (!needed) unit->release();
     }
   }
 
   void begin_gradients(int site) {
-    for (int unit : units.of_site(site))
-      units.all()[static_cast<std::size_t>(unit)].begin_gradient(reduction, first_micro_batch);
+    for (auto* unit : units.gradients_of_site(site)) unit->begin_gradient(reduction, first_micro_batch);
   }
   void end_gradients(int site) {
-    for (int unit : units.of_site(site))
-      units.all()[static_cast<std::size_t>(unit)].end_gradient(reduction, first_micro_batch, last_micro_batch, reducer);
+    for (auto* unit : units.gradients_of_site(site))
+      unit->end_gradient(reduction, first_micro_batch, last_micro_batch, reducer);
   }
 
  private:
-  const std::vector<int>& at(int site, Direction direction, int ahead) const {
-    static const std::vector<int> none;
+  const std::vector<Unit<P, D>*>& at(int site, Direction direction, int ahead) const {
+    static const std::vector<Unit<P, D>*> none;
     const int other = site + ahead * static_cast<int>(direction);
     return other < 0 || other >= units.sites() ? none : units.of_site(other);
   }

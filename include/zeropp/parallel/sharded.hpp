@@ -58,7 +58,7 @@ class Sharded {
         units_((agree(), layer_), comm_, device, S),
         reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
     if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
-    units_.initialise(options.seed);
+    units_.initialise(options.seed, pipeline_);
   }
   Sharded(const Sharded&) = delete;
   Sharded& operator=(const Sharded&) = delete;
@@ -153,6 +153,7 @@ class Sharded {
   }
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
+    units_.join_ties(pipeline_);
     if constexpr (S == Stage::none) {
       std::vector<Piece> pieces;
       for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
@@ -161,8 +162,8 @@ class Sharded {
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
-    for (auto& unit : units()) unit.release();
-    if constexpr (S != Stage::none) units_.publish_weights();
+    units_.release();
+    units_.publish_weights(pipeline_);
   }
 
  private:
@@ -184,7 +185,7 @@ class Sharded {
       return result;
     } catch (...) {
       reducer_.drop();
-      for (auto& unit : units()) unit.abandon();
+      units_.abandon();
       throw;
     }
   }
@@ -218,7 +219,7 @@ class Sharded {
                              "differ); start all ranks with the same program and settings"));
   }
 
-  Comm comm_;
+  Comm comm_, pipeline_;
   D& device_;
   ShardedOptions options_;
   L layer_;

@@ -28,8 +28,18 @@ class Unit {
   /// bf16 weights are the upper halves of fp32 masters; the optimizer's ranks hold the lower halves.
   static constexpr bool split_master = std::is_same_v<Weight, bf16>;
 
-  Unit(int index, std::vector<Parameter*> parameters, Comm comm, D& device, Stage stage)
-      : index_(index), stage_(stage), comm_(std::move(comm)), device_(&device), parameters_(std::move(parameters)) {
+  /// An owner is updated by the optimizer. A *twin* is a tied parameter alone: it sums its gradients apart from its
+  /// owner's, in the same shards; its weights are the owner's memory, or a copy where the owner is on another stage of a
+  /// pipeline.
+  enum class Role { owner, twin, distant_twin };
+
+  Unit(int index, std::vector<Parameter*> parameters, Comm comm, D& device, Stage stage, Role role = Role::owner)
+      : index_(index),
+        stage_(stage),
+        role_(role),
+        comm_(std::move(comm)),
+        device_(&device),
+        parameters_(std::move(parameters)) {
     for (auto* p : parameters_) {
       p->unit = index;
       p->offset = size_;
@@ -38,9 +48,10 @@ class Unit {
     padded_ = round_up(size_, comm_.size());
     const auto share = padded_ / comm_.size();
     shard_ = {comm_.rank() * share, (comm_.rank() + 1) * share};
+    gradients_ = keep<Gradient>(whole_gradients() ? whole_range() : shard_, Purpose::gradients);
+    if (role == Role::twin) return;
     weights_ = keep<Weight>(held(), Purpose::weights);
-    gradients_ = keep<Gradient>(stage_ < Stage::gradients ? whole_range() : shard_, Purpose::gradients);
-    if constexpr (split_master) remainder_ = keep<std::int16_t>(update(), Purpose::states);
+    if (split_master && role == Role::owner) remainder_ = keep<std::int16_t>(update(), Purpose::states);
     place_values(held() == whole_range() ? weights_.get() : nullptr);
   }
 
@@ -67,15 +78,13 @@ class Unit {
   /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
   std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
 
-  /// A parameter of another layer that shares memory with `owner`, which this unit owns.
+  /// A parameter of another layer that shares the weights of `owner`, which this unit owns.
   void add_tied(Parameter& tied, const Parameter& owner) {
     tied.unit = index_;
     tied.offset = owner.offset;
     tied_.push_back(&tied);
     place_values(resident() ? whole_base() : nullptr);
   }
-  /// One more layer uses this unit; its gradient is complete when all have run backward.
-  void add_use() { ++uses_; }
 
   bool resident() const { return stage_ < Stage::parameters || whole_; }
   /// Makes the whole unit resident on every rank (stage 3; elsewhere it always is). A collective.
@@ -111,51 +120,49 @@ class Unit {
   };
   [[nodiscard]] Lease lease() { return Lease{*this}; }
 
-  /// A layer of the unit is about to run backward: its gradients have a place, zero at first.
+  /// The layer of the unit is about to run backward: its gradients have a place, zero at first.
   void begin_gradient(Reduction reduction, bool first_micro_batch) {
-    if (open_ == 0) {
-      open_ = uses_;
-      const bool accumulates = reduction == Reduction::once && !first_micro_batch;
-      // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches'
-      // sums.
-      in_place_ = stage_ < Stage::gradients && (reduction == Reduction::once || first_micro_batch);
-      if (!in_place_ && !local_)
-        local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
-      auto gradient = local_gradient();
-      place_gradients(reinterpret_cast<std::byte*>(gradient.data()));
-      if (!accumulates)
-        device_->run({.name = "zero", .bytes = static_cast<double>(gradient.size_bytes())},
-                     [&](auto&) { std::fill(gradient.begin(), gradient.end(), Gradient{}); });
-    }
+    const bool accumulates = reduction == Reduction::once && !first_micro_batch;
+    // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches' sums.
+    in_place_ = whole_gradients() && (reduction == Reduction::once || first_micro_batch);
+    if (!in_place_ && !local_)
+      local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
+    auto gradient = local_gradient();
+    place_gradients(reinterpret_cast<std::byte*>(gradient.data()));
+    if (!accumulates)
+      device_->run({.name = "zero", .bytes = static_cast<double>(gradient.size_bytes())},
+                   [&](auto&) { std::fill(gradient.begin(), gradient.end(), Gradient{}); });
   }
-  /// A layer of the unit has run backward. After the last one the gradient goes to the reducer.
+  /// The layer of the unit has run backward: its gradient goes to the reducer.
   void end_gradient(Reduction reduction, bool first_micro_batch, bool last_micro_batch,
                     BucketedReducer<Gradient>& reducer) {
-    if (--open_ > 0) return;
     place_gradients(nullptr);
     if (reduction == Reduction::once && !last_micro_batch) return;
     auto whole = local_gradient();
     if (in_place_) {
       reducer.reduce(whole, part_of_gradients(shard_));
-    } else if (stage_ >= Stage::gradients && (first_micro_batch || reduction == Reduction::once)) {
+    } else if (!whole_gradients() && (first_micro_batch || reduction == Reduction::once)) {
       reducer.reduce(whole, part_of_gradients(shard_), [this] { local_.reset(); });
     } else {  // summed over ranks within the local buffer, then added to the micro-batches before
       auto part = whole.subspan(static_cast<std::size_t>(shard_.begin), static_cast<std::size_t>(shard_.size()));
       reducer.reduce(whole, part, [this, part] {
-        auto sum = part_of_gradients(shard_);
-        device_->run({.name = "accumulate",
-                      .flops = 1.0 * static_cast<double>(part.size()),
-                      .bytes = 3.0 * static_cast<double>(part.size_bytes())},
-                     [&](auto&) {
-                       for (std::size_t i = 0; i < part.size(); ++i) sum[i] = static_cast<Gradient>(sum[i] + part[i]);
-                     });
+        add_to_shard(part);
         local_.reset();
       });
     }
   }
+  /// Adds to the gradients of the shard.
+  void add_to_shard(std::span<const Gradient> part) {
+    auto sum = part_of_gradients(shard_);
+    device_->run({.name = "accumulate",
+                  .flops = 1.0 * static_cast<double>(part.size()),
+                  .bytes = 3.0 * static_cast<double>(part.size_bytes())},
+                 [&](auto&) {
+                   for (std::size_t i = 0; i < part.size(); ++i) sum[i] = static_cast<Gradient>(sum[i] + part[i]);
+                 });
+  }
   /// Forgets a backward that did not end: the way out after an error.
   void abandon() {
-    open_ = 0;
     local_.reset();
     place_gradients(nullptr);
     release();
@@ -181,21 +188,25 @@ class Unit {
     return {reinterpret_cast<T*>(storage.get()), static_cast<std::size_t>(range.size())};
   }
   std::span<Gradient> part_of_gradients(Range range) {
-    const auto from = stage_ < Stage::gradients ? range.begin : range.begin - shard_.begin;
+    const auto from = whole_gradients() ? range.begin : range.begin - shard_.begin;
     return {reinterpret_cast<Gradient*>(gradients_.get()) + from, static_cast<std::size_t>(range.size())};
   }
   std::span<Gradient> local_gradient() { return view<Gradient>(in_place_ ? gradients_ : local_, whole_range()); }
   std::byte* whole_base() const { return stage_ < Stage::parameters ? weights_.get() : whole_.get(); }
 
-  void place_values(std::byte* base) { place(base, sizeof(Weight), &Parameter::value); }
-  void place_gradients(std::byte* base) { place(base, sizeof(Gradient), &Parameter::gradient); }
-  void place(std::byte* base, std::size_t element, void* Parameter::*member) {
-    for (auto* list : {&parameters_, &tied_})
-      for (auto* p : *list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;
+  void place_values(std::byte* base) {
+    for (auto* list : {&parameters_, &tied_}) place(*list, base, sizeof(Weight), &Parameter::value);
   }
+  void place_gradients(std::byte* base) { place(parameters_, base, sizeof(Gradient), &Parameter::gradient); }
+  static void place(const std::vector<Parameter*>& list, std::byte* base, std::size_t element,
+                    void* Parameter::*member) {
+    for (auto* p : list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;
+  }
+  bool whole_gradients() const { return role_ == Role::owner && stage_ < Stage::gradients; }
 
   int index_;
   Stage stage_;
+  Role role_;
   Comm comm_;
   D* device_;
   std::vector<Parameter*> parameters_, tied_;
@@ -203,7 +214,6 @@ class Unit {
   Range shard_;
   Storage weights_, remainder_, gradients_;  // kept
   Storage whole_, local_;                    // while in use
-  int uses_ = 0, open_ = 0;
   bool in_place_ = false;
 };
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <set>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -21,6 +23,7 @@ template <Precision P, Device D>
 class Units {
  public:
   using Weight = typename P::Weight;
+  using Gradient = typename P::Gradient;
 
   template <class L>
   Units(L& model, const Comm& comm, D& device, Stage stage) : comm_(comm), device_(&device) {
@@ -29,18 +32,31 @@ class Units {
     check(sites);
     for (auto& site : sites) {
       std::vector<Parameter*> own;
-      for (auto* p : site)
-        if (p->tied_to.empty()) own.push_back(p);
-      if (!own.empty()) units_.emplace_back(static_cast<int>(units_.size()), std::move(own), comm_, device, stage);
+      const auto make = [&] {
+        if (!own.empty()) units_.emplace_back(static_cast<int>(units_.size()), std::move(own), comm_, device, stage);
+        own.clear();
+      };
+      for (auto* p : site) {
+        if (!p->tied_to.empty()) continue;
+        const bool alone = shared_.contains(p->name);
+        if (alone) make();
+        own.push_back(p);
+        if (alone) make();
+      }
+      make();
     }
-    for (auto& site : sites) add_site(site);
+    for (auto& site : sites) add_site(site, stage);
   }
 
   std::deque<Unit<P, D>>& all() { return units_; }
   const std::deque<Unit<P, D>>& all() const { return units_; }
   int sites() const { return static_cast<int>(sites_.size()); }
-  /// Units that the layers of site `site` use.
-  const std::vector<int>& of_site(int site) const { return sites_[static_cast<std::size_t>(site)]; }
+  /// Units whose weights the layers of site `site` use.
+  const std::vector<Unit<P, D>*>& of_site(int site) const { return sites_[static_cast<std::size_t>(site)].weights; }
+  /// Units that their gradients go to: the same, but a tied parameter's own twin for its owner.
+  const std::vector<Unit<P, D>*>& gradients_of_site(int site) const {
+    return sites_[static_cast<std::size_t>(site)].gradients;
+  }
 
   /// The site of a layer that runs as a whole; -1 if it has no parameters.
   template <class L>
@@ -61,10 +77,10 @@ class Units {
     return count;
   }
 
-  /// Draws the first weights. Every rank draws its shard; the others come over the communicator.
-  void initialise(std::uint64_t seed) {
+  /// Draws the first weights. Every rank draws its shard; the others come over the communicators.
+  void initialise(std::uint64_t seed, const Comm& pipeline) {
     for (auto& unit : units_) initialise(unit, seed);
-    publish_weights();
+    publish_weights(pipeline);
     if constexpr (Unit<P, D>::split_master) {
       std::vector<Piece> pieces;
       for (auto& unit : units_)
@@ -73,12 +89,48 @@ class Units {
     }
   }
 
-  /// Sends every rank's shard of the weights to those who keep them whole (before stage 3). A collective.
-  void publish_weights() {
+  /// Sends every rank's shard of the weights to those who keep them whole (before stage 3), and to the distant twins,
+  /// whose shards are cut alike. A collective.
+  void publish_weights(const Comm& pipeline) {
     std::vector<Piece> pieces;
     for (auto& unit : units_)
       if (unit.held() != unit.shard()) pieces.push_back(unit.weights_piece());
+    for (auto& tie : ties_) {
+      const auto shard = [&](Unit<P, D>& unit) {
+        return unit.weights().subspan(static_cast<std::size_t>(unit.shard().begin - unit.held().begin),
+                                      static_cast<std::size_t>(unit.shard().size()));
+      };
+      if (tie.stage >= 0 && tie.owner) pipeline.send(tie.stage, std::span<const Weight>{shard(*tie.owner)});
+      if (tie.stage >= 0 && tie.twin) pipeline.recv(tie.stage, shard(*tie.twin));
+      if (tie.stage >= 0 && tie.twin && tie.twin->held() != tie.twin->shard())
+        pieces.push_back(tie.twin->weights_piece());
+    }
     if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
+  }
+
+  /// Adds the gradients of twins, summed over ranks, to those of their owners.
+  void join_ties(const Comm& pipeline) {
+    for (auto& tie : ties_) {
+      if (tie.owner && tie.twin) {
+        tie.owner->add_to_shard(tie.twin->shard_gradients());
+      } else if (tie.twin) {
+        pipeline.send(tie.stage, std::span<const Gradient>{tie.twin->shard_gradients()});
+      } else {
+        Tensor<Gradient, 1> sum(device_->pool(), {tie.owner->shard().size()}, Purpose::gradients);
+        pipeline.recv(tie.stage, sum.span());
+        tie.owner->add_to_shard(sum.span());
+      }
+    }
+  }
+
+  /// After an error nothing stays gathered or half reduced.
+  void abandon() {
+    for (auto* list : {&units_, &twins_})
+      for (auto& unit : *list) unit.abandon();
+  }
+  void release() {
+    for (auto* list : {&units_, &twins_})
+      for (auto& unit : *list) unit.release();
   }
 
  private:
@@ -108,7 +160,12 @@ class Units {
       }
     for (auto& site : sites)
       for (auto* p : site) {
-        if (p->tied_to.empty()) continue;
+        if (p->tied_to.empty()) {
+          if (p->tied_stage >= 0) shared_.insert(p->name);
+          continue;
+        }
+        shared_.insert(p->tied_to);
+        if (p->tied_stage >= 0) continue;  // its owner is on another stage; PipelineStage has compared them
         auto owner = by_name_.find(p->tied_to);
         if (owner == by_name_.end())
           throw ConfigError(text("parameter ", p->name, " is tied to ", p->tied_to, ", which no layer declares"));
@@ -118,18 +175,31 @@ class Units {
       }
   }
 
-  void add_site(const std::vector<Parameter*>& site) {
-    std::vector<int> units;
+  void add_site(const std::vector<Parameter*>& site, Stage stage) {
+    using Role = typename Unit<P, D>::Role;
+    Site found;
+    const auto add = [](std::vector<Unit<P, D>*>& list, Unit<P, D>& unit) {
+      if (std::find(list.begin(), list.end(), &unit) == list.end()) list.push_back(&unit);
+    };
     for (auto* p : site) {
-      if (!p->tied_to.empty()) {
-        const auto& owner = *by_name_.at(p->tied_to);
-        units_[static_cast<std::size_t>(owner.unit)].add_tied(*p, owner);
+      if (p->tied_to.empty()) {
+        auto& unit = units_[static_cast<std::size_t>(p->unit)];
+        add(found.weights, unit);
+        add(found.gradients, unit);
+        if (p->tied_stage >= 0) ties_.push_back({&unit, nullptr, p->tied_stage});
+        continue;
       }
-      if (std::find(units.begin(), units.end(), p->unit) == units.end()) units.push_back(p->unit);
+      const bool distant = p->tied_stage >= 0;
+      auto* owner = distant ? nullptr : by_name_.at(p->tied_to);
+      auto& twin = twins_.emplace_back(owner ? owner->unit : -1, std::vector{p}, comm_, *device_, stage,
+                                       distant ? Role::distant_twin : Role::twin);
+      if (owner) units_[static_cast<std::size_t>(owner->unit)].add_tied(*p, *owner);
+      add(found.weights, owner ? units_[static_cast<std::size_t>(owner->unit)] : twin);
+      add(found.gradients, twin);
+      ties_.push_back({owner ? &units_[static_cast<std::size_t>(owner->unit)] : nullptr, &twin, p->tied_stage});
     }
-    for (int unit : units) units_[static_cast<std::size_t>(unit)].add_use();
     site_of_parameter_.emplace(site.front(), static_cast<int>(sites_.size()));
-    sites_.push_back(std::move(units));
+    sites_.push_back(std::move(found));
   }
 
   void initialise(Unit<P, D>& unit, std::uint64_t seed) {
@@ -167,8 +237,19 @@ class Units {
 
   Comm comm_;
   D* device_;
-  std::deque<Unit<P, D>> units_;  // addresses must stay: reductions under way point to them
-  std::vector<std::vector<int>> sites_;
+  struct Site {
+    std::vector<Unit<P, D>*> weights, gradients;
+  };
+  /// A tied parameter's unit and its twin; one of them is null where it is on stage `stage` of the pipeline.
+  struct Tie {
+    Unit<P, D>* owner;
+    Unit<P, D>* twin;
+    int stage;
+  };
+  std::deque<Unit<P, D>> units_, twins_;  // addresses must stay: reductions under way point to them
+  std::vector<Site> sites_;
+  std::vector<Tie> ties_;
+  std::set<std::string, std::less<>> shared_;  ///< names of parameters that others are tied to: units of their own
   std::unordered_map<const Parameter*, int> site_of_parameter_;
   std::map<std::string, Parameter*, std::less<>> by_name_;
 };
