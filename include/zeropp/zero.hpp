@@ -22,6 +22,7 @@
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
+#include <zeropp/kernels/cross_entropy_split.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/matmul.hpp>
@@ -53,6 +54,7 @@
 #include <zeropp/parallel/bucketed_reducer.hpp>
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/parallel/stage.hpp>
+#include <zeropp/parallel/tensor_parallel.hpp>
 
 #include <zeropp/train/checkpoint/naming.hpp>
 #include <zeropp/train/checkpoint/together.hpp>

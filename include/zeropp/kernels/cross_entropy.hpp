@@ -44,10 +44,15 @@ void check_labels(D& device, std::span<const std::int32_t> labels, std::int64_t 
   });
 }
 
-/// Turns a row of logits into its loss; with Gradient, the row becomes scale · (softmax − one-hot) over `used`, 0
-/// beyond.
-template <bool Gradient, class C>
-double cross_entropy_row(C* row, std::int64_t vocabulary, std::int64_t used, std::int32_t label, C scale) {
+template <class C>
+struct RowSum {
+  C highest;
+  double sum;  ///< of exp(logit − highest)
+};
+
+/// The greatest of a row of at least one logit, and the sum of exponentials; with Keep, the row becomes these.
+template <bool Keep, class C>
+RowSum<C> sum_of_exponentials(C* row, std::int64_t used) {
   constexpr int lanes = 16;
   C top[lanes];
   std::fill_n(top, lanes, row[0]);
@@ -56,24 +61,32 @@ double cross_entropy_row(C* row, std::int64_t vocabulary, std::int64_t used, std
     for (int l = 0; l < lanes; ++l) top[l] = std::max(top[l], row[i + l]);
   for (; i < used; ++i) top[0] = std::max(top[0], row[i]);
   const C highest = *std::max_element(top, top + lanes);
-  const C target = row[label];
   C partial[lanes] = {};
   for (i = 0; i + lanes <= used; i += lanes)
     for (int l = 0; l < lanes; ++l) {
       const C e = kernels::exp(row[i + l] - highest);
       partial[l] += e;
-      if constexpr (Gradient) row[i + l] = e;
+      if constexpr (Keep) row[i + l] = e;
     }
   for (int l = 0; i < used; ++i, ++l) {
     const C e = kernels::exp(row[i] - highest);
     partial[l] += e;
-    if constexpr (Gradient) row[i] = e;
+    if constexpr (Keep) row[i] = e;
   }
   double sum = 0;
   for (C p : partial) sum += static_cast<double>(p);
+  return {highest, sum};
+}
+
+/// Turns a row of logits into its loss; with Gradient, the row becomes scale · (softmax − one-hot) over `used`, 0
+/// beyond.
+template <bool Gradient, class C>
+double cross_entropy_row(C* row, std::int64_t vocabulary, std::int64_t used, std::int32_t label, C scale) {
+  const C target = row[label];
+  const auto [highest, sum] = sum_of_exponentials<Gradient>(row, used);
   if constexpr (Gradient) {
     const C factor = static_cast<C>(static_cast<double>(scale) / sum);
-    for (i = 0; i < used; ++i) row[i] *= factor;
+    for (std::int64_t i = 0; i < used; ++i) row[i] *= factor;
     row[label] -= scale;
     std::fill(row + used, row + vocabulary, C{0});
   }

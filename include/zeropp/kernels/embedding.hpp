@@ -8,6 +8,7 @@
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/error.hpp>
+#include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
 
 namespace zeropp::kernels {
@@ -25,19 +26,28 @@ void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t 
   });
 }
 
-/// y[i] = table[tokens[i]] + positions[i mod context]; y is [n, width], table [vocabulary, width]; positions
-/// [context, width] may be null.
+/// Rows of a table that are here; a token beyond them adds nothing.
+inline constexpr Range all_rows{0, std::int64_t{1} << 62};
+
+/// y[i] = table[tokens[i]] + positions[i mod context]; y is [n, width], table [vocabulary, width], of which the rows
+/// `held` are at `table`; positions [context, width] may be null.
 template <Device D, class W, class Y>
 void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
-                       const W* positions, std::int64_t context, Y* y, std::int64_t width) {
+                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows) {
   check_tokens(device, tokens, vocabulary);
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   device.run({.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))}, [&](auto& workers) {
     workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
       for (auto i = begin; i < end; ++i) {
-        const W* row = table + tokens[static_cast<std::size_t>(i)] * width;
+        const std::int64_t token = tokens[static_cast<std::size_t>(i)];
         const W* place = positions ? positions + i % context * width : nullptr;
+        if (token < held.begin || token >= held.end) {
+          for (std::int64_t c = 0; c < width; ++c)
+            y[i * width + c] = static_cast<Y>(place ? compute_t<W>(place[c]) : 0);
+          continue;
+        }
+        const W* row = table + (token - held.begin) * width;
         for (std::int64_t c = 0; c < width; ++c)
           y[i * width + c] = static_cast<Y>(compute_t<W>(row[c]) + (place ? compute_t<W>(place[c]) : 0));
       }
@@ -45,21 +55,39 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
   });
 }
 
-/// Adds dy to the rows of dtable, and of dpositions where that is not null.
+/// y[i] += rows[i mod period] for y [n, width]: positions, or with a period of 1 a bias.
+template <Device D, class W, class Y>
+void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t n, std::int64_t width) {
+  const auto count = static_cast<double>(n * width);
+  device.run({.name = "add rows", .flops = count, .bytes = count * (sizeof(W) + 2 * sizeof(Y))}, [&](auto& workers) {
+    workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = begin; i < end; ++i) {
+        const W* row = rows + i % period * width;
+        for (std::int64_t c = 0; c < width; ++c) {
+          Y& to = y[i * width + c];
+          to = static_cast<Y>(static_cast<compute_t<Y>>(to) + static_cast<compute_t<Y>>(row[c]));
+        }
+      }
+    });
+  });
+}
+
+/// Adds dy to the rows of dtable that are `held`, and of dpositions where that is not null.
 template <Device D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
-                        std::int64_t context, std::int64_t width) {
+                        std::int64_t context, std::int64_t width, Range held = all_rows) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   device.run({.name = "embedding backward", .flops = 2 * count, .bytes = count * (4 * sizeof(G) + sizeof(Y))},
              [&](auto& workers) {
                workers.for_each(width, 64, [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t i = 0; i < n; ++i) {
-                   G* row = dtable + tokens[static_cast<std::size_t>(i)] * width;
+                   const std::int64_t token = tokens[static_cast<std::size_t>(i)];
+                   G* row = token >= held.begin && token < held.end ? dtable + (token - held.begin) * width : nullptr;
                    G* place = dpositions ? dpositions + i % context * width : nullptr;
                    for (auto c = begin; c < end; ++c) {
                      const auto g = static_cast<compute_t<Y>>(dy[i * width + c]);
-                     row[c] += static_cast<compute_t<G>>(g);
+                     if (row) row[c] += static_cast<compute_t<G>>(g);
                      if (place) place[c] += static_cast<compute_t<G>>(g);
                    }
                  }

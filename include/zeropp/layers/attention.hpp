@@ -21,25 +21,20 @@ struct AttentionOptions {
   float init_std = 0.02f, projection_std = 0.02f;
 };
 
-/// Input and output [B, T, C]. Children NAME.c_attn (queries, keys, values side by side) and NAME.c_proj, as GPT-2
-/// names them.
-class CausalSelfAttention {
- public:
-  CausalSelfAttention(const std::string& name, AttentionOptions o)
-      : options_(checked(name, o)),
-        size_(o.width / o.heads),
-        qkv{name + ".c_attn",
-            o.width,
-            o.width + 2 * options_.kv_heads * size_,
-            {.bias = o.bias, .init_std = o.init_std}},
-        projection{name + ".c_proj", o.width, o.width, {.bias = o.bias, .init_std = o.projection_std}} {}
+namespace detail {
 
- private:
-  AttentionOptions options_;
-  std::int64_t size_;
-
+/// Attention between the layer that makes queries, keys and values, and the projection. `here` says how many heads are
+/// computed here and how wide they are together: C, or a part of it.
+template <class Qkv, class Projection>
+class AttentionCore {
  public:
-  Linear qkv, projection;
+  AttentionCore(const AttentionOptions& here, Qkv of_qkv, Projection of_projection)
+      : qkv(std::move(of_qkv)), projection(std::move(of_projection)), options_(here), size_(here.width / here.heads) {}
+
+  Qkv qkv;
+  Projection projection;
+
+  const AttentionOptions& options() const { return options_; }
 
   template <class F>
   void for_each_child(F&& f) {
@@ -83,23 +78,6 @@ class CausalSelfAttention {
   }
 
  private:
-  static AttentionOptions checked(const std::string& name, AttentionOptions o) {
-    detail::positive(o.width, name, "the width");
-    checked_product(o.width, 3);
-    detail::positive(o.heads, name, "the number of heads");
-    if (o.width % o.heads)
-      throw ConfigError(text(name, ": a width of ", o.width, " is not divisible by ", o.heads, " heads"));
-    if (o.kv_heads == 0) o.kv_heads = o.heads;
-    detail::positive(o.kv_heads, name, "the number of key and value heads");
-    if (o.heads % o.kv_heads)
-      throw ConfigError(text(name, ": ", o.heads, " heads are not divisible by ", o.kv_heads, " key and value heads"));
-    if (o.rope_base < 0)
-      throw ConfigError(text(name, ": the base of rotary positions must be above 0, got ", o.rope_base));
-    if (o.rope_base > 0 && o.width / o.heads % 2)
-      throw ConfigError(text(name, ": rotary positions need an even head size, got ", o.width / o.heads));
-    return o;
-  }
-
   template <class T>
   kernels::AttentionShape shape(const Tensor<T, 3>& packed) const {
     return {packed.extent(0), packed.extent(1), options_.heads, options_.kv_heads, size_};
@@ -134,6 +112,49 @@ class CausalSelfAttention {
                   options_.rope_base, direction);
     kernels::rope(ctx.device, key(packed).data, packed.extent(2), s.batch, s.context, s.kv_heads, size_,
                   options_.rope_base, direction);
+  }
+
+  AttentionOptions options_;
+  std::int64_t size_;
+};
+
+}  // namespace detail
+
+/// Input and output [B, T, C]. Children NAME.c_attn (queries, keys, values side by side) and NAME.c_proj, as GPT-2
+/// names them.
+class CausalSelfAttention : public detail::AttentionCore<Linear, Linear> {
+ public:
+  CausalSelfAttention(const std::string& name, const AttentionOptions& o)
+      : CausalSelfAttention(Checked{checked(name, o)}, name) {}
+
+ private:
+  struct Checked {
+    AttentionOptions o;
+  };
+  CausalSelfAttention(const Checked& c, const std::string& name)
+      : AttentionCore{
+            c.o,
+            Linear{name + ".c_attn",
+                   c.o.width,
+                   c.o.width + 2 * c.o.kv_heads * (c.o.width / c.o.heads),
+                   {.bias = c.o.bias, .init_std = c.o.init_std}},
+            Linear{name + ".c_proj", c.o.width, c.o.width, {.bias = c.o.bias, .init_std = c.o.projection_std}}} {}
+
+  static AttentionOptions checked(const std::string& name, AttentionOptions o) {
+    detail::positive(o.width, name, "the width");
+    checked_product(o.width, 3);
+    detail::positive(o.heads, name, "the number of heads");
+    if (o.width % o.heads)
+      throw ConfigError(text(name, ": a width of ", o.width, " is not divisible by ", o.heads, " heads"));
+    if (o.kv_heads == 0) o.kv_heads = o.heads;
+    detail::positive(o.kv_heads, name, "the number of key and value heads");
+    if (o.heads % o.kv_heads)
+      throw ConfigError(text(name, ": ", o.heads, " heads are not divisible by ", o.kv_heads, " key and value heads"));
+    if (o.rope_base < 0)
+      throw ConfigError(text(name, ": the base of rotary positions must be above 0, got ", o.rope_base));
+    if (o.rope_base > 0 && o.width / o.heads % 2)
+      throw ConfigError(text(name, ": rotary positions need an even head size, got ", o.width / o.heads));
+    return o;
   }
 };
 

@@ -12,12 +12,19 @@
 
 namespace zeropp {
 
+/// Which of several equal parts of the sequence is here.
+struct SequencePart {
+  std::int64_t index = 0, parts = 1;
+};
+
 class Dropout {
  public:
   /// Elements are zeroed with probability p in [0, 1), the others scaled by 1/(1 − p).
   Dropout(const std::string& name, float p) : name_(hash_of(name)), p_(p) {
     if (!(p >= 0 && p < 1)) throw ConfigError(text(name, ": the probability of dropout must be in [0, 1), got ", p));
   }
+
+  SequencePart part;  ///< of the inputs: their elements are counted in the whole sequence
 
   std::array<Parameter*, 0> parameters() { return {}; }
 
@@ -36,8 +43,16 @@ class Dropout {
     if (p_ == 0 || !ctx.training()) return x;
     auto y = x.unique() ? x : ctx.make_like(x);
     const auto sample = x.extent(0) ? x.size() / x.extent(0) : 0;
-    kernels::dropout(ctx.device, x.span(), y.span(), p_, ctx.random(RandomPurpose::dropout, name_),
-                     ctx.first_sample * sample);
+    const auto random = ctx.random(RandomPurpose::dropout, name_);
+    if (part.parts == 1) {
+      kernels::dropout(ctx.device, x.span(), y.span(), p_, random, ctx.first_sample * sample);
+      return y;
+    }
+    for (std::int64_t b = 0; b < x.extent(0); ++b) {
+      const auto at = static_cast<std::size_t>(b * sample), count = static_cast<std::size_t>(sample);
+      kernels::dropout(ctx.device, x.span().subspan(at, count), y.span().subspan(at, count), p_, random,
+                       ((ctx.first_sample + b) * part.parts + part.index) * sample);
+    }
     return y;
   }
 

@@ -44,6 +44,8 @@ class GptEmbedding {
     for (auto& table : tables) table.size();  // throws where it overflows
   }
 
+  const EmbeddingOptions& options() const { return options_; }
+
   std::vector<Parameter> tables;  ///< tokens, and positions if there are any
 
   std::vector<Parameter*> parameters() {
@@ -55,9 +57,7 @@ class GptEmbedding {
   template <class C>
   auto forward(C& ctx, Tensor<std::int32_t, 2> tokens) {
     const auto context = tokens.extent(1);
-    if (tables.size() > 1 && context > options_.context)
-      throw ConfigError(text(tables[1].name, " holds ", options_.context, " positions, got sequences of ", context,
-                             " tokens; shorten them, or build the model for a longer context"));
+    expect_context(context);
     auto y = ctx.template make<3>({tokens.extent(0), context, options_.width});
     kernels::embedding_forward(ctx.device, tokens.span(), ctx.value(tables[0]), options_.vocabulary_used,
                                tables.size() > 1 ? ctx.value(tables[1]) : nullptr, context, y.data(), options_.width);
@@ -69,6 +69,13 @@ class GptEmbedding {
                                 tables.size() > 1 ? ctx.gradient(tables[1]) : nullptr, tokens.extent(1),
                                 options_.width);
     return {};
+  }
+
+  /// Throws ConfigError where sequences are longer than the table of positions.
+  void expect_context(std::int64_t context) const {
+    if (tables.size() > 1 && context > options_.context)
+      throw ConfigError(text(tables[1].name, " holds ", options_.context, " positions, got sequences of ", context,
+                             " tokens; shorten them, or build the model for a longer context"));
   }
 
  private:

@@ -11,6 +11,8 @@
 namespace zeropp {
 
 struct Gelu {
+  static constexpr bool per_position = true;
+
   std::array<Parameter*, 0> parameters() { return {}; }
 
   template <class C, class T, int R>

@@ -37,6 +37,13 @@ concept ContainerOfUnits = Container<L> && requires {
   requires L::children_are_units;
 };
 
+/// A layer whose output at a place of the sequence depends on its input at that place alone, and not on which place it
+/// is: ranks may share the sequence without its knowing. It says so with `static constexpr bool per_position = true`.
+template <class L>
+concept PerPosition = requires {
+  requires L::per_position;
+};
+
 /// Calls f(child) for the direct children of a layer, in the order of its forward; nothing for a leaf.
 template <class L, class F>
 void for_each_child(L& layer, F&& f) {

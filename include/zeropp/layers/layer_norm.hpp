@@ -14,6 +14,8 @@ namespace zeropp {
 /// Parameters NAME.weight [width] (ones) and NAME.bias [width] (zeros).
 class LayerNorm {
  public:
+  static constexpr bool per_position = true;
+
   LayerNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
     gain = {.name = name + ".weight", .shape = {width}, .init = Init::constant(1)};

@@ -41,6 +41,10 @@ class LmHead {
 
   auto parameters() { return std::array{&weight}; }
 
+  std::int64_t vocabulary() const { return vocabulary_; }
+  std::int64_t used() const { return used_; }  ///< rows that are real
+  std::int64_t width() const { return width_; }
+
   template <class T>
   struct Saved {
     Tensor<T, 3> x;
@@ -59,9 +63,7 @@ class LmHead {
       loss.add(0, 0);
       return Forward{loss, Saved<T>{}};
     }
-    if (ctx.labels.size() != x.rows())
-      throw ConfigError(text(weight.name, ": an input of ", x.rows(), " rows needs as many labels, the context has ",
-                             ctx.labels.size()));
+    check(ctx.labels, x.rows());
     if (ctx.training()) return Forward{loss, Saved<T>{std::move(x), ctx.labels, loss}};
     const auto sum = kernels::linear_cross_entropy(ctx.device, x.data(), ctx.value(weight), ctx.labels.span(), width_,
                                                    vocabulary_, used_);
@@ -79,7 +81,12 @@ class LmHead {
     return dx;
   }
 
- private:
+  /// Both throw ConfigError where what is asked does not fit an input of so many rows.
+  void check(const Tensor<std::int32_t, 2>& labels, std::int64_t rows) const {
+    if (labels.size() != rows)
+      throw ConfigError(
+          text(weight.name, ": an input of ", rows, " rows needs as many labels, the context has ", labels.size()));
+  }
   void check(const LogitsRequest& request, std::int64_t rows) const {
     if (static_cast<std::int64_t>(request.out.size()) != static_cast<std::int64_t>(request.rows.size()) * used_)
       throw ConfigError(text(weight.name, ": logits of ", request.rows.size(), " rows are ", request.rows.size(), " x ",
@@ -89,6 +96,7 @@ class LmHead {
         throw ConfigError(text(weight.name, ": logits of row ", row, " are asked for, the input has ", rows, " rows"));
   }
 
+ private:
   std::int64_t vocabulary_, used_, width_;
 };
 

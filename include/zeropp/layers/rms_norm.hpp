@@ -14,6 +14,8 @@ namespace zeropp {
 /// Parameter NAME.weight [width] (ones).
 class RmsNorm {
  public:
+  static constexpr bool per_position = true;
+
   RmsNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
     gain = {.name = name + ".weight", .shape = {width}, .init = Init::constant(1)};

@@ -15,15 +15,17 @@ struct SwiGluOptions {
   float init_std = 0.02f, projection_std = 0.02f;
 };
 
-/// Children NAME.gate_proj and NAME.up_proj [hidden, width], NAME.down_proj [width, hidden].
-class SwiGlu {
- public:
-  SwiGlu(const std::string& name, std::int64_t width, std::int64_t hidden, SwiGluOptions o = {})
-      : gate{name + ".gate_proj", width, hidden, {.bias = o.bias, .init_std = o.init_std}},
-        up{name + ".up_proj", width, hidden, {.bias = o.bias, .init_std = o.init_std}},
-        down{name + ".down_proj", hidden, width, {.bias = o.bias, .init_std = o.projection_std}} {}
+namespace detail {
 
-  Linear gate, up, down;
+/// SwiGlu, whatever the type of the last layer.
+template <class Down>
+class SwiGluCore {
+ public:
+  SwiGluCore(Linear of_gate, Linear of_up, Down of_down)
+      : gate(std::move(of_gate)), up(std::move(of_up)), down(std::move(of_down)) {}
+
+  Linear gate, up;
+  Down down;
 
   template <class F>
   void for_each_child(F&& f) {
@@ -60,6 +62,17 @@ class SwiGlu {
     kernels::add(ctx.device, dx.span(), from_up.span(), dx.span());
     return dx;
   }
+};
+
+}  // namespace detail
+
+/// Children NAME.gate_proj and NAME.up_proj [hidden, width], NAME.down_proj [width, hidden].
+class SwiGlu : public detail::SwiGluCore<Linear> {
+ public:
+  SwiGlu(const std::string& name, std::int64_t width, std::int64_t hidden, SwiGluOptions o = {})
+      : SwiGluCore{Linear{name + ".gate_proj", width, hidden, {.bias = o.bias, .init_std = o.init_std}},
+                   Linear{name + ".up_proj", width, hidden, {.bias = o.bias, .init_std = o.init_std}},
+                   Linear{name + ".down_proj", hidden, width, {.bias = o.bias, .init_std = o.projection_std}}} {}
 };
 
 }  // namespace zeropp

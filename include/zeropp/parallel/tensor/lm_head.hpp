@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The head: ranks share the vocabulary, and of each row of logits exchange three numbers. The loss is the same number
+// on every rank. Logits that are asked for are gathered, those rows only.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <zeropp/kernels/cross_entropy_split.hpp>
+#include <zeropp/layers/lm_head.hpp>
+#include <zeropp/parallel/tensor/group.hpp>
+#include <zeropp/parallel/tensor/slice.hpp>
+
+namespace zeropp {
+
+template <>
+class TensorParallel<LmHead> {
+ public:
+  TensorParallel(const TensorOptions& o, LmHead whole)
+      : group_(o),
+        part_{share_of(whole.vocabulary(), o.comm.rank(), o.comm.size(), whole.weight.name, "a vocabulary of "),
+              whole.used(), o.comm.rank(), o.comm.size()},
+        head_(std::move(whole)) {
+    head_.weight = cut(std::move(head_.weight), 0, {part_.rows}, group_.size());
+  }
+
+  auto parameters() { return head_.parameters(); }
+
+  template <class C, class T>
+  auto forward(C& ctx, Tensor<T, 3> x) {
+    using Saved = LmHead::Saved<T>;
+    if (group_.size() == 1) return ctx.forward(head_, std::move(x));
+    detail::expect_width(x, head_.width(), head_.weight.name);
+    const auto rows = x.rows() * group_.part().parts;
+    Loss loss;
+    if (ctx.logits) {
+      head_.check(*ctx.logits, rows);
+      gather_logits(ctx, *ctx.logits, group_.whole(ctx, std::move(x)));
+      loss.add(0, 0);
+      return Forward{loss, Saved{}};
+    }
+    head_.check(ctx.labels, rows);
+    if (ctx.training()) return Forward{loss, Saved{std::move(x), ctx.labels, loss}};
+    x = group_.whole(ctx, std::move(x));
+    const auto sum = kernels::linear_cross_entropy_part(ctx.device, x.data(), ctx.value(head_.weight),
+                                                        ctx.labels.span(), head_.width(), part_, exchange<T>());
+    loss.add(sum.sum, sum.count);
+    return Forward{loss, Saved{}};
+  }
+  template <class C, class T>
+  auto backward(C& ctx, float dy, LmHead::Saved<T> saved) {
+    if (group_.size() == 1) return ctx.backward(head_, dy, std::move(saved));
+    auto x = group_.whole(ctx, std::move(saved.x));
+    auto dx = ctx.make_like(x);
+    const auto sum = kernels::linear_cross_entropy_part_backward(
+        ctx.device, x.data(), ctx.value(head_.weight), saved.labels.span(), dx.data(), ctx.gradient(head_.weight),
+        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>());
+    saved.loss.add(sum.sum, sum.count);
+    x = {};
+    return group_.sum(ctx, std::move(dx));
+  }
+
+ private:
+  /// Three numbers a row, once a block of rows: what computing the block's logits twice would save is one call in four.
+  template <class T>
+  auto exchange() const {
+    using Compute = compute_t<T>;
+    return [this](std::span<const Compute> mine, std::span<Compute> all) { group_.comm().all_gather(mine, all); };
+  }
+
+  template <class C, class T>
+  void gather_logits(C& ctx, const LogitsRequest& request, const Tensor<T, 3>& x) const {
+    const auto rows = static_cast<std::int64_t>(request.rows.size()), here = part_.rows.size();
+    Tensor<float, 2> mine(ctx.device.pool(), {rows, here}, Purpose::buffers);
+    Tensor<float, 3> all(ctx.device.pool(), {part_.ranks, rows, here}, Purpose::buffers);
+    kernels::linear_logits(ctx.device, x.data(), ctx.value(head_.weight), request.rows, mine.span(), head_.width(),
+                           here, here);
+    group_.comm().all_gather(std::span<const float>{mine.span()}, all.span());
+    ctx.device.run({.name = "join logits"}, [&](auto&) {
+      for (std::int64_t r = 0; r < part_.ranks; ++r)
+        for (std::int64_t i = 0; i < rows; ++i) {
+          const auto count = std::clamp<std::int64_t>(part_.used - r * here, 0, here);
+          std::copy_n(all.data() + (r * rows + i) * here, count,
+                      request.out.data() + i * part_.used + std::min(r * here, part_.used));
+        }
+    });
+  }
+
+  TensorGroup group_;
+  kernels::VocabularyPart part_;
+  LmHead head_;
+};
+
+}  // namespace zeropp
