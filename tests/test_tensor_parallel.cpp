@@ -64,6 +64,22 @@ struct Gain {
   }
 };
 
+/// A layer of a user with a rule of its own, below.
+struct Squeeze : Sequential<Linear, Linear> {
+  Squeeze() : Sequential{Linear{"narrow", 16, 8}, Linear{"widen", 8, 16}} {}
+};
+
+}  // namespace
+
+template <>
+struct zeropp::TensorParallel<Squeeze>
+    : Sequential<TensorParallel<Linear, SplitBy::columns>, TensorParallel<Linear, SplitBy::rows>> {
+  TensorParallel(const TensorOptions& o, const Squeeze& whole)
+      : Sequential{{o, std::get<0>(whole.children)}, {o, std::get<1>(whole.children)}} {}
+};
+
+namespace {
+
 /// A part of a tensor: of `axis`, the one that `rank` of `ranks` holds; all of it for axis -1.
 template <class T, int R>
 Tensor<T, R> part_of(Pool& pool, const Tensor<T, R>& whole, int axis, int rank, int ranks) {
@@ -117,23 +133,24 @@ Errors compare(const L& layer, int ranks, bool sequence, MakeX make_x, Axes axes
                std::int64_t labels_below = 0) {
   Cpu cpu;
   Placed<L, P> whole{cpu, layer, {.noise = 0.3f}};
+  auto plain = whole.context();
+  const auto x = make_x(plain);
   const auto with_labels = [&](Cpu& device) {
     auto own = run;
-    if (labels_below) own.labels = token_tensor(device, {2, 8}, labels_below, 7, 5);
+    if (labels_below) own.labels = token_tensor(device, {x.extent(0), x.extent(1)}, labels_below, 7, 5);
     return own;
   };
   auto ctx = whole.context(with_labels(cpu));
-  const auto x = make_x(ctx);
-  auto [y, saved] = ctx.forward(whole.layer(), x);
-  using Y = decltype(y);
-  constexpr bool head = std::is_same_v<Y, Loss>;
+  auto forward = ctx.forward(whole.layer(), x);
+  const auto y = forward.output;
+  constexpr bool head = std::is_same_v<decltype(forward.output), Loss>;
   const auto dy = [&] {
     if constexpr (head)
       return 1.0f;
     else
       return normal_tensor(ctx, y.shape(), 99);
   }();
-  const auto dx = ctx.backward(whole.layer(), dy, std::move(saved));
+  const auto dx = ctx.backward(whole.layer(), dy, std::move(forward.saved));
 
   std::vector<Errors> of_rank(static_cast<std::size_t>(ranks));
   run_ranks(ranks, {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
@@ -252,12 +269,16 @@ TEST_CASE("attention by heads, grouped and rotary") {
              normal);
 }
 
-TEST_CASE("norms, gelu, dropout and a user's layer of single positions") {
+TEST_CASE("a user's own rule, and a user's layer of single positions") {
+  check_rule(Squeeze{}, normal);
+  check_rule(Gain{}, normal);
+}
+
+TEST_CASE("norms, gelu and dropout") {
   check_rule(LayerNorm{"ln", 16}, normal);
   check_rule(RmsNorm{"rms", 16}, normal);
   check_rule(Gelu{}, normal);
   check_rule(Dropout{"drop", 0.4f}, normal, {}, {.step = 3, .first_sample = 5});
-  check_rule(Gain{}, normal);
 }
 
 TEST_CASE("embedding by vocabulary: sums over ranks are exact") {
@@ -276,10 +297,19 @@ TEST_CASE("embedding by vocabulary: sums over ranks are exact") {
 TEST_CASE("head by vocabulary, also where a rank holds nothing but padding, and in several blocks of rows") {
   check_rule(LmHead{"head", 40, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_scale = 0.25}, 29);
   check_rule(LmHead{"head", 64, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_scale = 0.25}, 29);
+  const auto long_ones = [](auto& ctx) { return normal_tensor(ctx, Extents<3>{2, 100, 16}, 3); };
+  check_rule(LmHead{"head", 40, 16}, long_ones, {}, {.loss_scale = 0.25}, 40);
 }
 
 TEST_CASE("a whole GPT: tied head, recompute, dropout, padding") {
-  check_rule(Gpt{}, tokens, {}, {.step = 4, .first_sample = 2, .loss_scale = 0.1}, 29);
+  const RunState run{.step = 4, .first_sample = 2, .loss_scale = 0.1};
+  check_rule(Gpt{}, tokens, {}, run, 29);
+  for (bool sequence : {false, true}) {
+    const auto in_bf16 = compare<Bf16>(Gpt{}, 2, sequence, tokens, {}, run, 29);
+    CHECK(in_bf16.y <= 1e-2);
+    CHECK(in_bf16.gradients <= 1e-1);
+    CHECK(in_bf16.copies_equal);
+  }
 }
 
 TEST_CASE("evaluation and logits on request are the whole model's, on every rank") {
@@ -479,6 +509,31 @@ TEST_CASE("what layers exchange is what the papers count") {
   // three numbers of each of 16 rows, and the gradient of the input; never the logits
   check_traffic(LmHead{"head", 32, 16}, false, normal, {}, {.reduce = 1}, 3 * 16);
   check_traffic(LmHead{"head", 32, 16}, true, normal, {}, {.scatter = 1, .gather = 1}, 3 * 16);
+}
+
+TEST_CASE("with a shared sequence a rank keeps its share of every activation for backward, and not a byte more") {
+  const auto kept = [](Comm comm, bool sequence) {
+    Cpu device;
+    using Pair = Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Residual<RmsNorm, SwiGlu>,
+                            Residual<LayerNorm, Mlp, Dropout>>;
+    const Pair block{{LayerNorm{"a", 16}, CausalSelfAttention{"attn", {.width = 16, .heads = 4}}, Dropout{"b", 0.1f}},
+                     {RmsNorm{"c", 16}, SwiGlu{"glu", 16, 32}},
+                     {LayerNorm{"d", 16}, Mlp{"mlp", 16, 32}, Dropout{"e", 0.1f}}};
+    Placed<TensorParallel<Pair>> model{device, {{.comm = comm, .sequence = sequence}, block}};
+    auto ctx = model.context();
+    const auto before = device.pool().allocated();
+    auto saved =
+        ctx.forward(model.layer(), normal_tensor(ctx, Extents<3>{4, sequence ? 64 / comm.size() : 64, 16}, 3)).saved;
+    return device.pool().allocated() - before;
+  };
+  const auto whole = kept(Comm{}, false);
+  for (int ranks : {2, 4})
+    run_ranks(ranks, [&](Comm comm) {
+      const auto part = kept(comm, true), more = kept(comm, false);
+      if (part * static_cast<std::size_t>(ranks) != whole)
+        throw Error(text("of ", whole, " bytes on one rank, ", part, " are kept on each of ", ranks));
+      if (more <= part) throw Error(text(more, " bytes without a shared sequence, ", part, " with it"));
+    });
 }
 
 TEST_CASE("what does not divide is refused in a sentence, before ranks exchange anything") {

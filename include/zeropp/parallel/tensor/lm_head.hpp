@@ -62,7 +62,8 @@ class TensorParallel<LmHead> {
   }
 
  private:
-  /// Three numbers a row, once a block of rows: what computing the block's logits twice would save is one call in four.
+  /// Once a block of rows. One exchange for all blocks would compute all logits twice: measured for 512 rows of 384 and
+  /// 25152 of the vocabulary a rank, that is 64 ms a block more, and an exchange takes 0.02 ms.
   template <class T>
   auto exchange() const {
     using Compute = compute_t<T>;
