@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -62,19 +63,22 @@ struct RunOptions {
   TinyConfig config = {};
 };
 
-/// The bytes of losses, norms and final weights: equal runs are equal strings.
-template <class G, Stage S, class P = Fp32>
-std::string train(const Comm& comm, RunOptions o = {}) {
-  Cpu device{{.threads = o.threads}};
-  Sharded<G, S, P> model{
-      comm, device, G{o.config}, {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes}};
+/// What must be equal bit for bit.
+struct Record {
+  std::string steps;                           ///< the bytes of losses and norms
+  std::map<std::string, std::string> weights;  ///< of this rank's units, by the name of the first parameter
+};
+
+/// Trains `model`; `data` is the communicator of its data axis.
+template <class Model>
+Record record(Model& model, const Comm& data, const RunOptions& o) {
   FusedAdam adam{model, {}};
-  const auto begin = part_begin(o.rows, comm.rank(), comm.size()),
-             end = part_begin(o.rows, comm.rank() + 1, comm.size());
-  auto batch = Batch::on(device, end - begin, o.config.context);
+  const auto begin = part_begin(o.rows, data.rank(), data.size()),
+             end = part_begin(o.rows, data.rank() + 1, data.size());
+  auto batch = Batch::on(model.device(), end - begin, o.config.context);
   batch.first_sample = begin;
-  std::string bytes;
-  auto put = [&](const auto& value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); };
+  Record out;
+  auto put = [&](const auto& value) { out.steps.append(reinterpret_cast<const char*>(&value), sizeof value); };
   for (int step = 0; step < o.steps; ++step) {
     const Random random(5, RandomPurpose::test, 0, static_cast<std::uint64_t>(step));
     for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
@@ -94,8 +98,20 @@ std::string train(const Comm& comm, RunOptions o = {}) {
   for (auto& unit : model.units()) {
     auto lease = unit.lease();
     auto whole = unit.whole().first(static_cast<std::size_t>(unit.size()));
-    bytes.append(reinterpret_cast<const char*>(whole.data()), whole.size_bytes());
+    out.weights[unit.parameters().front()->name].assign(reinterpret_cast<const char*>(whole.data()),
+                                                        whole.size_bytes());
   }
+  return out;
+}
+
+/// The bytes of losses, norms and final weights: equal runs are equal strings.
+template <class G, Stage S, class P = Fp32>
+std::string train(const Comm& comm, RunOptions o = {}) {
+  Cpu device{{.threads = o.threads}};
+  Sharded<G, S, P> model{
+      comm, device, G{o.config}, {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes}};
+  auto [bytes, weights] = record(model, comm, o);
+  for (auto& [name, unit] : weights) bytes += unit;
   return bytes;
 }
 

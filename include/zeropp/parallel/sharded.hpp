@@ -16,9 +16,11 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/comm/mesh.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/residency.hpp>
 
 namespace zeropp {
@@ -51,7 +53,17 @@ class Sharded {
   /// Takes memory for the rank's part of the state and draws the first weights. A collective: ranks whose models differ
   /// are refused. Throws ConfigError, MemoryError, CommError.
   Sharded(Comm comm, D& device, L layer, ShardedOptions options = {})
+      : Sharded(std::move(comm), Comm{}, Comm{}, device, std::move(layer), options) {}
+
+  /// The same on a mesh: sharded over its data axis. Layers under TensorParallel or PipelineStage were built with the
+  /// mesh's other axes.
+  Sharded(const Mesh& mesh, D& device, L layer, ShardedOptions options = {})
+      : Sharded(mesh.data(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options) {}
+
+  Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {})
       : comm_(std::move(comm)),
+        tensor_(std::move(tensor)),
+        pipeline_(std::move(pipeline)),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
@@ -86,18 +98,19 @@ class Sharded {
       auto run = run_state(batch, Mode::training);
       const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
       run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
+      const MicroBatches micro_batches{batch, run, options.micro_batches};
       Loss total;
       total.add(0, 0);
-      for (std::int64_t m = 0; m < options.micro_batches; ++m) {
-        const auto begin = batch.rows() * m / options.micro_batches,
-                   end = batch.rows() * (m + 1) / options.micro_batches;
-        run.labels = batch.labels.slice(begin, end);
-        run.first_sample = batch.first_sample + begin;
-        Context context(device_, run);
-        begin_micro_batch(m == 0, m + 1 == options.micro_batches);
-        auto out = forward(context, batch.tokens.slice(begin, end));
-        backward(context, 1.0f, std::move(out.saved));
-        total.add(out.output.sum(), out.output.count());
+      if constexpr (Pipelined<L>) {
+        PipelineRun(*this, layer_, layer_.schedule(options.micro_batches), micro_batches).train(total);
+      } else {
+        for (std::int64_t m = 0; m < options.micro_batches; ++m) {
+          Context context(device_, micro_batches.run(m));
+          begin_micro_batch(m == 0, m + 1 == options.micro_batches);
+          auto out = forward(context, micro_batches.tokens(m));
+          backward(context, 1.0f, std::move(out.saved));
+          total.add(out.output.sum(), out.output.count());
+        }
       }
       finish_gradients();
       return over_ranks(total);
@@ -108,7 +121,10 @@ class Sharded {
   Loss evaluate(const Batch& batch) {
     return guarded(text("evaluate ", batch.rows(), "x", batch.context()), [&] {
       Context context(device_, run_state(batch, Mode::evaluation));
-      return over_ranks(forward(context, batch.tokens).output);
+      if constexpr (Pipelined<L>)
+        return over_ranks(PipelineRun(*this, layer_, layer_.layout(), {batch, context, 1}).evaluate());
+      else
+        return over_ranks(forward(context, batch.tokens).output);
     });
   }
 
@@ -117,7 +133,12 @@ class Sharded {
     guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", rows.size()), [&] {
       LogitsRequest request{rows, out};
       Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
-      forward(context, tokens);
+      if constexpr (Pipelined<L>) {
+        PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
+        pipeline_.broadcast(out, layer_.last_stage());
+      } else {
+        forward(context, tokens);
+      }
       return 0;
     });
   }
@@ -133,16 +154,25 @@ class Sharded {
 
   template <class X>
   auto forward(Context& context, X x) {
-    auto residents = resident();
-    Residency<D, P> residency(context, residents);
-    return residency.forward(layer_, std::move(x));
+    return forward_of(layer_, context, std::move(x));
   }
   /// Backward of one micro-batch: adds its gradients to those of the step, or begins with them (begin_micro_batch).
   template <class Dy, class Saved>
   auto backward(Context& context, Dy dy, Saved saved) {
+    return backward_of(layer_, context, std::move(dy), std::move(saved));
+  }
+  /// The same for a part of the model: a chunk of a pipeline.
+  template <class Part, class X>
+  auto forward_of(Part& part, Context& context, X x) {
     auto residents = resident();
     Residency<D, P> residency(context, residents);
-    auto dx = residency.backward(layer_, std::move(dy), std::move(saved));
+    return residency.forward(part, std::move(x));
+  }
+  template <class Part, class Dy, class Saved>
+  auto backward_of(Part& part, Context& context, Dy dy, Saved saved) {
+    auto residents = resident();
+    Residency<D, P> residency(context, residents);
+    auto dx = residency.backward(part, std::move(dy), std::move(saved));
     reducer_.flush();  // the next micro-batch needs the units' buffers
     return dx;
   }
@@ -154,11 +184,43 @@ class Sharded {
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
     units_.join_ties(pipeline_);
+    if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if constexpr (S == Stage::none) {
       std::vector<Piece> pieces;
       for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
       comm_.all_gather(dtype_of<Gradient>, pieces);
     }
+  }
+  /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
+  /// neither stage nor pipeline. f takes a span of gradients. A collective.
+  template <class F>
+  double sum_over_gradients(F&& f) {
+    std::size_t slots = units().size();
+    if constexpr (Pipelined<L>) slots = static_cast<std::size_t>(layer_.parameters_in_model());
+    std::vector<double> whole(slots), split(slots);
+    for (std::size_t i = 0; i < units().size(); ++i) {
+      auto& unit = units()[i];
+      const auto slot = Pipelined<L> ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
+      if (tensor_.size() == 1) {
+        whole[slot] = f(unit.shard_gradients());
+        continue;
+      }
+      for (auto* p : unit.parameters()) {
+        const auto mine = unit.shard().clipped({p->offset, p->offset + p->size()});
+        (p->split() ? split : whole)[slot] += f(unit.shard_gradients().subspan(
+            static_cast<std::size_t>(mine.begin - unit.shard().begin), static_cast<std::size_t>(mine.size())));
+      }
+    }
+    comm_.all_reduce(std::span{whole});
+    if (tensor_.size() > 1) {
+      comm_.all_reduce(std::span{split});
+      tensor_.all_reduce(std::span{split});
+    }
+    double sum = 0;
+    for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
+    if (pipeline_.size() > 1) pipeline_.all_reduce(std::span{whole});
+    for (double one : whole) sum += one;
+    return sum;
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
@@ -198,8 +260,14 @@ class Sharded {
     return comm_.sum(count);
   }
   Loss over_ranks(const Loss& mine) {
+    double sum = comm_.sum(mine.sum());
+    auto count = comm_.sum(mine.count());
+    if constexpr (Pipelined<L>) {
+      pipeline_.broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline_.broadcast(std::span{&count, 1}, layer_.last_stage());
+    }
     Loss all;
-    all.add(comm_.sum(mine.sum()), comm_.sum(mine.count()));
+    all.add(sum, count);
     return all;
   }
 
@@ -219,7 +287,7 @@ class Sharded {
                              "differ); start all ranks with the same program and settings"));
   }
 
-  Comm comm_, pipeline_;
+  Comm comm_, tensor_, pipeline_;
   D& device_;
   ShardedOptions options_;
   L layer_;

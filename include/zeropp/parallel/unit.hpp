@@ -29,8 +29,8 @@ class Unit {
   static constexpr bool split_master = std::is_same_v<Weight, bf16>;
 
   /// An owner is updated by the optimizer. A *twin* is a tied parameter alone: it sums its gradients apart from its
-  /// owner's, in the same shards; its weights are the owner's memory, or a copy where the owner is on another stage of a
-  /// pipeline.
+  /// owner's, in the same shards; its weights are the owner's memory, or a copy where the owner is on another stage of
+  /// a pipeline.
   enum class Role { owner, twin, distant_twin };
 
   Unit(int index, std::vector<Parameter*> parameters, Comm comm, D& device, Stage stage, Role role = Role::owner)

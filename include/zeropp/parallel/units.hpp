@@ -123,6 +123,35 @@ class Units {
     }
   }
 
+  /// Sums the gradients of parameters that every tensor rank holds whole but computed in part (Parameter). One
+  /// collective.
+  void sum_over_tensor(const Comm& tensor) {
+    std::vector<std::span<Gradient>> partial;
+    std::int64_t count = 0;
+    for (auto& unit : units_)
+      for (auto* p : unit.parameters()) {
+        const auto mine = unit.shard().clipped({p->offset, p->offset + p->size()});
+        if (!p->sum_over_tensor || mine.size() == 0) continue;
+        partial.push_back(unit.shard_gradients().subspan(static_cast<std::size_t>(mine.begin - unit.shard().begin),
+                                                         static_cast<std::size_t>(mine.size())));
+        count += mine.size();
+      }
+    if (partial.empty()) return;
+    Tensor<Gradient, 1> sum(device_->pool(), {count}, Purpose::gradients);
+    const auto copy = [&](bool back) {
+      device_->run({.name = "copy", .bytes = 2.0 * static_cast<double>(sum.span().size_bytes())}, [&](auto&) {
+        auto* at = sum.data();
+        for (auto part : partial) {
+          back ? std::copy_n(at, part.size(), part.data()) : std::copy_n(part.data(), part.size(), at);
+          at += part.size();
+        }
+      });
+    };
+    copy(false);
+    tensor.all_reduce(sum.span());
+    copy(true);
+  }
+
   /// After an error nothing stays gathered or half reduced.
   void abandon() {
     for (auto* list : {&units_, &twins_})

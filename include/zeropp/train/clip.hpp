@@ -20,9 +20,8 @@ struct ClipResult {
 /// Euclidean norm over all parameters. Call after train(). A collective.
 template <class Model>
 double global_norm(Model& model) {
-  double sum = 0;
-  for (auto& unit : model.units()) sum += kernels::sum_of_squares(model.device(), unit.shard_gradients());
-  return std::sqrt(model.comm().sum(sum));
+  return std::sqrt(model.sum_over_gradients(
+      [&](auto gradients) { return kernels::sum_of_squares(model.device(), gradients); }));
 }
 
 /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_.

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step of a pipeline on one rank: carries out the schedule's instructions. Activations and gradients of activations
+// travel between neighbouring parts of the model; what a forward saved waits for its backward.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <zeropp/parallel/micro_batches.hpp>
+#include <zeropp/parallel/pipeline/pipeline_stage.hpp>
+
+namespace zeropp {
+
+template <class Model, class Stage>
+class PipelineRun {
+  using Context = typename Model::Context;
+  using T = typename Context::Activation;
+  using Activation = Tensor<T, 3>;
+  using Chunk = typename Stage::Chunk;
+  using Saved = decltype(std::declval<Model&>()
+                             .forward_of(std::declval<Chunk&>(), std::declval<Context&>(), PipelineValue<T>{})
+                             .saved);
+
+ public:
+  /// `schedule` is the stage's, for so many micro-batches; to evaluate, its layout is enough.
+  PipelineRun(Model& model, Stage& stage, PipelineSchedule schedule, MicroBatches batches)
+      : model_(model),
+        stage_(stage),
+        batches_(std::move(batches)),
+        schedule_(std::move(schedule)),
+        flights_(stage.chunks().size() * static_cast<std::size_t>(batches_.count())) {}
+
+  /// Forward and backward of all micro-batches; on the last stage their losses are added to `total`.
+  void train(Loss& total) {
+    for (const auto& op : schedule_.instructions(stage_.options().comm.rank())) {
+      switch (op.kind) {
+        case PipelineOp::Kind::receive_activation: at(op).in = receive(op); break;
+        case PipelineOp::Kind::forward: forward(op); break;
+        case PipelineOp::Kind::send_activation: send(op, at(op).out); break;
+        case PipelineOp::Kind::receive_gradient: at(op).dy = receive(op); break;
+        case PipelineOp::Kind::backward:
+        case PipelineOp::Kind::backward_input: backward(op, total); break;
+        case PipelineOp::Kind::backward_weight: break;  // layers do both at once
+        case PipelineOp::Kind::send_gradient: send(op, at(op).dx); break;
+      }
+    }
+  }
+
+  /// Forward only, of one micro-batch; the loss is there on the last stage, and 0 elsewhere.
+  Loss evaluate() {
+    Loss loss;
+    const auto& comm = stage_.options().comm;
+    for (int part = 0; part < schedule_.parts(); ++part) {
+      if (schedule_.stage_of(part) != comm.rank()) continue;
+      PipelineOp op{.chunk = schedule_.chunk_of(part)};
+      if (part > 0 && schedule_.stage_of(part - 1) != comm.rank()) {
+        op.peer = schedule_.stage_of(part - 1);
+        at(op).in = receive(op);
+      }
+      forward(op);
+      at(op).saved.reset();
+      if (part + 1 == schedule_.parts())
+        loss = at(op).loss;
+      else if (op.peer = schedule_.stage_of(part + 1); op.peer != comm.rank())
+        send(op, at(op).out);
+    }
+    if (!loss.known()) loss.add(0, 0);
+    return loss;
+  }
+
+ private:
+  /// What a micro-batch has left on a chunk, and has not been used up.
+  struct Flight {
+    Activation in, out, dy, dx;
+    std::optional<Saved> saved;
+    Loss loss;
+  };
+
+  Flight& at(int chunk, std::int64_t micro_batch) {
+    return flights_[static_cast<std::size_t>(chunk) * static_cast<std::size_t>(batches_.count()) +
+                    static_cast<std::size_t>(micro_batch)];
+  }
+  Flight& at(const PipelineOp& op) { return at(op.chunk, op.micro_batch); }
+  int part_of(const PipelineOp& op) const { return schedule_.part_of(stage_.options().comm.rank(), op.chunk); }
+  /// The flight on the neighbouring part if that is on this rank too.
+  Flight* neighbour(const PipelineOp& op, int direction) {
+    const int part = part_of(op) + direction;
+    if (part < 0 || part >= schedule_.parts() || schedule_.stage_of(part) != stage_.options().comm.rank())
+      return nullptr;
+    return &at(schedule_.chunk_of(part), op.micro_batch);
+  }
+
+  Activation receive(const PipelineOp& op) {
+    const auto& options = stage_.options();
+    Activation x(model_.device().pool(),
+                 {batches_.rows(op.micro_batch), batches_.context() / options.parts_of_context, options.width});
+    options.comm.recv(op.peer, x.span());
+    return x;
+  }
+  void send(const PipelineOp& op, Activation& x) {
+    stage_.options().comm.send(op.peer, std::span<const T>{x.span()});
+    x = {};
+  }
+
+  void forward(const PipelineOp& op) {
+    auto& flight = at(op);
+    PipelineValue<T> value{.x = std::move(flight.in)};
+    if (part_of(op) == 0) value.tokens = batches_.tokens(op.micro_batch);
+    Context context(model_.device(), batches_.run(op.micro_batch));
+    auto [out, saved] = model_.forward_of(chunk(op), context, std::move(value));
+    flight.loss = out.loss;
+    flight.saved.emplace(std::move(saved));
+    auto* next = neighbour(op, 1);
+    (next ? next->in : flight.out) = std::move(out.x);
+  }
+  void backward(const PipelineOp& op, Loss& total) {
+    auto& flight = at(op);
+    Context context(model_.device(), batches_.run(op.micro_batch));
+    model_.begin_micro_batch(op.micro_batch == 0, op.micro_batch + 1 == batches_.count());
+    auto saved = std::move(*flight.saved);
+    flight.saved.reset();
+    auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved));
+    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss.sum(), flight.loss.count());
+    auto* previous = neighbour(op, -1);
+    (previous ? previous->dy : flight.dx) = std::move(dx);
+  }
+  Chunk& chunk(const PipelineOp& op) { return stage_.chunks()[static_cast<std::size_t>(op.chunk)]; }
+
+  Model& model_;
+  Stage& stage_;
+  MicroBatches batches_;
+  PipelineSchedule schedule_;
+  std::vector<Flight> flights_;
+};
+
+}  // namespace zeropp

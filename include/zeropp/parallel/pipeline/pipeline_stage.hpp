@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// `PipelineStage<L>`: the part of a model that one rank of the pipeline axis runs. L is a Sequential of layers, one
+// Repeat, and layers; it is cut inside the Repeat. `Sharded<PipelineStage<L>, Stage>` trains it by a schedule.
+//
+//   PipelineStage<Gpt> stage{{.comm = mesh.pipeline(), .schedule = Schedule::one_forward_one_backward, .width = 768},
+//                            Gpt{config}};
+//   Sharded<PipelineStage<Gpt>, Stage::gradients> model{mesh, device, std::move(stage)};
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <zeropp/comm/comm.hpp>
+#include <zeropp/layers/context.hpp>
+#include <zeropp/layers/loss.hpp>
+#include <zeropp/layers/repeat.hpp>
+#include <zeropp/layers/sequential.hpp>
+#include <zeropp/parallel/pipeline/cut.hpp>
+#include <zeropp/parallel/pipeline/schedule.hpp>
+
+namespace zeropp {
+
+struct PipelineOptions {
+  Comm comm = {};  ///< the ranks of the pipeline axis
+  PipelineKind schedule = PipelineKind::one_forward_one_backward;
+  int chunks = 1;                     ///< parts of the model on each rank; interleaved: 2 or more, ZB-V: 2
+  std::int64_t width = 0;             ///< C of what blocks hand on: [B, T, C]
+  std::int64_t parts_of_context = 1;  ///< T is cut so often under sequence parallelism
+};
+
+/// What flows through a pipeline: tokens into its first chunk, activations between, a loss out of the last.
+template <class T>
+struct PipelineValue {
+  Tensor<std::int32_t, 2> tokens = {};
+  Tensor<T, 3> x = {};
+  Loss loss = {};
+};
+
+/// Consecutive layers of the model: some blocks, with the layers before them or behind them at the model's ends.
+template <class Front, class Block, class Back>
+struct PipelineChunk {
+  static constexpr bool container = true;
+
+  std::optional<Front> front;
+  Repeat<Block> body;
+  std::optional<Back> back;
+
+  template <class F>
+  void for_each_child(F&& f) {
+    if (front) f(*front);
+    f(body);
+    if (back) f(*back);
+  }
+
+  template <class C>
+  auto forward(C& ctx, PipelineValue<typename C::Activation> in) {
+    std::optional<decltype(ctx.forward(*front, in.tokens).saved)> front_saved;
+    std::optional<decltype(ctx.forward(*back, in.x).saved)> back_saved;
+    if (front) {
+      auto [x, saved] = ctx.forward(*front, std::move(in.tokens));
+      in.x = std::move(x);
+      front_saved.emplace(std::move(saved));
+    }
+    auto [x, body_saved] = ctx.forward(body, std::move(in.x));
+    in.x = std::move(x);
+    if (back) {
+      auto [loss, saved] = ctx.forward(*back, std::move(in.x));
+      in.x = {};
+      in.loss = loss;
+      back_saved.emplace(std::move(saved));
+    }
+    return Forward{std::move(in), std::tuple{std::move(front_saved), std::move(body_saved), std::move(back_saved)}};
+  }
+  /// dy is not looked at by the chunk with the loss; dx is empty from the chunk with the tokens.
+  template <class C, class T, class S>
+  auto backward(C& ctx, Tensor<T, 3> dy, S saved) {
+    auto& [front_saved, body_saved, back_saved] = saved;
+    if (back) dy = ctx.backward(*back, 1.0f, std::move(*back_saved));
+    dy = ctx.backward(body, std::move(dy), std::move(body_saved));
+    if (front) {
+      ctx.backward(*front, std::move(dy), std::move(*front_saved));
+      dy = {};
+    }
+    return dy;
+  }
+};
+
+namespace detail {
+
+template <class... Ls>
+Sequential<Ls...> sequential_of(const Sequential<Ls...>&);
+inline void sequential_of(...) {}
+
+template <class L>
+inline constexpr bool is_repeat = false;
+template <class L>
+inline constexpr bool is_repeat<Repeat<L>> = true;
+
+template <std::size_t Begin, std::size_t... I, class... Ls>
+auto part_of(std::tuple<Ls...>& layers, std::index_sequence<I...>) {
+  return Sequential<std::tuple_element_t<Begin + I, std::tuple<Ls...>>...>{std::move(std::get<Begin + I>(layers))...};
+}
+
+/// Front, blocks and back of a Sequential around its only Repeat.
+template <class S>
+struct AroundRepeat;
+template <class... Ls>
+struct AroundRepeat<Sequential<Ls...>> {
+  static constexpr std::size_t count = sizeof...(Ls);
+  static constexpr std::size_t repeats = (std::size_t{is_repeat<Ls>} + ...);
+  static constexpr std::size_t at = [] {
+    std::size_t i = 0, found = 0;
+    ((is_repeat<Ls> ? static_cast<void>(found = i++) : static_cast<void>(i++)), ...);
+    return found;
+  }();
+  static constexpr bool valid = repeats == 1 && at > 0 && at + 1 < count;
+  static auto front(std::tuple<Ls...>& layers) { return part_of<0>(layers, std::make_index_sequence<at>{}); }
+  static auto back(std::tuple<Ls...>& layers) {
+    return part_of<at + 1>(layers, std::make_index_sequence<count - at - 1>{});
+  }
+};
+
+}  // namespace detail
+
+template <class L>
+class PipelineStage {
+  using Whole = decltype(detail::sequential_of(std::declval<const L&>()));
+  static_assert(!std::is_void_v<Whole>,
+                "PipelineStage<L>: L must be a Sequential<Front..., Repeat<Block>, Back...>, or derive from one");
+  using Around = detail::AroundRepeat<Whole>;
+  static_assert(
+      Around::valid,
+      "PipelineStage<L>: the Sequential must hold exactly one Repeat<Block>, with layers before and behind it");
+  using Layers = decltype(Whole::children);
+  using Blocks = std::tuple_element_t<Around::at, Layers>;
+
+ public:
+  static constexpr bool container = true, pipelined = true;
+  using Chunk =
+      PipelineChunk<decltype(Around::front(std::declval<Layers&>())), typename decltype(Blocks::children)::value_type,
+                    decltype(Around::back(std::declval<Layers&>()))>;
+
+  /// Keeps this rank's chunks of `whole`. Throws ConfigError: fewer blocks than parts, a schedule that the sizes do not
+  /// suit, a tie that leads nowhere.
+  PipelineStage(PipelineOptions options, L whole) : options_(std::move(options)) {
+    const int stages = options_.comm.size(), rank = options_.comm.rank();
+    if (options_.width < 1)
+      throw ConfigError(text("PipelineStage: width must say how wide the blocks' outputs are, got ", options_.width));
+    layout_ = make_schedule(options_.schedule, stages, stages, options_.chunks);  // refuses what cannot be
+    layout_.of_stage.clear();
+    visit_parameters(whole, [&](Parameter& p) { p.order = parameters_in_model_++; });
+
+    auto& blocks = std::get<Around::at>(whole.children).children;
+    auto front = Around::front(whole.children);
+    auto back = Around::back(whole.children);
+    std::vector<double> costs;
+    for (auto& block : blocks) costs.push_back(cost_of(block));
+    const auto cut = cut_pipeline(costs, 0, cost_of(back), stages * options_.chunks);
+
+    std::map<std::string, Place> places;
+    const auto note = [&](auto& layer, int part) {
+      visit_parameters(layer, [&](Parameter& p) {
+        if (!places.emplace(p.name, Place{&p, layout_.stage_of(part)}).second)
+          throw ConfigError(text("two parameters are called ", p.name, "; give each layer a name of its own"));
+      });
+    };
+    note(front, 0);
+    for (std::size_t part = 0; part < cut.size(); ++part)
+      for (auto i = cut[part].begin; i < cut[part].end; ++i)
+        note(blocks[static_cast<std::size_t>(i)], static_cast<int>(part));
+    note(back, static_cast<int>(cut.size()) - 1);
+    tie(places);
+
+    for (int c = 0; c < options_.chunks; ++c) {
+      const int part = layout_.part_of(rank, c);
+      auto& chunk = chunks_.emplace_back();
+      if (part == 0) chunk.front.emplace(std::move(front));
+      const auto range = cut[static_cast<std::size_t>(part)];
+      for (auto i = range.begin; i < range.end; ++i)
+        chunk.body.children.push_back(std::move(blocks[static_cast<std::size_t>(i)]));
+      if (part + 1 == static_cast<int>(cut.size())) chunk.back.emplace(std::move(back));
+      parts_.push_back({part, range});
+    }
+  }
+
+  template <class F>
+  void for_each_child(F&& f) {
+    for (auto& chunk : chunks_) f(chunk);
+  }
+
+  const PipelineOptions& options() const { return options_; }
+  std::vector<Chunk>& chunks() { return chunks_; }
+  /// Which blocks of the model chunk `c` holds.
+  Range blocks_of(int c) const { return parts_[static_cast<std::size_t>(c)].blocks; }
+  int parameters_in_model() const { return parameters_in_model_; }
+  /// The instructions of a step.
+  PipelineSchedule schedule(std::int64_t micro_batches) const {
+    return make_schedule(options_.schedule, options_.comm.size(), micro_batches, options_.chunks);
+  }
+  /// Which part of the model is where.
+  const PipelineSchedule& layout() const { return layout_; }
+  /// The stage that knows the loss.
+  int last_stage() const { return layout_.stage_of(layout_.parts() - 1); }
+
+ private:
+  struct Place {
+    Parameter* parameter;
+    int stage;
+  };
+  struct Part {
+    int number;
+    Range blocks;
+  };
+
+  /// Elements that take part in products: every row of the input meets each of them. A tied head computes too.
+  template <class Layer>
+  static double cost_of(Layer& layer) {
+    double cost = 0;
+    visit_parameters(layer, [&](Parameter& p) { cost += static_cast<double>(p.size()); });
+    return cost;
+  }
+
+  /// A parameter tied to one on another stage is a copy of it: it begins alike, and both sides know of each other.
+  static void tie(std::map<std::string, Place>& places) {
+    for (auto& [name, place] : places) {
+      auto& p = *place.parameter;
+      if (p.tied_to.empty()) continue;
+      const auto found = places.find(p.tied_to);
+      if (found == places.end())
+        throw ConfigError(text("parameter ", name, " is tied to ", p.tied_to, ", which no layer declares"));
+      auto& owner = *found->second.parameter;
+      if (owner.shape != p.shape)
+        throw ConfigError(text("parameter ", name, " of shape ", shape_text(p.shape), " is tied to ", p.tied_to,
+                               " of shape ", shape_text(owner.shape), "; tied shapes must be equal"));
+      if (found->second.stage == place.stage) continue;
+      if (owner.tied_stage >= 0)
+        throw ConfigError(text("several parameters are tied to ", p.tied_to, " across stages of the pipeline, ", name,
+                               " among them; one can be"));
+      owner.tied_stage = place.stage;
+      p.tied_stage = found->second.stage;
+    }
+  }
+
+  PipelineOptions options_;
+  std::vector<Chunk> chunks_;
+  std::vector<Part> parts_;
+  PipelineSchedule layout_;
+  int parameters_in_model_ = 0;
+};
+
+template <class L>
+concept Pipelined = requires {
+  requires L::pipelined;
+};
+
+}  // namespace zeropp
