@@ -96,10 +96,11 @@ template <class... Ls>
 Sequential<Ls...> sequential_of(const Sequential<Ls...>&);
 inline void sequential_of(...) {}
 
+/// A Repeat, or what derives from one.
 template <class L>
 inline constexpr bool is_repeat = false;
-template <class L>
-inline constexpr bool is_repeat<Repeat<L>> = true;
+template <ContainerOfUnits L>
+inline constexpr bool is_repeat<L> = true;
 
 template <std::size_t Begin, std::size_t... I, class... Ls>
 auto part_of(std::tuple<Ls...>& layers, std::index_sequence<I...>) {
