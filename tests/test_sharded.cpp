@@ -67,6 +67,11 @@ TEST_CASE("two parameters of one name, ties to nothing and ties of another shape
                        doctest::Contains("tied to wte.weight, which no layer declares"), ConfigError);
   CHECK_THROWS_WITH_AS((Sharded<Tied, Stage::none>{Comm{}, cpu, head("ln.weight")}),
                        doctest::Contains("tied shapes must be equal"), ConfigError);
+  struct Twice : Sequential<Residual<LayerNorm, Dropout>, Recompute<Residual<LayerNorm, Dropout>>> {
+    Twice() : Sequential{{LayerNorm{"a", 8}, Dropout{"drop", 0.1f}}, {{LayerNorm{"b", 8}, Dropout{"drop", 0.1f}}}} {}
+  };
+  CHECK_THROWS_WITH_AS((Sharded<Twice, Stage::none>{Comm{}, cpu, Twice{}}),
+                       doctest::Contains("two layers that draw random numbers are called drop"), ConfigError);
   CHECK(cpu.pool().allocated() == 0);
 }
 

@@ -20,11 +20,14 @@ struct SequencePart {
 class Dropout {
  public:
   /// Elements are zeroed with probability p in [0, 1), the others scaled by 1/(1 − p).
-  Dropout(const std::string& name, float p) : name_(hash_of(name)), p_(p) {
-    if (!(p >= 0 && p < 1)) throw ConfigError(text(name, ": the probability of dropout must be in [0, 1), got ", p));
+  Dropout(std::string name, float p) : name_(std::move(name)), hash_(hash_of(name_)), p_(p) {
+    if (!(p >= 0 && p < 1)) throw ConfigError(text(name_, ": the probability of dropout must be in [0, 1), got ", p));
   }
 
   SequencePart part;  ///< of the inputs: their elements are counted in the whole sequence
+
+  /// Layers that draw numbers of one purpose need names of their own, or they draw the same: `Sharded` compares them.
+  const std::string& random_name() const { return name_; }
 
   std::array<Parameter*, 0> parameters() { return {}; }
 
@@ -43,7 +46,7 @@ class Dropout {
     if (p_ == 0 || !ctx.training()) return x;
     auto y = x.unique() ? x : ctx.make_like(x);
     const auto sample = x.extent(0) ? x.size() / x.extent(0) : 0;
-    const auto random = ctx.random(RandomPurpose::dropout, name_);
+    const auto random = ctx.random(RandomPurpose::dropout, hash_);
     if (part.parts == 1) {
       kernels::dropout(ctx.device, x.span(), y.span(), p_, random, ctx.first_sample * sample);
       return y;
@@ -56,7 +59,8 @@ class Dropout {
     return y;
   }
 
-  std::uint64_t name_;
+  std::string name_;
+  std::uint64_t hash_;
   float p_;
 };
 

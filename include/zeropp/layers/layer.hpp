@@ -61,6 +61,13 @@ void visit_parameters(L& layer, F&& f) {
   zeropp::for_each_child(layer, [&](auto& child) { visit_parameters(child, f); });
 }
 
+/// Calls f(name) for every layer inside that draws random numbers and says under which name (`random_name()`).
+template <class L, class F>
+void visit_random_names(L& layer, F&& f) {
+  if constexpr (requires { layer.random_name(); }) f(layer.random_name());
+  zeropp::for_each_child(layer, [&](auto& child) { visit_random_names(child, f); });
+}
+
 namespace detail {
 struct Ignore {
   template <class T>

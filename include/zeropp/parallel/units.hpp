@@ -30,6 +30,12 @@ class Units {
     std::vector<std::vector<Parameter*>> sites;
     collect(model, sites);
     check(sites);
+    std::set<std::string, std::less<>> drawing;
+    visit_random_names(model, [&](const std::string& name) {
+      if (!drawing.insert(name).second)
+        throw ConfigError(text("two layers that draw random numbers are called ", name,
+                               ", so they would draw the same; give each a name of its own"));
+    });
     for (auto& site : sites) {
       std::vector<Parameter*> own;
       const auto make = [&] {
