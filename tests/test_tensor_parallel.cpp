@@ -13,6 +13,8 @@
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/train/clip.hpp>
+#include <zeropp/train/fused_adam.hpp>
 
 #include "support/placed.hpp"
 
@@ -410,6 +412,54 @@ TEST_CASE("under Sharded: the same units, first weights that are slices of the w
       CHECK(losses[r] == doctest::Approx(loss).epsilon(1e-6));
     }
   }
+}
+
+namespace {
+
+/// Losses, norms and a few weights of a short training on a mesh of 2 data ranks and `tensor` ranks.
+template <Stage S>
+std::vector<double> short_training(int tensor, bool sequence) {
+  std::vector<double> of_first;
+  run_ranks(2 * tensor, [&](Comm world) {
+    const Mesh mesh{world, {.tensor = tensor}};
+    Cpu device;
+    TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence = sequence}, Gpt{}};
+    Sharded<TensorParallel<Gpt>, S> model{mesh, device, std::move(net)};
+    FusedAdam adam{model, {}};
+    auto batch = Batch::on(device, 2, 8);
+    batch.first_sample = 2 * mesh.data().rank();
+    std::vector<double> numbers;
+    for (int step = 0; step < 4; ++step) {
+      const auto seed = static_cast<std::uint64_t>(10 * step + mesh.data().rank());
+      const auto drawn = token_tensor(device, {2, 8}, 29, seed), labels = token_tensor(device, {2, 8}, 29, seed + 5);
+      std::copy_n(drawn.data(), 16, batch.tokens.data());
+      std::copy_n(labels.data(), 16, batch.labels.data());
+      numbers.push_back(model.train(batch, {.micro_batches = 2}).mean());
+      const auto clip = clip_by_global_norm(model, 0.5f);
+      numbers.push_back(clip.norm);
+      adam.step(1e-2f, clip);
+    }
+    numbers.push_back(model.evaluate(batch).mean());
+    if (world.rank() == 0) of_first = numbers;
+  });
+  return of_first;
+}
+
+}  // namespace
+
+TEST_CASE("training: losses and norms of the unsplit model at every stage; the same bits at each of them") {
+  const auto whole = short_training<Stage::none>(1, false);
+  CHECK(whole.size() == 9);
+  for (int ranks : {2, 4})
+    for (bool sequence : {false, true}) {
+      CAPTURE(ranks);
+      CAPTURE(sequence);
+      const auto split = short_training<Stage::none>(ranks, sequence);
+      for (std::size_t i = 0; i < whole.size(); ++i) CHECK(split[i] == doctest::Approx(whole[i]).epsilon(1e-4));
+      CHECK(short_training<Stage::optimizer_states>(ranks, sequence) == split);
+      CHECK(short_training<Stage::gradients>(ranks, sequence) == split);
+      CHECK(short_training<Stage::parameters>(ranks, sequence) == split);
+    }
 }
 
 namespace {
