@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <zeropp/base/random.hpp>
+#include <zeropp/device/tensor.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/parallel/unit.hpp>
 
