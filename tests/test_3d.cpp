@@ -7,44 +7,20 @@
 #include <mutex>
 
 #include <zeropp/comm/thread.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
 
-#include "support/tiny_gpt.hpp"
+#include "support/mesh_gpt.hpp"
 
 using namespace test;
 
 namespace {
-
-struct Layout {
-  int data = 1, tensor = 1, pipeline = 1;
-  bool sequence = false;
-  PipelineKind schedule = PipelineKind::one_forward_one_backward;
-  int chunks = 1;
-};
-
-RunOptions options() {
-  RunOptions o{.rows = 8, .micro_batches = 4, .steps = 4};
-  o.config = {.vocabulary = 64, .context = 12, .width = 24, .heads = 4, .layers = 4};
-  return o;
-}
 
 /// The bytes of losses and norms of each step, the same on every rank.
 template <class G, Stage S, class P>
 std::string steps_of(const Layout& layout, const RunOptions& o) {
   std::string out;
   std::mutex mutex;
-  run_ranks(layout.data * layout.tensor * layout.pipeline, {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
-    Cpu device;
-    const Mesh mesh{comm, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
-    using Split = TensorParallel<G>;
-    const PipelineOptions pipeline{.comm = mesh.pipeline(),
-                                   .schedule = layout.schedule,
-                                   .chunks = layout.chunks,
-                                   .width = o.config.width,
-                                   .parts_of_context = layout.sequence ? layout.tensor : 1};
-    PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence = layout.sequence}, G{o.config}}};
-    Sharded<PipelineStage<Split>, S, P> model{mesh, device, std::move(stage)};
-    auto mine = record(model, mesh.data(), o);
+  run_ranks(layout.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
+    auto mine = train_on_mesh<G, S, P>(comm, layout, o);
     const std::lock_guard lock(mutex);
     if (out.empty()) out = mine.steps;
     CHECK(out == mine.steps);
@@ -79,7 +55,7 @@ double apart(const std::string& a, const std::string& b) {
 }  // namespace
 
 TEST_CASE("each mesh of up to eight ranks: the same bytes at every stage, and the losses of one rank") {
-  const auto o = options();
+  const auto o = mesh_options();
   const auto one = steps_of<Plain>(Stage::none, {}, o);
   for (int tensor : {1, 2, 4})
     for (int pipeline : {1, 2, 4})
@@ -99,7 +75,7 @@ TEST_CASE("each mesh of up to eight ranks: the same bytes at every stage, and th
 }
 
 TEST_CASE("a pipeline of tensor-parallel stages has the bytes of tensor-parallel ranks without one") {
-  const auto o = options();
+  const auto o = mesh_options();
   for (bool sequence : {false, true}) {
     const auto flat = steps_of<Plain>(Stage::gradients, {.data = 2, .tensor = 2, .sequence = sequence}, o);
     for (auto [kind, chunks] : {std::pair{PipelineKind::gpipe, 1},
@@ -114,7 +90,7 @@ TEST_CASE("a pipeline of tensor-parallel stages has the bytes of tensor-parallel
 }
 
 TEST_CASE("in double, tensor ranks agree with one to 1e-12, with and without a shared sequence") {
-  const auto o = options();
+  const auto o = mesh_options();
   const auto one = steps_of<Plain, Fp64>(Stage::none, {}, o);
   for (int tensor : {2, 4})
     for (bool sequence : {false, true})

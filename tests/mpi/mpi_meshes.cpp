@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensor x pipeline x data under mpirun: the bytes of losses and norms are those of as many thread ranks.
+#include <cstdio>
+
+#include <zeropp/comm/launch.hpp>
+
+#include "../support/mesh_gpt.hpp"
+
+using namespace test;
+
+int main(int argc, char** argv) {
+  return launch(argc, argv, [](World& world) {
+    const auto o = mesh_options();
+    int wrong = 0;
+    for (const Layout& layout :
+         {Layout{.data = 1, .tensor = 2, .pipeline = 2}, Layout{.data = 2, .tensor = 2, .sequence = true},
+          Layout{.data = 2, .pipeline = 2, .schedule = PipelineKind::zb_v, .chunks = 2},
+          Layout{.pipeline = 4, .schedule = PipelineKind::zb_h1}}) {
+      std::string threads;
+      if (world.rank == 0)
+        run_ranks(layout.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
+          const auto steps = train_on_mesh<Plain, Stage::none>(comm, layout, o).steps;
+          if (comm.rank() == 0) threads = steps;
+        });
+      const auto mine = train_on_mesh<Recomputed, Stage::parameters>(world.comm, layout, o).steps;
+      if (world.rank == 0 && mine != threads) {
+        std::printf("%d data x %d tensor x %d pipeline ranks: other bytes than on threads\n", layout.data,
+                    layout.tensor, layout.pipeline);
+        ++wrong;
+      }
+    }
+    if (world.rank == 0 && !wrong) std::printf("the bytes of %d thread ranks\n", world.size);
+    return wrong ? 1 : 0;
+  });
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The small GPT on a mesh: tensor x pipeline x data ranks.
+#pragma once
+
+#include <utility>
+
+#include <zeropp/parallel/tensor_parallel.hpp>
+
+#include "tiny_gpt.hpp"
+
+namespace test {
+
+struct Layout {
+  int data = 1, tensor = 1, pipeline = 1;
+  bool sequence = false;
+  PipelineKind schedule = PipelineKind::one_forward_one_backward;
+  int chunks = 1;
+
+  int ranks() const { return data * tensor * pipeline; }
+};
+
+/// Sizes that four tensor ranks and four stages divide.
+inline RunOptions mesh_options() {
+  RunOptions o{.rows = 8, .micro_batches = 4, .steps = 4};
+  o.config = {.vocabulary = 64, .context = 12, .width = 24, .heads = 4, .layers = 4};
+  return o;
+}
+
+template <class G, Stage S, class P = Fp32>
+Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& o) {
+  using Split = TensorParallel<G>;
+  Cpu device;
+  const Mesh mesh{world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
+  const PipelineOptions pipeline{.comm = mesh.pipeline(),
+                                 .schedule = layout.schedule,
+                                 .chunks = layout.chunks,
+                                 .width = o.config.width,
+                                 .parts_of_context = layout.sequence ? layout.tensor : 1};
+  PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence = layout.sequence}, G{o.config}}};
+  Sharded<PipelineStage<Split>, S, P> model{mesh, device, std::move(stage)};
+  return record(model, mesh.data(), o);
+}
+
+}  // namespace test
