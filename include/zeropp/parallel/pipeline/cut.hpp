@@ -29,8 +29,8 @@ inline std::vector<Range> cut_pipeline(std::span<const double> blocks, double fr
            (part + 1 == parts ? back : 0);
   };
   // least[k][i]: the cost of the dearest part where parts k.. take blocks i..
-  const auto columns = static_cast<std::size_t>(n + 1);
-  std::vector<double> least(static_cast<std::size_t>(parts + 1) * columns, std::numeric_limits<double>::infinity());
+  const auto columns = static_cast<std::size_t>(n) + 1;
+  std::vector<double> least((static_cast<std::size_t>(parts) + 1) * columns, std::numeric_limits<double>::infinity());
   const auto cell = [&](int part, int block) -> double& {
     return least[static_cast<std::size_t>(part) * columns + static_cast<std::size_t>(block)];
   };

@@ -122,7 +122,7 @@ class CheckpointStore {
   /// An empty temporary folder for the checkpoint of a step; removes what saves that died have left.
   std::string begin(std::int64_t step) {
     remove_temporary();
-    const auto folder = path(temporary(name_of(step)));
+    auto folder = path(temporary(name_of(step)));
     files_->make_folder(folder);
     return folder;
   }

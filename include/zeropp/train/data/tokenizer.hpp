@@ -27,7 +27,7 @@ class Tokenizer {
 
   /// One token a byte: a vocabulary of 256.
   Tokenizer() {
-    for (int b = 0; b < 256; ++b) pieces_.push_back(std::string(1, static_cast<char>(b)));
+    for (int b = 0; b < 256; ++b) pieces_.emplace_back(1, static_cast<char>(b));
   }
 
   /// Learns merges from `sample` until the vocabulary has the size asked for, or nothing occurs twice. The same sample

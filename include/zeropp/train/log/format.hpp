@@ -42,7 +42,7 @@ inline std::string bytes_text(double bytes) {
 /// "2m38s", "41s", "3h05m"
 inline std::string duration_text(double seconds) {
   if (!(seconds < 1e9)) return "?";
-  const auto s = static_cast<std::int64_t>(std::max(seconds, 0.0) + 0.5);
+  const auto s = static_cast<std::int64_t>(std::lround(std::max(seconds, 0.0)));
   const auto two = [](std::int64_t n) { return (n < 10 ? "0" : "") + std::to_string(n); };
   if (s >= 3600) return std::to_string(s / 3600) + "h" + two(s / 60 % 60) + "m";
   if (s >= 60) return std::to_string(s / 60) + "m" + two(s % 60) + "s";
