@@ -136,6 +136,11 @@ struct PipelineTimeline {
 /// before it is needed.
 inline void add_transfers(PipelineSchedule& s, const PassTimes& times) {
   using Kind = PipelineOp::Kind;
+  if (!(times.forward > 0 && times.backward_input > 0 && times.backward_weight >= 0))
+    throw Error("the transfers of a pipeline are placed for passes that take some time");
+  for (auto& list : s.of_stage)
+    for (auto& op : list)
+      if (!op.is_pass()) throw Error("the transfers of this pipeline schedule have been placed already");
   const auto line = PipelineTimeline::of(s, times);
   struct Event {
     double time;
