@@ -53,7 +53,7 @@ std::vector<T> on_threads(std::vector<T> out, F kernel) {
   Cpu one, three{{.threads = 3}};
   kernel(one, out);
   kernel(three, other);
-  CHECK(std::memcmp(out.data(), other.data(), out.size() * sizeof(T)) == 0);
+  if (!out.empty()) CHECK(std::memcmp(out.data(), other.data(), out.size() * sizeof(T)) == 0);
   return out;
 }
 
