@@ -28,8 +28,7 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  int prefetch =
-      0;  ///< units gathered ahead of the running one (stage 3): memory for time where gathering is asynchronous
+  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
 };
 
@@ -77,6 +76,7 @@ class Sharded {
 
   L& layer() { return layer_; }
   const Comm& comm() const { return comm_; }
+  bool has_other_parts() const { return tensor_.size() > 1 || pipeline_.size() > 1; }  ///< on tensor, pipeline ranks
   D& device() { return device_; }
   const ShardedOptions& options() const { return options_; }
   std::deque<Unit<P, D>>& units() { return units_.all(); }

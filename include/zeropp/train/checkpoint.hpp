@@ -106,6 +106,7 @@ class Checkpoints {
   /// Returns the identity of what it wrote.
   template <class Model, class Adam>
   std::string write(Model& model, Adam& adam, const CheckpointState& state) {
+    detail::check_whole(model);
     const auto folder = store_.path(CheckpointStore::temporary(CheckpointStore::name_of(state.step)));
     const bool first = comm_.rank() == 0;
     auto& files = store_.files();

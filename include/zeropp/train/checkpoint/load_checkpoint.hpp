@@ -89,6 +89,7 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
 template <class Model, class Adam>
 std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& files, const Naming& own, Model& model,
                                        Adam& adam, CheckpointState& state) {
+  check_whole(model);
   const auto& comm = model.comm();
   CheckpointTexts texts;
   Attempt reading;

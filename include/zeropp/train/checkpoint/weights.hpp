@@ -43,7 +43,17 @@ inline void check_vocabulary(const Naming& naming, std::int64_t vocabulary) {
 }
 
 template <class Model>
+void check_whole(const Model& model) {
+  if (model.has_other_parts())
+    throw ConfigError(
+        "weights and checkpoints of a model with tensor or pipeline ranks can not be saved or loaded yet; use a mesh "
+        "of "
+        "data ranks");
+}
+
+template <class Model>
 std::vector<TensorSpec> weight_specs(Model& model, const Naming& naming, std::int64_t vocabulary) {
+  check_whole(model);
   check_vocabulary(naming, vocabulary);
   std::vector<TensorSpec> specs;
   for (auto& unit : model.units())
@@ -141,6 +151,7 @@ template <class Model>
 void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   std::optional<WeightFiles> files;
   WeightFiles::Match match;
+  detail::check_whole(model);
   together(model.comm(), [&] {
     detail::check_vocabulary(options.naming, options.vocabulary);
     files.emplace(*options.files, path);
