@@ -145,7 +145,8 @@ void head(benchmark::State& state) {
 BENCHMARK(head<float>)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(head<bf16>)->Unit(benchmark::kMillisecond)->UseRealTime();
 
-// ---- what reads and writes memory: 8192 rows of 768 (25 MB), beyond the caches; bytes that must move are counted
+// ---- what reads and writes memory: 8192 rows of 768 (25 MB, which a large cache may hold in part); bytes that must
+// move are counted
 
 void layer_norm_forward(benchmark::State& state) {
   const auto rows = state.range(0), width = state.range(1);

@@ -26,6 +26,8 @@ for program in "$build"/bench/bench_*; do
     "$program" --json "$results/$name.jsonl"
   else
     "$program" --benchmark_out="$results/$name.json" --benchmark_out_format=json --benchmark_counters_tabular=true
+    # what is kept names neither the machine nor its folders
+    sed -i -e '/"host_name":/d' -e 's|"executable": ".*/|"executable": "|' "$results/$name.json"
   fi
 done
 if [[ compile_time == *"${1:-}"* ]]; then
