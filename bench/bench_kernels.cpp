@@ -36,22 +36,22 @@ std::vector<T> noise(std::int64_t n, std::uint64_t seed, float scale = 1) {
   return out;
 }
 
-/// Runs `kernel`, of `flops` operations or `bytes` read and written.
+/// Runs `kernel`, which does `work` (operations, or bytes read and written), and compares with `ceiling` of them a
+/// second.
+template <class F>
+void against(double ceiling, const char* unit, const char* share, benchmark::State& state, double work, F kernel) {
+  for (auto _ : state) kernel();
+  const double done = work * static_cast<double>(state.iterations());
+  state.counters[unit] = benchmark::Counter(done / 1e9, benchmark::Counter::kIsRate);
+  state.counters[share] = benchmark::Counter(done / ceiling, benchmark::Counter::kIsRate);
+}
 template <class F>
 void against_products(benchmark::State& state, double flops, F kernel) {
-  products_a_second();
-  for (auto _ : state) kernel();
-  const double done = flops * static_cast<double>(state.iterations());
-  state.counters["GFLOP/s"] = benchmark::Counter(done / 1e9, benchmark::Counter::kIsRate);
-  state.counters["of_gemm"] = benchmark::Counter(done / products_a_second(), benchmark::Counter::kIsRate);
+  against(products_a_second(), "GFLOP/s", "of_gemm", state, flops, kernel);
 }
 template <class F>
 void against_copy(benchmark::State& state, double bytes, F kernel) {
-  copied_a_second();
-  for (auto _ : state) kernel();
-  const double done = bytes * static_cast<double>(state.iterations());
-  state.counters["GB/s"] = benchmark::Counter(done / 1e9, benchmark::Counter::kIsRate);
-  state.counters["of_copy"] = benchmark::Counter(done / copied_a_second(), benchmark::Counter::kIsRate);
+  against(copied_a_second(), "GB/s", "of_copy", state, bytes, kernel);
 }
 
 // ---- products: rows of activations, in, out

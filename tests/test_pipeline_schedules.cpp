@@ -21,7 +21,14 @@ struct Case {
 };
 
 template <class F>
-void for_each_case(F f) {
+void for_each_case(F check) {
+  const auto f = [&](const Case& c) {
+    CAPTURE(name_of(c.kind));
+    CAPTURE(c.p);
+    CAPTURE(c.m);
+    CAPTURE(c.v);
+    check(c);
+  };
   for (int p = 1; p <= 32; ++p)
     for (std::int64_t m = 1; m <= 64; ++m) {
       for (auto kind : {PipelineKind::gpipe, PipelineKind::one_forward_one_backward, PipelineKind::zb_h1})
@@ -77,10 +84,6 @@ bool ends_with_blocking_sends(const PipelineSchedule& s) {
 
 TEST_CASE("every pass once, in order; what is needed has been received; blocking sends do not lock") {
   for_each_case([](const Case& c) {
-    CAPTURE(name_of(c.kind));
-    CAPTURE(c.p);
-    CAPTURE(c.m);
-    CAPTURE(c.v);
     const auto s = make_schedule(c.kind, c.p, c.m, c.v);
     bool good = true;
     for (int part = 0; part < s.parts(); ++part) good &= s.part_of(s.stage_of(part), s.chunk_of(part)) == part;
@@ -112,10 +115,6 @@ TEST_CASE("every pass once, in order; what is needed has been received; blocking
 
 TEST_CASE("micro-batches under way") {
   for_each_case([](const Case& c) {
-    CAPTURE(name_of(c.kind));
-    CAPTURE(c.p);
-    CAPTURE(c.m);
-    CAPTURE(c.v);
     const auto s = make_schedule(c.kind, c.p, c.m, c.v);
     for (int stage = 0; stage < c.p; ++stage) {
       const auto most = most_kept(s.instructions(stage));
@@ -134,10 +133,6 @@ TEST_CASE("micro-batches under way") {
 
 TEST_CASE("the bubble") {
   for_each_case([](const Case& c) {
-    CAPTURE(name_of(c.kind));
-    CAPTURE(c.p);
-    CAPTURE(c.m);
-    CAPTURE(c.v);
     const auto s = make_schedule(c.kind, c.p, c.m, c.v);
     const auto p = static_cast<double>(c.p), m = static_cast<double>(c.m), v = static_cast<double>(c.v);
     switch (c.kind) {

@@ -259,3 +259,30 @@ TEST_CASE("logits are those the loss is computed from") {
   }
   CHECK(model.evaluate(batch).mean() == doctest::Approx(loss / 6).epsilon(1e-6));
 }
+
+TEST_CASE("a step gathers once before stage 3: gradients at stage 0, weights at stages 1 and 2; at stage 3 per use") {
+  constexpr int ranks = 2;
+  const auto gathered = []<Stage S>() {
+    std::int64_t bytes = 0;
+    run_ranks(ranks, within, [&](Comm comm) {
+      Cpu cpu;
+      Sharded<ScaledGpt, S> model{comm, cpu, scaled_gpt()};
+      FusedAdam adam{model};
+      auto batch = constant_batch(model, 2, 6);
+      const auto before = comm.traffic().bytes_of(Collective::all_gather);
+      model.train(batch);
+      adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+      if (comm.rank() == 0) {
+        bytes = comm.traffic().bytes_of(Collective::all_gather) - before;
+        std::int64_t padded = 0;
+        for (auto& unit : model.units()) padded += unit.padded();
+        if (S < Stage::parameters) CHECK(bytes == 4 * padded * (ranks - 1) / ranks);
+      }
+    });
+    return bytes;
+  };
+  const auto once = gathered.operator()<Stage::none>();
+  CHECK(gathered.operator()<Stage::optimizer_states>() == once);
+  CHECK(gathered.operator()<Stage::gradients>() == once);
+  CHECK(gathered.operator()<Stage::parameters>() > once);
+}

@@ -93,6 +93,39 @@ double cross_entropy_row(C* row, std::int64_t vocabulary, std::int64_t used, std
   return std::log(sum) + static_cast<double>(highest) - static_cast<double>(target);
 }
 
+/// Adds the losses of a block of rows to `total`, in their order: row_loss(r, row of logits) where a label counts. With
+/// Gradient the rows of the other labels become 0.
+template <bool Gradient, class Workers, class C, class F>
+void add_losses(Workers& workers, std::span<const std::int32_t> labels, C* logits, std::int64_t vocabulary,
+                LossSum& total, F row_loss) {
+  std::vector<double> losses(labels.size());
+  workers.for_each(static_cast<std::int64_t>(labels.size()), 8, [&](std::int64_t begin, std::int64_t end) {
+    for (auto r = begin; r < end; ++r) {
+      C* row = logits + r * vocabulary;
+      if (labels[static_cast<std::size_t>(r)] >= 0)
+        losses[static_cast<std::size_t>(r)] = row_loss(r, row);
+      else if (Gradient)
+        std::fill_n(row, vocabulary, C{0});
+    }
+  });
+  for (std::size_t r = 0; r < labels.size(); ++r)
+    if (labels[r] >= 0) {
+      total.sum += losses[r];
+      ++total.count;
+    }
+}
+
+/// What a block of gradients of the logits does: overwrites its rows of dx, adds to dw.
+template <Device D, class X, class W, class G>
+auto logits_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary) {
+  return [=, &device](std::int64_t first, std::int64_t rows, const auto* logits) {
+    matmul(device, row_major(logits, rows, vocabulary), row_major(w, vocabulary, width),
+           row_major(dx + first * width, rows, width));
+    matmul(device, row_major(logits, rows, vocabulary).t(), row_major(x + first * width, rows, width),
+           row_major(dw, vocabulary, width), Into::add);
+  };
+}
+
 /// Calls then(first row, rows, logits) for each block of rows after its losses (and gradients) have been computed.
 template <bool Gradient, Device D, class X, class W, class Then>
 LossSum for_each_logits(D& device, const X* x, const W* w, std::span<const std::int32_t> labels, std::int64_t width,
@@ -109,23 +142,11 @@ LossSum for_each_logits(D& device, const X* x, const W* w, std::span<const std::
     const auto count = static_cast<double>(rows * vocabulary);
     device.run({.name = "cross entropy", .flops = 6 * count, .bytes = (Gradient ? 3 : 2) * count * sizeof(C)},
                [&](auto& workers) {
-                 std::vector<double> losses(static_cast<std::size_t>(rows));
-                 workers.for_each(rows, 8, [&](std::int64_t begin, std::int64_t end) {
-                   for (auto r = begin; r < end; ++r) {
-                     const auto label = labels[static_cast<std::size_t>(first + r)];
-                     C* row = logits.data() + r * vocabulary;
-                     if (label >= 0)
-                       losses[static_cast<std::size_t>(r)] =
-                           cross_entropy_row<Gradient>(row, vocabulary, used, label, static_cast<C>(scale));
-                     else if (Gradient)
-                       std::fill_n(row, vocabulary, C{0});
-                   }
+                 const auto here = labels.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
+                 add_losses<Gradient>(workers, here, logits.data(), vocabulary, total, [&](std::int64_t r, C* row) {
+                   return cross_entropy_row<Gradient>(row, vocabulary, used, here[static_cast<std::size_t>(r)],
+                                                      static_cast<C>(scale));
                  });
-                 for (std::int64_t r = 0; r < rows; ++r)
-                   if (labels[static_cast<std::size_t>(first + r)] >= 0) {
-                     total.sum += losses[static_cast<std::size_t>(r)];
-                     ++total.count;
-                   }
                });
     then(first, rows, logits.data());
   }
@@ -147,14 +168,8 @@ template <Device D, class X, class W, class G>
 LossSum linear_cross_entropy_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels, X* dx,
                                       G* dw, std::int64_t width, std::int64_t vocabulary, std::int64_t used,
                                       double scale) {
-  return detail::for_each_logits<true>(
-      device, x, w, labels, width, vocabulary, used, scale,
-      [&](std::int64_t first, std::int64_t rows, const auto* logits) {
-        matmul(device, row_major(logits, rows, vocabulary), row_major(w, vocabulary, width),
-               row_major(dx + first * width, rows, width));
-        matmul(device, row_major(logits, rows, vocabulary).t(), row_major(x + first * width, rows, width),
-               row_major(dw, vocabulary, width), Into::add);
-      });
+  return detail::for_each_logits<true>(device, x, w, labels, width, vocabulary, used, scale,
+                                       detail::logits_to_gradients(device, x, w, dx, dw, width, vocabulary));
 }
 
 /// out [rows, used] = the logits of some rows of x [n, width].

@@ -86,7 +86,8 @@ LossSum for_each_logits_part(D& device, const X* x, const W* w, std::span<const 
   };
   for (std::int64_t first = 0; first < n; first += block) {
     const auto rows = std::min(block, n - first);
-    const auto* label = labels.data() + first;
+    const auto here = labels.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
+    const auto label = [here](std::int64_t r) { return std::int64_t{here[static_cast<std::size_t>(r)]}; };
     matmul(device, row_major(x + first * width, rows, width), row_major(w, vocabulary, width).t(),
            row_major(logits.data(), rows, vocabulary));
     const auto count = static_cast<double>(rows * vocabulary);
@@ -94,30 +95,16 @@ LossSum for_each_logits_part(D& device, const X* x, const W* w, std::span<const 
                [&](auto& workers) {
                  workers.for_each(rows, 8, [&](std::int64_t begin, std::int64_t end) {
                    for (auto r = begin; r < end; ++r)
-                     mine.data()[r] = label[r] < 0 ? Part{}
-                                                   : part_of_row<Gradient>(logits.data() + r * vocabulary, part,
-                                                                           std::int64_t{label[r]});
+                     mine.data()[r] =
+                         label(r) < 0 ? Part{} : part_of_row<Gradient>(logits.data() + r * vocabulary, part, label(r));
                  });
                });
     exchange(std::span<const C>{numbers(mine, rows)}, numbers(all, part.ranks * rows));
     device.run({.name = "cross entropy, joined", .flops = 2 * count, .bytes = (Gradient ? 2 : 0) * count * sizeof(C)},
                [&](auto& workers) {
-                 std::vector<double> losses(static_cast<std::size_t>(rows));
-                 workers.for_each(rows, 8, [&](std::int64_t begin, std::int64_t end) {
-                   for (auto r = begin; r < end; ++r) {
-                     C* row = logits.data() + r * vocabulary;
-                     if (label[r] >= 0)
-                       losses[static_cast<std::size_t>(r)] =
-                           join_row<Gradient>(all.data() + r, rows, part, std::int64_t{label[r]}, row, scale);
-                     else if (Gradient)
-                       std::fill_n(row, vocabulary, C{0});
-                   }
+                 add_losses<Gradient>(workers, here, logits.data(), vocabulary, total, [&](std::int64_t r, C* row) {
+                   return join_row<Gradient>(all.data() + r, rows, part, label(r), row, scale);
                  });
-                 for (std::int64_t r = 0; r < rows; ++r)
-                   if (label[r] >= 0) {
-                     total.sum += losses[static_cast<std::size_t>(r)];
-                     ++total.count;
-                   }
                });
     then(first, rows, logits.data());
   }
@@ -138,15 +125,8 @@ template <Device D, class X, class W, class G, class Exchange>
 LossSum linear_cross_entropy_part_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels,
                                            X* dx, G* dw, std::int64_t width, const VocabularyPart& part, double scale,
                                            Exchange exchange) {
-  const auto vocabulary = part.rows.size();
-  return detail::for_each_logits_part<true>(
-      device, x, w, labels, width, part, scale, exchange,
-      [&](std::int64_t first, std::int64_t rows, const auto* logits) {
-        matmul(device, row_major(logits, rows, vocabulary), row_major(w, vocabulary, width),
-               row_major(dx + first * width, rows, width));
-        matmul(device, row_major(logits, rows, vocabulary).t(), row_major(x + first * width, rows, width),
-               row_major(dw, vocabulary, width), Into::add);
-      });
+  return detail::for_each_logits_part<true>(device, x, w, labels, width, part, scale, exchange,
+                                            detail::logits_to_gradients(device, x, w, dx, dw, width, part.rows.size()));
 }
 
 }  // namespace zeropp::kernels

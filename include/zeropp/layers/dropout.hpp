@@ -20,7 +20,7 @@ struct SequencePart {
 class Dropout {
  public:
   /// Elements are zeroed with probability p in [0, 1), the others scaled by 1/(1 − p).
-  Dropout(std::string name, float p) : name_(std::move(name)), hash_(hash_of(name_)), p_(p) {
+  Dropout(std::string name, float p) : name_(std::move(name)), p_(p) {
     if (!(p >= 0 && p < 1)) throw ConfigError(text(name_, ": the probability of dropout must be in [0, 1), got ", p));
   }
 
@@ -46,7 +46,7 @@ class Dropout {
     if (p_ == 0 || !ctx.training()) return x;
     auto y = x.unique() ? x : ctx.make_like(x);
     const auto sample = x.extent(0) ? x.size() / x.extent(0) : 0;
-    const auto random = ctx.random(RandomPurpose::dropout, hash_);
+    const auto random = ctx.random(RandomPurpose::dropout, hash_of(name_));
     if (part.parts == 1) {
       kernels::dropout(ctx.device, x.span(), y.span(), p_, random, ctx.first_sample * sample);
       return y;
@@ -60,7 +60,6 @@ class Dropout {
   }
 
   std::string name_;
-  std::uint64_t hash_;
   float p_;
 };
 

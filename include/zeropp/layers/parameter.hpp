@@ -89,4 +89,18 @@ struct Parameter {
   }
 };
 
+/// Throws ConfigError: a second parameter of one name.
+[[noreturn]] inline void refuse_second(const Parameter& p) {
+  throw ConfigError(text("two parameters are called ", p.name, "; give each layer a name of its own"));
+}
+
+/// Throws ConfigError unless `tied` can share the weights of `owner`, which is null where no layer declares it.
+inline void check_tie(const Parameter& tied, const Parameter* owner) {
+  if (!owner)
+    throw ConfigError(text("parameter ", tied.name, " is tied to ", tied.tied_to, ", which no layer declares"));
+  if (owner->shape != tied.shape)
+    throw ConfigError(text("parameter ", tied.name, " of shape ", shape_text(tied.shape), " is tied to ", tied.tied_to,
+                           " of shape ", shape_text(owner->shape), "; tied shapes must be equal"));
+}
+
 }  // namespace zeropp

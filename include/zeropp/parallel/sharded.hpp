@@ -205,11 +205,7 @@ class Sharded {
         whole[slot] = f(unit.shard_gradients());
         continue;
       }
-      for (auto* p : unit.parameters()) {
-        const auto mine = unit.shard().clipped({p->offset, p->offset + p->size()});
-        (p->split() ? split : whole)[slot] += f(unit.shard_gradients().subspan(
-            static_cast<std::size_t>(mine.begin - unit.shard().begin), static_cast<std::size_t>(mine.size())));
-      }
+      for (auto* p : unit.parameters()) (p->split() ? split : whole)[slot] += f(unit.shard_gradients(*p));
     }
     comm_.all_reduce(std::span{whole});
     if (tensor_.size() > 1) {

@@ -77,6 +77,16 @@ class Unit {
   std::span<Gradient> gradients() { return part_of_gradients(update()); }
   /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
   std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
+  /// What of them belongs to one of the unit's parameters.
+  std::span<Gradient> shard_gradients(const Parameter& p) {
+    const auto mine = shard_.clipped({p.offset, p.offset + p.size()});
+    return mine.size() ? part_of_gradients(mine) : std::span<Gradient>{};
+  }
+  /// The shard of the weights, whatever else of them is held.
+  std::span<Weight> shard_weights() {
+    return weights().subspan(static_cast<std::size_t>(shard_.begin - held().begin),
+                             static_cast<std::size_t>(shard_.size()));
+  }
 
   /// A parameter of another layer that shares the weights of `owner`, which this unit owns.
   void add_tied(Parameter& tied, const Parameter& owner) {
@@ -169,9 +179,7 @@ class Unit {
   }
 
   /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
-  Piece weights_piece() {
-    return {weights_.get(), view<Weight>(weights_, held()).data() + (shard_.begin - held().begin), padded_};
-  }
+  Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }
   Piece gradients_piece() { return {gradients_.get(), part_of_gradients(shard_).data(), padded_}; }
   Piece remainder_piece() {
     return {remainder_.get(), view<std::int16_t>(remainder_, update()).data() + (shard_.begin - update().begin),

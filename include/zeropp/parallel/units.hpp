@@ -87,7 +87,7 @@ class Units {
   /// Draws the first weights. Every rank draws its shard; the others come over the communicators.
   void initialise(std::uint64_t seed, const Comm& pipeline) {
     for (auto& unit : units_) initialise(unit, seed);
-    publish_weights(pipeline);
+    exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.shard(); });
     if constexpr (Unit<P, D>::split_master) {
       std::vector<Piece> pieces;
       for (auto& unit : units_)
@@ -96,23 +96,10 @@ class Units {
     }
   }
 
-  /// Sends every rank's shard of the weights to those who keep them whole (before stage 3), and to the distant twins,
-  /// whose shards are cut alike. A collective.
+  /// Sends what ranks have updated to those that keep it without updating it (stages 1 and 2), and to distant twins. A
+  /// collective.
   void publish_weights(const Comm& pipeline) {
-    std::vector<Piece> pieces;
-    for (auto& unit : units_)
-      if (unit.held() != unit.shard()) pieces.push_back(unit.weights_piece());
-    for (auto& tie : ties_) {
-      const auto shard = [&](Unit<P, D>& unit) {
-        return unit.weights().subspan(static_cast<std::size_t>(unit.shard().begin - unit.held().begin),
-                                      static_cast<std::size_t>(unit.shard().size()));
-      };
-      if (tie.stage >= 0 && tie.owner) pipeline.send(tie.stage, std::span<const Weight>{shard(*tie.owner)});
-      if (tie.stage >= 0 && tie.twin) pipeline.recv(tie.stage, shard(*tie.twin));
-      if (tie.stage >= 0 && tie.twin && tie.twin->held() != tie.twin->shard())
-        pieces.push_back(tie.twin->weights_piece());
-    }
-    if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
+    exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.update(); });
   }
 
   /// Adds the gradients of twins, summed over ranks, to those of their owners.
@@ -137,13 +124,11 @@ class Units {
     std::int64_t count = 0;
     for (auto& unit : units_)
       for (auto* p : unit.parameters()) {
-        const auto mine = unit.shard().clipped({p->offset, p->offset + p->size()});
-        if (!p->sum_over_tensor || mine.size() == 0) continue;
-        partial.push_back(unit.shard_gradients().subspan(static_cast<std::size_t>(mine.begin - unit.shard().begin),
-                                                         static_cast<std::size_t>(mine.size())));
-        count += mine.size();
+        if (!p->sum_over_tensor) continue;
+        partial.push_back(unit.shard_gradients(*p));
+        count += static_cast<std::int64_t>(partial.back().size());
       }
-    if (partial.empty()) return;
+    if (count == 0) return;
     Tensor<Gradient, 1> sum(device_->pool(), {count}, Purpose::gradients);
     const auto copy = [&](bool back) {
       device_->run({.name = "copy", .bytes = 2.0 * static_cast<double>(sum.span().size_bytes())}, [&](auto&) {
@@ -191,8 +176,7 @@ class Units {
     for (auto& site : sites)
       for (auto* p : site) {
         p->size();  // throws where it overflows
-        if (p->tied_to.empty() && !by_name_.emplace(p->name, p).second)
-          throw ConfigError(text("two parameters are called ", p->name, "; give each layer a name of its own"));
+        if (p->tied_to.empty() && !by_name_.emplace(p->name, p).second) refuse_second(*p);
       }
     for (auto& site : sites)
       for (auto* p : site) {
@@ -202,13 +186,28 @@ class Units {
         }
         shared_.insert(p->tied_to);
         if (p->tied_stage >= 0) continue;  // its owner is on another stage; PipelineStage has compared them
-        auto owner = by_name_.find(p->tied_to);
-        if (owner == by_name_.end())
-          throw ConfigError(text("parameter ", p->name, " is tied to ", p->tied_to, ", which no layer declares"));
-        if (owner->second->shape != p->shape)
-          throw ConfigError(text("parameter ", p->name, " of shape ", shape_text(p->shape), " is tied to ", p->tied_to,
-                                 " of shape ", shape_text(owner->second->shape), "; tied shapes must be equal"));
+        const auto owner = by_name_.find(p->tied_to);
+        check_tie(*p, owner == by_name_.end() ? nullptr : owner->second);
       }
+  }
+
+  /// Shards go from owners to distant twins, which are cut alike; then to the ranks that lack them, of owners where
+  /// `incomplete` says so.
+  template <class F>
+  void exchange_weights(const Comm& pipeline, F incomplete) {
+    std::vector<Piece> pieces;
+    for (auto& unit : units_)
+      if (incomplete(unit)) pieces.push_back(unit.weights_piece());
+    for (auto& tie : ties_) {
+      if (tie.stage < 0) continue;
+      if (tie.owner) {
+        pipeline.send(tie.stage, std::span<const Weight>{tie.owner->shard_weights()});
+      } else {
+        pipeline.recv(tie.stage, tie.twin->shard_weights());
+        if (tie.twin->held() != tie.twin->shard()) pieces.push_back(tie.twin->weights_piece());
+      }
+    }
+    if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
   }
 
   void add_site(const std::vector<Parameter*>& site, Stage stage) {
@@ -225,14 +224,14 @@ class Units {
         if (p->tied_stage >= 0) ties_.push_back({&unit, nullptr, p->tied_stage});
         continue;
       }
-      const bool distant = p->tied_stage >= 0;
-      auto* owner = distant ? nullptr : by_name_.at(p->tied_to);
+      const auto* owner = p->tied_stage >= 0 ? nullptr : by_name_.at(p->tied_to);
+      auto* unit = owner ? &units_[static_cast<std::size_t>(owner->unit)] : nullptr;
       auto& twin = twins_.emplace_back(owner ? owner->unit : -1, std::vector{p}, comm_, *device_, stage,
-                                       distant ? Role::distant_twin : Role::twin);
-      if (owner) units_[static_cast<std::size_t>(owner->unit)].add_tied(*p, *owner);
-      add(found.weights, owner ? units_[static_cast<std::size_t>(owner->unit)] : twin);
+                                       owner ? Role::twin : Role::distant_twin);
+      if (unit) unit->add_tied(*p, *owner);
+      add(found.weights, unit ? *unit : twin);
       add(found.gradients, twin);
-      ties_.push_back({owner ? &units_[static_cast<std::size_t>(owner->unit)] : nullptr, &twin, p->tied_stage});
+      ties_.push_back({unit, &twin, p->tied_stage});
     }
     site_of_parameter_.emplace(site.front(), static_cast<int>(sites_.size()));
     sites_.push_back(std::move(found));
@@ -240,7 +239,7 @@ class Units {
 
   void initialise(Unit<P, D>& unit, std::uint64_t seed) {
     const auto shard = unit.shard();
-    auto weights = unit.weights().subspan(static_cast<std::size_t>(shard.begin - unit.held().begin));
+    auto weights = unit.shard_weights();
     auto remainder = unit.remainder();
     if constexpr (Unit<P, D>::split_master)
       remainder = remainder.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));

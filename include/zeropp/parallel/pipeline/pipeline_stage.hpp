@@ -166,8 +166,7 @@ class PipelineStage {
     std::map<std::string, Place> places;
     const auto note = [&](auto& layer, int part) {
       visit_parameters(layer, [&](Parameter& p) {
-        if (!places.emplace(p.name, Place{&p, layout_.stage_of(part)}).second)
-          throw ConfigError(text("two parameters are called ", p.name, "; give each layer a name of its own"));
+        if (!places.emplace(p.name, Place{&p, layout_.stage_of(part)}).second) refuse_second(p);
       });
     };
     note(front, 0);
@@ -185,7 +184,7 @@ class PipelineStage {
       for (auto i = range.begin; i < range.end; ++i)
         chunk.body.children.push_back(std::move(blocks[static_cast<std::size_t>(i)]));
       if (part + 1 == static_cast<int>(cut.size())) chunk.back.emplace(std::move(back));
-      parts_.push_back({part, range});
+      blocks_.push_back(range);
     }
   }
 
@@ -197,7 +196,7 @@ class PipelineStage {
   const PipelineOptions& options() const { return options_; }
   std::vector<Chunk>& chunks() { return chunks_; }
   /// Which blocks of the model chunk `c` holds.
-  Range blocks_of(int c) const { return parts_[static_cast<std::size_t>(c)].blocks; }
+  Range blocks_of(int c) const { return blocks_[static_cast<std::size_t>(c)]; }
   int parameters_in_model() const { return parameters_in_model_; }
   /// The instructions of a step.
   PipelineSchedule schedule(std::int64_t micro_batches) const {
@@ -212,10 +211,6 @@ class PipelineStage {
   struct Place {
     Parameter* parameter;
     int stage;
-  };
-  struct Part {
-    int number;
-    Range blocks;
   };
 
   /// Elements that take part in products: every row of the input meets each of them. A tied head computes too.
@@ -232,12 +227,8 @@ class PipelineStage {
       auto& p = *place.parameter;
       if (p.tied_to.empty()) continue;
       const auto found = places.find(p.tied_to);
-      if (found == places.end())
-        throw ConfigError(text("parameter ", name, " is tied to ", p.tied_to, ", which no layer declares"));
+      check_tie(p, found == places.end() ? nullptr : found->second.parameter);
       auto& owner = *found->second.parameter;
-      if (owner.shape != p.shape)
-        throw ConfigError(text("parameter ", name, " of shape ", shape_text(p.shape), " is tied to ", p.tied_to,
-                               " of shape ", shape_text(owner.shape), "; tied shapes must be equal"));
       if (found->second.stage == place.stage) continue;
       if (owner.tied_stage >= 0)
         throw ConfigError(text("several parameters are tied to ", p.tied_to, " across stages of the pipeline, ", name,
@@ -249,7 +240,7 @@ class PipelineStage {
 
   PipelineOptions options_;
   std::vector<Chunk> chunks_;
-  std::vector<Part> parts_;
+  std::vector<Range> blocks_;
   PipelineSchedule layout_;
   int parameters_in_model_ = 0;
 };
