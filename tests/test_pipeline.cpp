@@ -167,3 +167,77 @@ TEST_CASE("a pipeline that cannot be is refused before memory is taken") {
         doctest::Contains("2 chunks"), ConfigError);
   });
 }
+
+namespace {
+
+/// Writes down what runs when, and computes nothing. A layer that cannot split its backward logs both halves at once.
+template <bool Splits>
+struct Recorder {
+  static constexpr bool splits_backward = Splits;
+  Parameter gain;
+  std::vector<std::pair<char, std::int64_t>>* log;
+
+  auto parameters() { return std::array{&gain}; }
+  template <class C, class T>
+  auto forward(C& ctx, Tensor<T, 3> x) {
+    log->emplace_back('F', ctx.first_sample);
+    return Forward{std::move(x), None{}};
+  }
+  template <class C, class T>
+  auto backward(C& ctx, Tensor<T, 3> dy, None) {
+    log->emplace_back('B', ctx.first_sample);
+    ctx.weight_gradients([this, m = ctx.first_sample](auto& on) {
+      on.gradient(gain)[0] += 1;
+      log->emplace_back('W', m);
+    });
+    return dy;
+  }
+};
+
+template <bool Splits>
+struct Recorded : Sequential<GptEmbedding, Repeat<Recorder<Splits>>, LmHead> {
+  using Base = Sequential<GptEmbedding, Repeat<Recorder<Splits>>, LmHead>;
+  Recorded(int blocks, std::vector<std::pair<char, std::int64_t>>& log)
+      : Base{GptEmbedding{{.vocabulary = 8, .context = 4, .width = 4}}, {}, LmHead{"lm_head", 8, 4, {}}} {
+    for (int i = 0; i < blocks; ++i)
+      std::get<1>(this->children).children.push_back({{.name = text("gain.", i), .shape = {1000}}, &log});
+  }
+};
+
+template <bool Splits>
+void passes_are_those_of(PipelineKind kind, int chunks) {
+  constexpr int stages = 4, micro_batches = 6;
+  run_ranks(stages, within, [&](Comm comm) {
+    Cpu device;
+    std::vector<std::pair<char, std::int64_t>> log, expected;
+    PipelineStage<Recorded<Splits>> stage{{.comm = comm, .schedule = kind, .chunks = chunks, .width = 4},
+                                          Recorded<Splits>{stages * chunks, log}};
+    const auto schedule = stage.schedule(micro_batches);
+    for (auto& op : schedule.instructions(comm.rank())) {
+      if (op.kind == PipelineOp::Kind::forward) expected.emplace_back('F', op.micro_batch);
+      if (op.kind == PipelineOp::Kind::backward || op.kind == PipelineOp::Kind::backward_input)
+        expected.emplace_back('B', op.micro_batch);
+      if (op.kind == PipelineOp::Kind::backward ||
+          op.kind == (Splits ? PipelineOp::Kind::backward_weight : PipelineOp::Kind::backward_input))
+        expected.emplace_back('W', op.micro_batch);
+    }
+    using Model = Sharded<PipelineStage<Recorded<Splits>>, Stage::parameters>;
+    Model model{Comm{}, Comm{}, comm, device, std::move(stage)};
+    auto batch = Batch::on(device, micro_batches, 4);
+    std::fill_n(batch.tokens.data(), batch.tokens.size(), 1);
+    std::fill_n(batch.labels.data(), batch.labels.size(), 1);
+    model.train(batch, {.micro_batches = micro_batches});
+    CHECK(log == expected);
+    for (auto& unit : model.units())
+      if (unit.parameters().front()->name.starts_with("gain")) CHECK(unit.gradients()[0] == micro_batches);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("passes run in the order of the schedule, the halves of a backward too") {
+  passes_are_those_of<true>(PipelineKind::one_forward_one_backward, 1);
+  passes_are_those_of<true>(PipelineKind::zb_h1, 1);
+  passes_are_those_of<true>(PipelineKind::zb_v, 2);
+  passes_are_those_of<false>(PipelineKind::zb_h1, 1);
+}

@@ -57,7 +57,8 @@ void layer_norm_forward(D& device, const X* x, const W* gamma, const W* beta, co
   });
 }
 
-/// Overwrites dx; adds to dgamma and dbeta. dx may be dy.
+/// Overwrites dx; adds to dgamma and dbeta. dx may be dy. A null dx is left out (then gamma is not read), and so are
+/// null dgamma and dbeta.
 template <Device D, class X, class W, class G>
 void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* mean,
                          const compute_t<X>* rstd, X* dx, G* dgamma, G* dbeta, std::int64_t n, std::int64_t width) {
@@ -65,26 +66,29 @@ void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, con
   const auto count = static_cast<double>(n * width);
   device.run({.name = "layer norm backward", .flops = 14 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
     const auto blocks = ceil_div(n, detail::norm_rows);
-    std::vector<C> sums(static_cast<std::size_t>(blocks * 2 * width));
+    std::vector<C> sums(dgamma ? static_cast<std::size_t>(blocks * 2 * width) : 0);
     workers.for_each(n, detail::norm_rows, [&](std::int64_t begin, std::int64_t end) {
-      C* sum_gamma = sums.data() + begin / detail::norm_rows * 2 * width;
-      C* sum_beta = sum_gamma + width;
+      C* sum_gamma = dgamma ? sums.data() + begin / detail::norm_rows * 2 * width : nullptr;
+      C* sum_beta = dgamma ? sum_gamma + width : nullptr;
       for (auto row = begin; row < end; ++row) {
         const X *d = dy + row * width, *from = x + row * width;
-        X* to = dx + row * width;
+        X* to = dx ? dx + row * width : nullptr;
         const C m = mean[row], r = rstd[row];
+        for (std::int64_t i = 0; sum_gamma && i < width; ++i) {
+          sum_gamma[i] += C(d[i]) * ((C(from[i]) - m) * r);
+          sum_beta[i] += C(d[i]);
+        }
+        if (!dx) continue;
         const C a = detail::lane_sum<C>(width, [&](auto i) { return C(d[i]) * C(gamma[i]); }) / C(width);
         const C b = detail::lane_sum<C>(width, [&](auto i) { return C(d[i]) * C(gamma[i]) * ((C(from[i]) - m) * r); }) /
                     C(width);
         for (std::int64_t i = 0; i < width; ++i) {
           const C h = (C(from[i]) - m) * r, g = C(d[i]);
-          sum_gamma[i] += g * h;
-          sum_beta[i] += g;
           to[i] = static_cast<X>(r * (g * C(gamma[i]) - a - h * b));
         }
       }
     });
-    for (std::int64_t block = 0; block < blocks; ++block)
+    for (std::int64_t block = 0; dgamma && block < blocks; ++block)
       for (std::int64_t i = 0; i < width; ++i) {
         dgamma[i] += static_cast<C>(sums[static_cast<std::size_t>(block * 2 * width + i)]);
         dbeta[i] += static_cast<C>(sums[static_cast<std::size_t>((block * 2 + 1) * width + i)]);
@@ -113,7 +117,7 @@ void rms_norm_forward(D& device, const X* x, const W* gamma, compute_t<X> epsilo
   });
 }
 
-/// Overwrites dx; adds to dgamma. dx may be dy.
+/// Overwrites dx; adds to dgamma. dx may be dy. Null dx or dgamma: as above.
 template <Device D, class X, class W, class G>
 void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* rstd, X* dx, G* dgamma,
                        std::int64_t n, std::int64_t width) {
@@ -121,23 +125,23 @@ void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const
   const auto count = static_cast<double>(n * width);
   device.run({.name = "rms norm backward", .flops = 9 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
     const auto blocks = ceil_div(n, detail::norm_rows);
-    std::vector<C> sums(static_cast<std::size_t>(blocks * width));
+    std::vector<C> sums(dgamma ? static_cast<std::size_t>(blocks * width) : 0);
     workers.for_each(n, detail::norm_rows, [&](std::int64_t begin, std::int64_t end) {
-      C* sum = sums.data() + begin / detail::norm_rows * width;
+      C* sum = dgamma ? sums.data() + begin / detail::norm_rows * width : nullptr;
       for (auto row = begin; row < end; ++row) {
         const X *d = dy + row * width, *from = x + row * width;
-        X* to = dx + row * width;
+        X* to = dx ? dx + row * width : nullptr;
         const C r = rstd[row];
+        for (std::int64_t i = 0; sum && i < width; ++i) sum[i] += C(d[i]) * C(from[i]) * r;
+        if (!dx) continue;
         const C b =
             detail::lane_sum<C>(width, [&](auto i) { return C(d[i]) * C(gamma[i]) * C(from[i]); }) * r * r / C(width);
         for (std::int64_t i = 0; i < width; ++i) {
-          const C g = C(d[i]);
-          sum[i] += g * C(from[i]) * r;
-          to[i] = static_cast<X>(r * (g * C(gamma[i]) - C(from[i]) * b));
+          to[i] = static_cast<X>(r * (C(d[i]) * C(gamma[i]) - C(from[i]) * b));
         }
       }
     });
-    for (std::int64_t block = 0; block < blocks; ++block)
+    for (std::int64_t block = 0; dgamma && block < blocks; ++block)
       for (std::int64_t i = 0; i < width; ++i)
         dgamma[i] += static_cast<C>(sums[static_cast<std::size_t>(block * width + i)]);
   });

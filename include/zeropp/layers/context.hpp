@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include <zeropp/base/random.hpp>
 #include <zeropp/device/device.hpp>
@@ -71,6 +73,21 @@ class Context : public RunState {
   /// Layers add to it.
   Gradient* gradient(const Parameter& p) const { return static_cast<Gradient*>(resident(p, p.gradient)); }
 
+  /// The half of a backward that gives gradients of weights: `work(context)` runs at once, or later where a schedule
+  /// splits backward in two. It holds copies of the handles that it reads, and asks the context it is given for
+  /// gradients. A layer that uses it for all its gradients says so (SplitsBackward).
+  template <class F>
+  void weight_gradients(F work) {
+    if (postponed_)
+      postponed_->push_back(std::move(work));
+    else
+      work(*this);
+  }
+  bool postpones() const { return postponed_ != nullptr; }
+  using WeightWork = std::vector<std::function<void(Context&)>>;
+  /// From now on such work is kept in a list; null: it runs at once.
+  void postpone(WeightWork* list) { postponed_ = list; }
+
   /// Random numbers of this step for the layer called `layer`; index them by the element's place in the whole batch.
   Random random(RandomPurpose purpose, std::uint64_t layer) const {
     return {seed, purpose, layer, static_cast<std::uint64_t>(step)};
@@ -102,6 +119,8 @@ class Context : public RunState {
                        "forward and backward, and gradients only in backward"));
     return place;
   }
+
+  WeightWork* postponed_ = nullptr;
 };
 
 }  // namespace zeropp

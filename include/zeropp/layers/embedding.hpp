@@ -23,6 +23,8 @@ struct EmbeddingOptions {
 /// Tokens [B, T] to [B, T, C]. Parameters wte.weight [V, C] and, with positions, wpe.weight [context, C].
 class GptEmbedding {
  public:
+  static constexpr bool splits_backward = true;
+
   explicit GptEmbedding(EmbeddingOptions o) : options_(std::move(o)) {
     const auto vocabulary = detail::positive(options_.vocabulary, options_.tokens, "the vocabulary");
     auto& used = options_.vocabulary_used;
@@ -65,9 +67,11 @@ class GptEmbedding {
   }
   template <class C, class T>
   None backward(C& ctx, Tensor<T, 3> dy, Tensor<std::int32_t, 2> tokens) {
-    kernels::embedding_backward(ctx.device, tokens.span(), dy.data(), ctx.gradient(tables[0]),
-                                tables.size() > 1 ? ctx.gradient(tables[1]) : nullptr, tokens.extent(1),
-                                options_.width);
+    ctx.weight_gradients([this, dy, tokens](auto& on) {
+      kernels::embedding_backward(on.device, tokens.span(), dy.data(), on.gradient(tables[0]),
+                                  tables.size() > 1 ? on.gradient(tables[1]) : nullptr, tokens.extent(1),
+                                  options_.width);
+    });
     return {};
   }
 

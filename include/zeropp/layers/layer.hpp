@@ -68,6 +68,22 @@ void visit_random_names(L& layer, F&& f) {
   zeropp::for_each_child(layer, [&](auto& child) { visit_random_names(child, f); });
 }
 
+/// A layer whose backward leaves all work for gradients of weights to ctx.weight_gradients(), so that a schedule may
+/// run it later. It says so with `static constexpr bool splits_backward = true`.
+template <class L>
+concept SplitsBackward = requires {
+  requires L::splits_backward;
+};
+
+/// Whether a layer with all those inside can: each that has parameters of its own says so.
+template <class L>
+bool splits_backward(L& layer) {
+  bool all = true;
+  if constexpr (!SplitsBackward<L> && requires { layer.parameters(); }) all = layer.parameters().empty();
+  zeropp::for_each_child(layer, [&](auto& child) { all = all && splits_backward(child); });
+  return all;
+}
+
 namespace detail {
 struct Ignore {
   template <class T>

@@ -14,7 +14,7 @@ namespace zeropp {
 /// Parameters NAME.weight [width] (ones) and NAME.bias [width] (zeros).
 class LayerNorm {
  public:
-  static constexpr bool per_position = true;
+  static constexpr bool per_position = true, splits_backward = true;
 
   LayerNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
@@ -46,10 +46,17 @@ class LayerNorm {
   }
   template <class C, class T, int R>
   auto backward(C& ctx, Tensor<T, R> dy, Saved<T, R> saved) {
+    const bool later = ctx.postpones();  // or one pass over dy and x gives both
+    if (later)
+      ctx.weight_gradients([this, dy, saved](auto& on) {
+        kernels::layer_norm_backward(
+            on.device, dy.data(), saved.x.data(), static_cast<const typename C::Weight*>(nullptr), saved.mean.data(),
+            saved.rstd.data(), static_cast<T*>(nullptr), on.gradient(gain), on.gradient(bias), dy.rows(), width_);
+      });
     auto dx = dy.unique() ? dy : ctx.make_like(dy);
     kernels::layer_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.mean.data(),
-                                 saved.rstd.data(), dx.data(), ctx.gradient(gain), ctx.gradient(bias), dx.rows(),
-                                 width_);
+                                 saved.rstd.data(), dx.data(), later ? nullptr : ctx.gradient(gain),
+                                 later ? nullptr : ctx.gradient(bias), dx.rows(), width_);
     return dx;
   }
 

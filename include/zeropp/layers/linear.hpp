@@ -36,6 +36,8 @@ struct LinearOptions {
 /// Parameters NAME.weight [out, in] and NAME.bias [out].
 class Linear {
  public:
+  static constexpr bool splits_backward = true;
+
   Linear(const std::string& name, std::int64_t in, std::int64_t out, LinearOptions options = {})
       : in_(detail::positive(in, name, "the input width")), out_(detail::positive(out, name, "the output width")) {
     weight = {.name = name + ".weight", .shape = {out, in}, .init = Init::normal(options.init_std), .decay = true};
@@ -71,9 +73,11 @@ class Linear {
   }
   template <class C, int R>
   auto backward(C& ctx, Tensor<typename C::Activation, R> dy, Tensor<typename C::Activation, R> x) {
-    kernels::linear_backward_weight(ctx.device, dy.data(), x.data(), ctx.gradient(weight), x.rows(), in_, out_);
-    if (!bias.empty()) kernels::column_sum(ctx.device, dy.data(), ctx.gradient(bias[0]), x.rows(), out_);
-    auto dx = x.unique() ? std::move(x) : ctx.make_like(x);  // the saved input is not needed any more
+    ctx.weight_gradients([this, dy, x](auto& on) {
+      kernels::linear_backward_weight(on.device, dy.data(), x.data(), on.gradient(weight), x.rows(), in_, out_);
+      if (!bias.empty()) kernels::column_sum(on.device, dy.data(), on.gradient(bias[0]), x.rows(), out_);
+    });
+    auto dx = x.unique() ? std::move(x) : ctx.make_like(x);  // unless the saved input is needed later
     kernels::linear_backward_input(ctx.device, dy.data(), ctx.value(weight), dx.data(), dx.rows(), in_, out_);
     return dx;
   }

@@ -14,7 +14,7 @@ namespace zeropp {
 /// Parameter NAME.weight [width] (ones).
 class RmsNorm {
  public:
-  static constexpr bool per_position = true;
+  static constexpr bool per_position = true, splits_backward = true;
 
   RmsNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
@@ -43,9 +43,16 @@ class RmsNorm {
   }
   template <class C, class T, int R>
   auto backward(C& ctx, Tensor<T, R> dy, Saved<T, R> saved) {
+    const bool later = ctx.postpones();  // or one pass over dy and x gives both
+    if (later)
+      ctx.weight_gradients([this, dy, saved](auto& on) {
+        kernels::rms_norm_backward(on.device, dy.data(), saved.x.data(),
+                                   static_cast<const typename C::Weight*>(nullptr), saved.rstd.data(),
+                                   static_cast<T*>(nullptr), on.gradient(gain), dy.rows(), width_);
+      });
     auto dx = dy.unique() ? dy : ctx.make_like(dy);
     kernels::rms_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.rstd.data(), dx.data(),
-                               ctx.gradient(gain), dx.rows(), width_);
+                               later ? nullptr : ctx.gradient(gain), dx.rows(), width_);
     return dx;
   }
 

@@ -56,13 +56,25 @@ struct Residents {
   }
 };
 
+/// Work for gradients that a split backward has left, a site at a time.
+template <Device D, Precision P>
+struct WeightWork {
+  struct OfSite {
+    int site;
+    typename Context<D, P>::WeightWork work;
+  };
+  std::vector<OfSite> sites;
+};
+
 template <Device D, Precision P>
 class Residency : public Context<D, P> {
  public:
   using Base = Context<D, P>;
   using Direction = typename Residents<P, D>::Direction;
 
-  Residency(const Base& base, Residents<P, D>& residents) : Base(base), residents_(&residents) {}
+  /// With `later` backward leaves there what can wait; a site with a layer that can't split its backward does all.
+  Residency(const Base& base, Residents<P, D>& residents, WeightWork<D, P>* later = nullptr)
+      : Base(base), residents_(&residents), later_(later) {}
 
   template <class L, class X>
   auto forward(L& child, X x) {
@@ -92,17 +104,31 @@ class Residency : public Context<D, P> {
     const int site = residents_->units.site_of(child);
     if (site < 0) return child.backward(base(), std::move(dy), std::move(saved));
     residents_->enter(site, Direction::backward);
-    residents_->begin_gradients(site);
+    const bool split = later_ && splits_backward(child);
+    if (split)
+      this->postpone(&later_->sites.emplace_back(site).work);
+    else
+      residents_->begin_gradients(site);
     auto dx = child.backward(base(), std::move(dy), std::move(saved));
+    this->postpone(nullptr);
     residents_->leave(site, Direction::backward, false);
-    residents_->end_gradients(site);
+    if (!split) residents_->end_gradients(site);
     return dx;
+  }
+  /// The other half of a backward.
+  void weight_gradients(WeightWork<D, P> left) {
+    for (auto& [site, work] : left.sites) {
+      residents_->begin_gradients(site);
+      for (auto& one : work) std::exchange(one, {})(base());
+      residents_->end_gradients(site);
+    }
   }
 
  private:
   Base& base() { return *this; }  // inside a unit nobody stands between any more
 
   Residents<P, D>* residents_;
+  WeightWork<D, P>* later_;
 };
 
 }  // namespace zeropp

@@ -19,9 +19,9 @@
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/layers/loss.hpp>
+#include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
-#include <zeropp/parallel/residency.hpp>
 
 namespace zeropp {
 
@@ -85,8 +85,7 @@ class Sharded {
   /// Number of parameters, the Ψ of the ZeRO paper; tied ones count once.
   std::int64_t parameters() const { return units_.parameters(); }
 
-  /// Optimizer steps done: enters dropout and schedules.
-  std::int64_t step() const { return step_; }
+  std::int64_t step() const { return step_; }  ///< optimizer steps done: enters dropout and schedules
   void set_step(std::int64_t step) { step_ = step; }
 
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
@@ -168,13 +167,19 @@ class Sharded {
     Residency<D, P> residency(context, residents);
     return residency.forward(part, std::move(x));
   }
+  /// With `later`, work for gradients of weights may wait there for weight_gradients_of.
   template <class Part, class Dy, class Saved>
-  auto backward_of(Part& part, Context& context, Dy dy, Saved saved) {
+  auto backward_of(Part& part, Context& context, Dy dy, Saved saved, WeightWork<D, P>* later = nullptr) {
     auto residents = resident();
-    Residency<D, P> residency(context, residents);
+    Residency<D, P> residency(context, residents, later);
     auto dx = residency.backward(part, std::move(dy), std::move(saved));
     reducer_.flush();  // the next micro-batch needs the units' buffers
     return dx;
+  }
+  void weight_gradients_of(Context& context, WeightWork<D, P> left) {
+    auto residents = resident();
+    Residency<D, P>(context, residents).weight_gradients(std::move(left));
+    reducer_.flush();
   }
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
@@ -267,20 +272,19 @@ class Sharded {
     return all;
   }
 
-  /// All ranks must have built the same model with the same settings: their hashes are compared.
+  /// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
   void agree() {
-    std::string all = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                           static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                           options_.prefetch, "\n");
-    visit_parameters(layer_, [&](Parameter& p) { all += p.name + shape_text(p.shape) + p.tied_to + "\n"; });
-    const auto mine = static_cast<std::int64_t>(hash_of(all));
-    std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm_.size()), mine);
-    comm_.all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
-    for (std::size_t r = 1; r < hashes.size(); ++r)
-      if (hashes[r] != hashes[0])
-        throw CommError(text("rank ", r,
-                             " built another model than rank 0 (parameters, shapes, stage, precision or seed "
-                             "differ); start all ranks with the same program and settings"));
+    std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+                                static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
+                                options_.prefetch, "\n");
+    std::string names = settings, shapes = settings;
+    visit_parameters(layer_, [&](Parameter& p) {
+      names += p.name + p.tied_to + "\n";
+      shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
+    });
+    detail::agree(comm_, "", shapes);
+    detail::agree(tensor_, "tensor ", names);
+    detail::agree(pipeline_, "pipeline ", settings);
   }
 
   Comm comm_, tensor_, pipeline_;

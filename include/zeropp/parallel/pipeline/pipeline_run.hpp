@@ -12,6 +12,7 @@
 
 #include <zeropp/parallel/micro_batches.hpp>
 #include <zeropp/parallel/pipeline/pipeline_stage.hpp>
+#include <zeropp/parallel/residency.hpp>
 
 namespace zeropp {
 
@@ -44,7 +45,7 @@ class PipelineRun {
         case PipelineOp::Kind::receive_gradient: at(op).dy = receive(op); break;
         case PipelineOp::Kind::backward:
         case PipelineOp::Kind::backward_input: backward(op, total); break;
-        case PipelineOp::Kind::backward_weight: break;  // layers do both at once
+        case PipelineOp::Kind::backward_weight: backward_weight(op); break;
         case PipelineOp::Kind::send_gradient: send(op, at(op).dx); break;
       }
     }
@@ -77,6 +78,7 @@ class PipelineRun {
   struct Flight {
     Activation in, out, dy, dx;
     std::optional<Saved> saved;
+    WeightWork<typename Context::Device, typename Context::Precision> weights;  ///< between a backward's two halves
     Loss loss;
   };
 
@@ -119,14 +121,22 @@ class PipelineRun {
   }
   void backward(const PipelineOp& op, Loss& total) {
     auto& flight = at(op);
-    Context context(model_.device(), batches_.run(op.micro_batch));
-    model_.begin_micro_batch(op.micro_batch == 0, op.micro_batch + 1 == batches_.count());
+    auto context = begin(op);
     auto saved = std::move(*flight.saved);
     flight.saved.reset();
-    auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved));
+    auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved),
+                                 op.kind == PipelineOp::Kind::backward_input ? &flight.weights : nullptr);
     if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss.sum(), flight.loss.count());
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
+  }
+  void backward_weight(const PipelineOp& op) {
+    auto context = begin(op);
+    model_.weight_gradients_of(context, std::exchange(at(op).weights, {}));
+  }
+  Context begin(const PipelineOp& op) {
+    model_.begin_micro_batch(op.micro_batch == 0, op.micro_batch + 1 == batches_.count());
+    return Context(model_.device(), batches_.run(op.micro_batch));
   }
   Chunk& chunk(const PipelineOp& op) { return stage_.chunks()[static_cast<std::size_t>(op.chunk)]; }
 

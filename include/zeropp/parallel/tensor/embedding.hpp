@@ -14,6 +14,8 @@ namespace zeropp {
 template <>
 class TensorParallel<GptEmbedding> {
  public:
+  static constexpr bool splits_backward = true;
+
   /// Tied tables are cut alike: the whole vocabulary, padding included, is divided.
   TensorParallel(const TensorOptions& o, GptEmbedding whole)
       : group_(o),
@@ -48,11 +50,12 @@ class TensorParallel<GptEmbedding> {
   /// table of positions.
   template <class C, class T>
   None backward(C& ctx, Tensor<T, 3> dy, Tensor<std::int32_t, 2> tokens) {
-    auto& tables = embedding_.tables;
-    dy = group_.whole(ctx, std::move(dy));
-    kernels::embedding_backward(ctx.device, tokens.span(), dy.data(), ctx.gradient(tables[0]),
-                                tables.size() > 1 ? ctx.gradient(tables[1]) : nullptr, tokens.extent(1),
-                                embedding_.options().width, rows_);
+    ctx.weight_gradients([this, dy = group_.whole(ctx, std::move(dy)), tokens](auto& on) {
+      auto& tables = embedding_.tables;
+      kernels::embedding_backward(on.device, tokens.span(), dy.data(), on.gradient(tables[0]),
+                                  tables.size() > 1 ? on.gradient(tables[1]) : nullptr, tokens.extent(1),
+                                  embedding_.options().width, rows_);
+    });
     return {};
   }
 

@@ -29,6 +29,8 @@ inline Range share_of_outputs(const Linear& whole, const TensorGroup& group) {
 template <>
 class TensorParallel<Linear, SplitBy::columns> {
  public:
+  static constexpr bool splits_backward = true;
+
   /// Even parts of the outputs.
   TensorParallel(const TensorOptions& o, const Linear& whole)
       : TensorParallel(o, whole, {detail::share_of_outputs(whole, TensorGroup{o})}) {}
@@ -61,6 +63,8 @@ class TensorParallel<Linear, SplitBy::columns> {
 template <>
 class TensorParallel<Linear, SplitBy::rows> {
  public:
+  static constexpr bool splits_backward = true;
+
   TensorParallel(const TensorOptions& o, const Linear& whole) : part(whole), group_(o) {
     const auto inputs = share_of(whole.in(), group_.rank(), group_.size(), whole.weight.name, "an input width of ");
     if (group_.size() == 1) return;
@@ -87,7 +91,10 @@ class TensorParallel<Linear, SplitBy::rows> {
   }
   template <class C, class T, int R>
   auto backward(C& ctx, Tensor<T, R> dy, Tensor<T, R> x) {
-    if (!bias.empty()) kernels::column_sum(ctx.device, dy.data(), ctx.gradient(bias[0]), dy.rows(), dy.extent(-1));
+    if (!bias.empty())
+      ctx.weight_gradients([this, dy](auto& on) {
+        kernels::column_sum(on.device, dy.data(), on.gradient(bias[0]), dy.rows(), dy.extent(-1));
+      });
     return ctx.backward(part, group_.whole(ctx, std::move(dy)), std::move(x));
   }
 

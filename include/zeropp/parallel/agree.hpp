@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Before memory is taken, the ranks of a model compare what they have built: another model or other settings on one of
+// them would otherwise end in a collective that never returns.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <zeropp/base/random.hpp>
+#include <zeropp/comm/comm.hpp>
+
+namespace zeropp::detail {
+
+/// Throws CommError, on all ranks of `comm`, unless `what` is the same on all of them. `axis` names them in the
+/// sentence: "", "tensor ". A collective.
+inline void agree(const Comm& comm, std::string_view axis, const std::string& what) {
+  const auto mine = static_cast<std::int64_t>(hash_of(what));
+  std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm.size()), mine);
+  comm.all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
+  for (std::size_t r = 1; r < hashes.size(); ++r)
+    if (hashes[r] != hashes[0])
+      throw CommError(text(axis, "rank ", r, " built another model than ", axis,
+                           "rank 0 (parameters, shapes, stage, precision or seed differ); start all ranks with the "
+                           "same program and settings"));
+}
+
+}  // namespace zeropp::detail
