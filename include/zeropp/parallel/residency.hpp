@@ -106,7 +106,7 @@ class Residency : public Context<D, P> {
     residents_->enter(site, Direction::backward);
     const bool split = later_ && splits_backward(child);
     if (split)
-      this->postpone(&later_->sites.emplace_back(site).work);
+      this->postpone(&later_->sites.emplace_back(typename WeightWork<D, P>::OfSite{site, {}}).work);
     else
       residents_->begin_gradients(site);
     auto dx = child.backward(base(), std::move(dy), std::move(saved));
