@@ -65,7 +65,7 @@ double seconds_of_step(PipelineKind kind, int chunks, const PassTimes& times) {
   run_ranks(stages, {}, [&](Comm comm) {
     Cpu device;
     PipelineStage<Model> stage{{.comm = comm, .schedule = kind, .chunks = chunks, .width = width}, Model{times}};
-    Sharded<PipelineStage<Model>, Stage::none> model{Comm{}, Comm{}, comm, device, std::move(stage)};
+    Sharded<PipelineStage<Model>, Stage::none> model{Mesh{comm, {.pipeline = stages}}, device, std::move(stage)};
     auto batch = Batch::on(device, micro_batches, 4);
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 1);
     std::fill_n(batch.labels.data(), batch.labels.size(), 1);

@@ -7,7 +7,6 @@
 #include <mutex>
 
 #include <zeropp/comm/thread.hpp>
-#include <zeropp/train/checkpoint/weights.hpp>
 
 #include "support/mesh_gpt.hpp"
 
@@ -103,18 +102,4 @@ TEST_CASE("in double, tensor ranks agree with one to 1e-12, with and without a s
                                           {.tensor = tensor, .pipeline = pipeline, .sequence = sequence}, o),
                     one) < 1e-12);
       }
-}
-
-TEST_CASE("weights of a model in parts are refused rather than saved in part") {
-  run_ranks(2, {.limit = std::chrono::seconds(20)}, [&](Comm comm) {
-    const auto o = mesh_options();
-    Cpu device;
-    const Mesh mesh{comm, {.tensor = 2}};
-    TensorParallel net{TensorOptions{.comm = mesh.tensor()}, Plain{o.config}};
-    Sharded<decltype(net), Stage::gradients> model{mesh, device, std::move(net)};
-    CHECK_THROWS_WITH_AS(save_weights("never.safetensors", model), doctest::Contains("tensor or pipeline ranks"),
-                         ConfigError);
-    CHECK_THROWS_WITH_AS(load_weights("never.safetensors", model), doctest::Contains("tensor or pipeline ranks"),
-                         ConfigError);
-  });
 }

@@ -282,6 +282,47 @@ TEST_CASE("exported weights: padding stripped, prefixes, buffers and tied copies
   CHECK(third.bits() == other.bits());
 }
 
+TEST_CASE("a shard that lies wholly in the padding rows is filled with zeros") {
+  const Folder folder;
+  const WeightsOptions options{.naming = Naming::gpt2(), .vocabulary = 1};
+  std::string bits;
+  {
+    Run<Stage::none> run{Comm{}};
+    save_weights(folder / "one_row", run.model, options);
+    load_weights(folder / "one_row", run.model, options);
+    const auto rows = values(run, "wte.weight");
+    CHECK(std::count(rows.begin(), rows.begin() + 5, 0.0f) == 0);
+    CHECK(std::count(rows.begin() + 5, rows.end(), 0.0f) == 30);
+    bits = run.bits();
+  }
+  for (int ranks : {2, 3, 7, 17})
+    run_ranks(ranks, limit, [&](Comm comm) {
+      for (auto stage : {Stage::none, Stage::gradients, Stage::parameters})
+        with_stage(stage, [&]<Stage S>() {
+          Run<S> run(comm, 2);
+          load_weights(folder / "one_row", run.model, options);
+          CHECK(run.bits() == bits);
+        });
+    });
+}
+
+TEST_CASE("a folder of format 1, from before there were meshes, loads") {
+  const std::string folder = ZEROPP_TEST_SOURCE "/checkpoint_format_1";
+  for (int ranks : {1, 3}) {
+    const Folder out;
+    run_ranks(ranks, limit, [&](Comm comm) {
+      Run<Stage::parameters, Bf16> run(comm, 99);
+      Checkpoints store{comm, out.path()};
+      const auto resumed = run.resume(store, folder);
+      REQUIRE(resumed);
+      CHECK(resumed->step == 3);
+      CHECK(resumed->seed == 11);
+      // Of the state when it was saved, two ranks at stage 2.
+      CHECK(checksum_text(Checksum::of(run.bits())) == "4c8001feee890baf");
+    });
+  }
+}
+
 TEST_CASE("a file of PyTorch's GPT-2 tensors loads, and exports to the same bytes of every tensor") {
   const Folder folder;
   const std::string fixture = ZEROPP_TEST_SOURCE "/parity/gpt2_small.safetensors";

@@ -222,7 +222,7 @@ void passes_are_those_of(PipelineKind kind, int chunks) {
         expected.emplace_back('W', op.micro_batch);
     }
     using Model = Sharded<PipelineStage<Recorded<Splits>>, Stage::parameters>;
-    Model model{Comm{}, Comm{}, comm, device, std::move(stage)};
+    Model model{Mesh{comm, {.pipeline = comm.size()}}, device, std::move(stage)};
     auto batch = Batch::on(device, micro_batches, 4);
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 1);
     std::fill_n(batch.labels.data(), batch.labels.size(), 1);

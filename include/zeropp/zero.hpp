@@ -52,12 +52,15 @@
 
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/bucketed_reducer.hpp>
+#include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/parallel/stage.hpp>
 #include <zeropp/parallel/tensor_parallel.hpp>
 
 #include <zeropp/train/checkpoint/naming.hpp>
+#include <zeropp/train/checkpoint/place.hpp>
 #include <zeropp/train/checkpoint/together.hpp>
+#include <zeropp/train/checkpoint/whole_tensors.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/data/corpus.hpp>
 #include <zeropp/train/data/loader.hpp>

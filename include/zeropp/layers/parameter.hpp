@@ -42,16 +42,32 @@ struct Slice {
   std::vector<Range> ranges;  ///< of the axis; together as long as the axis of the part
   int parts = 1;              ///< ranks that share the tensor
 
+  /// Elements of one step along the axis, and of all its steps in the whole and in the part.
+  struct Stride {
+    std::int64_t inner = 1, whole = 0, part = 0;
+  };
+  Stride stride() const {
+    Stride stride;
+    for (std::size_t i = axis + 1; i < whole.size(); ++i) stride.inner *= whole[i];
+    stride.whole = whole[axis] * stride.inner;
+    for (const auto& range : ranges) stride.part += range.size() * stride.inner;
+    return stride;
+  }
+  /// Calls f(index in the whole, index in the part, count) for elements `mine` of the part, in runs that are
+  /// consecutive in both.
   template <class F>
-  void for_each_run(F&& f) const {
-    std::int64_t outer = 1, inner = 1;
-    for (std::size_t i = 0; i < axis; ++i) outer *= whole[i];
-    for (std::size_t i = axis + 1; i < whole.size(); ++i) inner *= whole[i];
-    for (std::int64_t o = 0, at = 0; o < outer; ++o)
+  void for_each_run(Range mine, F&& f) const {
+    const auto step = stride();
+    if (mine.size() <= 0 || step.part == 0) return;
+    for (auto o = mine.begin / step.part; o * step.part < mine.end; ++o) {
+      auto at = o * step.part;
       for (const auto& range : ranges) {
-        f((o * whole[axis] + range.begin) * inner, at, range.size() * inner);
-        at += range.size() * inner;
+        const auto count = range.size() * step.inner;
+        const auto run = mine.clipped({at, at + count});
+        if (run.size() > 0) f(o * step.whole + range.begin * step.inner + (run.begin - at), run.begin, run.size());
+        at += count;
       }
+    }
   }
 };
 
@@ -83,7 +99,7 @@ struct Parameter {
   template <class F>
   void for_each_run(F&& f) const {
     if (split())
-      slice.for_each_run(f);
+      slice.for_each_run({0, size()}, f);
     else
       f(std::int64_t{0}, std::int64_t{0}, size());
   }

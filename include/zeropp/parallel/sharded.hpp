@@ -16,11 +16,12 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/comm/mesh.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/model_comms.hpp>
+#include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
 
 namespace zeropp {
@@ -49,41 +50,43 @@ class Sharded {
   using Gradient = typename P::Gradient;
   static constexpr Stage stage = S;
 
-  /// Takes memory for the rank's part of the state and draws the first weights. A collective: ranks whose models differ
-  /// are refused. Throws ConfigError, MemoryError, CommError.
-  Sharded(Comm comm, D& device, L layer, ShardedOptions options = {})
-      : Sharded(std::move(comm), Comm{}, Comm{}, device, std::move(layer), options) {}
-
-  /// The same on a mesh: sharded over its data axis. Layers under TensorParallel or PipelineStage were built with the
-  /// mesh's other axes.
-  Sharded(const Mesh& mesh, D& device, L layer, ShardedOptions options = {})
-      : Sharded(mesh.data(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options) {}
-
-  Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {})
-      : comm_(std::move(comm)),
-        tensor_(std::move(tensor)),
-        pipeline_(std::move(pipeline)),
+  /// Takes memory for the rank's part of the state and draws the first weights. `comms` is a Comm of data ranks, or a
+  /// Mesh: the state is partitioned over its data axis; layers under TensorParallel or PipelineStage were built with
+  /// its other axes. A collective: ranks whose models differ are refused. Throws ConfigError, MemoryError, CommError.
+  Sharded(const ModelComms& comms, D& device, L layer, ShardedOptions options = {})
+      : comms_(comms),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
-        units_((agree(), layer_), comm_, device, S),
-        reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
+        units_((agree(), layer_), comm(), device, S),
+        reducer_(comm(), {.bucket_bytes = options.bucket_bytes}) {
     if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
-    units_.initialise(options.seed, pipeline_);
+    units_.initialise(options.seed, pipeline());
   }
   Sharded(const Sharded&) = delete;
   Sharded& operator=(const Sharded&) = delete;
 
   L& layer() { return layer_; }
-  const Comm& comm() const { return comm_; }
-  bool has_other_parts() const { return tensor_.size() > 1 || pipeline_.size() > 1; }  ///< on tensor, pipeline ranks
+  const Comm& comm() const { return comms_.data; }  ///< the ranks that the state is partitioned over
+  const ModelComms& comms() const { return comms_; }
   D& device() { return device_; }
   const ShardedOptions& options() const { return options_; }
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
   const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
-  /// Number of parameters, the Ψ of the ZeRO paper; tied ones count once.
-  std::int64_t parameters() const { return units_.parameters(); }
+  /// The parameters of the whole model over all ranks, in the order of its forward; tied ones are left out.
+  std::vector<ModelParameter> model_parameters() {
+    if constexpr (Pipelined<L>)
+      return layer_.model_parameters();
+    else
+      return parameters_of(layer_);
+  }
+  /// Number of parameters of the whole model, the Ψ of the ZeRO paper; tied ones count once.
+  std::int64_t parameters() {
+    std::int64_t count = 0;
+    for (auto& p : model_parameters()) count += p.size();
+    return count;
+  }
 
   std::int64_t step() const { return step_; }  ///< optimizer steps done: enters dropout and schedules
   void set_step(std::int64_t step) { step_ = step; }
@@ -134,7 +137,7 @@ class Sharded {
       Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
       if constexpr (Pipelined<L>) {
         PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline_.broadcast(out, layer_.last_stage());
+        pipeline().broadcast(out, layer_.last_stage());
       } else {
         forward(context, tokens);
       }
@@ -188,12 +191,12 @@ class Sharded {
   }
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
-    units_.join_ties(pipeline_);
-    if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
+    units_.join_ties(pipeline());
+    if (tensor().size() > 1) units_.sum_over_tensor(tensor());
     if constexpr (S == Stage::none) {
       std::vector<Piece> pieces;
       for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
-      comm_.all_gather(dtype_of<Gradient>, pieces);
+      comm().all_gather(dtype_of<Gradient>, pieces);
     }
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
@@ -201,32 +204,34 @@ class Sharded {
   template <class F>
   double sum_over_gradients(F&& f) {
     std::size_t slots = units().size();
-    if constexpr (Pipelined<L>) slots = static_cast<std::size_t>(layer_.parameters_in_model());
+    const bool cut = Pipelined<L> && pipeline().size() > 1;  // other stages have the units between
+    if constexpr (Pipelined<L>)
+      if (cut) slots = static_cast<std::size_t>(layer_.parameters_in_model());
     std::vector<double> whole(slots), split(slots);
     for (std::size_t i = 0; i < units().size(); ++i) {
       auto& unit = units()[i];
-      const auto slot = Pipelined<L> ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
-      if (tensor_.size() == 1) {
+      const auto slot = cut ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
+      if (tensor().size() == 1) {
         whole[slot] = f(unit.shard_gradients());
         continue;
       }
       for (auto* p : unit.parameters()) (p->split() ? split : whole)[slot] += f(unit.shard_gradients(*p));
     }
-    comm_.all_reduce(std::span{whole});
-    if (tensor_.size() > 1) {
-      comm_.all_reduce(std::span{split});
-      tensor_.all_reduce(std::span{split});
+    comm().all_reduce(std::span{whole});
+    if (tensor().size() > 1) {
+      comm().all_reduce(std::span{split});
+      tensor().all_reduce(std::span{split});
     }
     double sum = 0;
     for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-    if (pipeline_.size() > 1) pipeline_.all_reduce(std::span{whole});
+    if (pipeline().size() > 1) pipeline().all_reduce(std::span{whole});
     for (double one : whole) sum += one;
     return sum;
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
     units_.release();
-    units_.publish_weights(pipeline_);
+    units_.publish_weights(pipeline());
   }
 
  private:
@@ -258,36 +263,31 @@ class Sharded {
     device_.run({.name = "count labels"}, [&](auto&) {
       for (auto label : batch.labels.span()) count += label >= 0;
     });
-    return comm_.sum(count);
+    return comm().sum(count);
   }
   Loss over_ranks(const Loss& mine) {
-    double sum = comm_.sum(mine.sum());
-    auto count = comm_.sum(mine.count());
+    double sum = comm().sum(mine.sum());
+    auto count = comm().sum(mine.count());
     if constexpr (Pipelined<L>) {
-      pipeline_.broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline_.broadcast(std::span{&count, 1}, layer_.last_stage());
+      pipeline().broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline().broadcast(std::span{&count, 1}, layer_.last_stage());
     }
     Loss all;
     all.add(sum, count);
     return all;
   }
 
-  /// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
+  const Comm& tensor() const { return comms_.tensor; }
+  const Comm& pipeline() const { return comms_.pipeline; }
+
   void agree() {
-    std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+    detail::agree_on_model(comms_, layer_,
+                           text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
                                 static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                options_.prefetch, "\n");
-    std::string names = settings, shapes = settings;
-    visit_parameters(layer_, [&](Parameter& p) {
-      names += p.name + p.tied_to + "\n";
-      shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
-    });
-    detail::agree(comm_, "", shapes);
-    detail::agree(tensor_, "tensor ", names);
-    detail::agree(pipeline_, "pipeline ", settings);
+                                options_.prefetch, "\n"));
   }
 
-  Comm comm_, tensor_, pipeline_;
+  ModelComms comms_;
   D& device_;
   ShardedOptions options_;
   L layer_;

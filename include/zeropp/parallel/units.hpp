@@ -77,13 +77,6 @@ class Units {
 
   const std::map<std::string, Parameter*, std::less<>>& by_name() const { return by_name_; }
 
-  /// Parameters of the model; tied ones count once.
-  std::int64_t parameters() const {
-    std::int64_t count = 0;
-    for (auto& unit : units_) count += unit.size();
-    return count;
-  }
-
   /// Draws the first weights. Every rank draws its shard; the others come over the communicators.
   void initialise(std::uint64_t seed, const Comm& pipeline) {
     for (auto& unit : units_) initialise(unit, seed);

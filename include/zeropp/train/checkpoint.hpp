@@ -106,7 +106,7 @@ class Checkpoints {
   /// Returns the identity of what it wrote.
   template <class Model, class Adam>
   std::string write(Model& model, Adam& adam, const CheckpointState& state) {
-    detail::check_whole(model);
+    check_ranks(model);
     const auto folder = store_.path(CheckpointStore::temporary(CheckpointStore::name_of(state.step)));
     const bool first = comm_.rank() == 0;
     auto& files = store_.files();
@@ -153,11 +153,12 @@ class Checkpoints {
     manifest.step = step;
     manifest.follows = current_;
     manifest.ranks = comm_.size();
+    manifest.tensor = model.comms().tensor.size();
+    manifest.pipeline = model.comms().pipeline.size();
     manifest.stage = static_cast<std::int64_t>(Model::stage);
     manifest.precision = Model::Precision::name;
     manifest.naming = options_.naming.name;
-    for (auto& unit : model.units())
-      for (auto* p : unit.parameters()) manifest.parameters.push_back({p->name, p->shape});
+    for (auto& p : model.model_parameters()) manifest.parameters.push_back({p.name, p.shape});
     return manifest;
   }
   FileRecord write_text(const std::string& folder, const std::string& name, const std::string& content) const {
@@ -177,8 +178,16 @@ class Checkpoints {
   }
   template <class Model, class Adam>
   std::optional<Failure> load_into(Resumed& resumed, const std::string& path, Model& model, Adam& adam) {
+    check_ranks(model);
     resumed.path = path;
     return detail::load_checkpoint(path, store_.files(), options_.naming, model, adam, resumed);
+  }
+
+  template <class Model>
+  void check_ranks(const Model& model) const {
+    if (model.comms().world.size() != comm_.size())
+      throw ConfigError(text("these checkpoints are kept by ", comm_.size(), " ranks, but ", model.comms().world.size(),
+                             " hold the model; give Checkpoints the communicator of all of them"));
   }
 
   /// The next checkpoint follows this one, if it is one of the store.

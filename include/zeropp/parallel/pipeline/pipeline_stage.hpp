@@ -20,6 +20,7 @@
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/sequential.hpp>
+#include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/cut.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 
@@ -166,7 +167,9 @@ class PipelineStage {
     std::map<std::string, Place> places;
     const auto note = [&](auto& layer, int part) {
       visit_parameters(layer, [&](Parameter& p) {
-        if (!places.emplace(p.name, Place{&p, layout_.stage_of(part)}).second) refuse_second(p);
+        const int at = layout_.stage_of(part);
+        if (!places.emplace(p.name, Place{&p, at}).second) refuse_second(p);
+        if (p.tied_to.empty()) model_parameters_.push_back({p.name, p.whole_shape(), p.split(), at});
       });
     };
     note(front, 0);
@@ -197,7 +200,21 @@ class PipelineStage {
   std::vector<Chunk>& chunks() { return chunks_; }
   /// Which blocks of the model chunk `c` holds.
   Range blocks_of(int c) const { return blocks_[static_cast<std::size_t>(c)]; }
+  /// "front 0-3": what this rank holds; the layers before the blocks, blocks by number, the layers behind them.
+  std::string describe() const {
+    std::string out;
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      const auto& range = blocks_[c];
+      out += text(c ? ", " : "", chunks_[c].front ? "front " : "", range.begin);
+      if (range.size() > 1) out += text("-", range.end - 1);
+      if (chunks_[c].back) out += " back";
+    }
+    return out;
+  }
+  /// Of all stages, in the order of the model; Parameter::order counts them, tied ones too.
   int parameters_in_model() const { return parameters_in_model_; }
+  /// Those that are not tied.
+  const std::vector<ModelParameter>& model_parameters() const { return model_parameters_; }
   /// The instructions of a step.
   PipelineSchedule schedule(std::int64_t micro_batches) const {
     return make_schedule(options_.schedule, options_.comm.size(), micro_batches, options_.chunks);
@@ -242,6 +259,7 @@ class PipelineStage {
   std::vector<Chunk> chunks_;
   std::vector<Range> blocks_;
   PipelineSchedule layout_;
+  std::vector<ModelParameter> model_parameters_;
   int parameters_in_model_ = 0;
 };
 

@@ -74,13 +74,12 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
     throw DataError(text(folder, " is a checkpoint of another model: ", what, ". Start with the settings of that run"));
   };
   const auto described = [](const auto& p) { return text(p.name, " of shape ", shape_text(p.shape)); };
-  for (auto& unit : model.units())
-    for (auto* p : unit.parameters()) {
-      if (i == manifest.parameters.size()) refuse(text("it ends before the model's ", described(*p)));
-      const auto& saved = manifest.parameters[i++];
-      if (saved.name != p->name || saved.shape != p->shape)
-        refuse(text("it has ", described(saved), " where the model has ", described(*p)));
-    }
+  for (auto& p : model.model_parameters()) {
+    if (i == manifest.parameters.size()) refuse(text("it ends before the model's ", described(p)));
+    const auto& saved = manifest.parameters[i++];
+    if (saved.name != p.name || saved.shape != p.shape)
+      refuse(text("it has ", described(saved), " where the model has ", described(p)));
+  }
   if (i != manifest.parameters.size()) refuse(text("the model ends before its ", described(manifest.parameters[i])));
 }
 
@@ -89,8 +88,8 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
 template <class Model, class Adam>
 std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& files, const Naming& own, Model& model,
                                        Adam& adam, CheckpointState& state) {
-  check_whole(model);
-  const auto& comm = model.comm();
+  const auto& comm = model.comms().world;
+  const auto parameters = model.model_parameters();
   CheckpointTexts texts;
   Attempt reading;
   reading([&] {
@@ -111,23 +110,22 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
       if (static_cast<int>(i % static_cast<std::size_t>(comm.size())) == comm.rank())
         verify_file(files, folder, manifest.files[i]);
     weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
-    match = weights->template match<master_of<Model>>(model.units(), naming, 0);
-    optimizer.emplace(files, folder, manifest.ranks);
-    for (auto& unit : model.units())
-      for (auto* p : unit.parameters()) {
-        for (auto kind : {first_moment, second_moment})
-          optimizer->template check<typename Adam::Moment>(p->name + std::string(kind), p->size());
-        if (match.of(p->name).tensor->type.type == DType::bf16)
-          optimizer->template check<std::int16_t>(p->name + std::string(low_half), p->size());
-      }
+    match = weights->template match<master_of<Model>>(parameters, naming, 0);
+    optimizer.emplace(files, folder, manifest.ranks, parameters);
+    for (auto& p : parameters) {
+      for (auto kind : {first_moment, second_moment})
+        optimizer->template check<typename Adam::Moment>(p.name + std::string(kind), p.shape);
+      if (match.of(p.name).tensor->type.type == DType::bf16)
+        optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
+    }
   });
   if (auto failure = checking.over(comm)) return failure;
 
   Attempt loading;
   loading([&] {
     try {
-      read_weights(model, match, [&](const std::string& parameter, Range range, std::span<std::int16_t> out) {
-        optimizer->read(parameter + std::string(low_half), range, out);
+      read_weights(model, match, [&](const Parameter& p, Range range, std::span<std::int16_t> out) {
+        optimizer->read(p.name + std::string(low_half), part_of(p), range, out);
         return true;
       });
       read_moments(model, adam, *optimizer);

@@ -16,7 +16,7 @@
 namespace zeropp {
 
 struct Manifest {
-  static constexpr std::int64_t newest_format = 1;
+  static constexpr std::int64_t newest_format = 2;  ///< 1: data ranks only
   static constexpr const char* file_name = "manifest.json";
   struct Shape {
     std::string name;
@@ -27,7 +27,8 @@ struct Manifest {
   std::string library = text(version_major, ".", version_minor, ".", version_patch);
   std::int64_t step = 0;
   std::string follows = {};  ///< the checkpoint that this run saved or loaded before (CheckpointStore::identity)
-  std::int64_t ranks = 1;    ///< of the data axis: so many optimizer files
+  std::int64_t ranks = 1;    ///< so many optimizer files
+  std::int64_t tensor = 1, pipeline = 1;  ///< ranks of these axes
   std::int64_t stage = 0;
   std::string precision = {}, naming = {};
   std::vector<Shape> parameters = {};  ///< in the order of the model
@@ -85,8 +86,9 @@ inline FileRecord file_record_from(const nlohmann::json& json, const std::string
 }
 
 inline std::string Manifest::to_text() const {
+  const auto mesh = nlohmann::json{{"data", ranks / (tensor * pipeline)}, {"tensor", tensor}, {"pipeline", pipeline}};
   auto content = nlohmann::json{{"format", format},   {"library", library},     {"step", step},
-                                {"follows", follows}, {"ranks", ranks},         {"mesh", {{"data", ranks}}},
+                                {"follows", follows}, {"ranks", ranks},         {"mesh", mesh},
                                 {"stage", stage},     {"precision", precision}, {"naming", naming}};
   content["parameters"] = content["files"] = nlohmann::json::array();
   for (auto& p : parameters) content["parameters"].push_back({{"name", p.name}, {"shape", p.shape}});
@@ -109,6 +111,11 @@ inline Manifest Manifest::from_text(const std::string& content, const std::strin
   m.step = json_count(root, "step", path);
   m.follows = json_string(root, "follows", path);
   m.ranks = json_count(root, "ranks", path);
+  if (m.format > 1) {
+    const auto& mesh = json_member(root, "mesh", path);
+    m.tensor = json_count(mesh, "tensor", path);
+    m.pipeline = json_count(mesh, "pipeline", path);
+  }
   m.stage = json_count(root, "stage", path);
   m.precision = json_string(root, "precision", path);
   m.naming = json_string(root, "naming", path);
@@ -123,6 +130,9 @@ inline Manifest Manifest::from_text(const std::string& content, const std::strin
   for (auto& entry : json_array(root, "files", path)) m.files.push_back(file_record_from(entry, path));
   if (m.ranks < 1 || m.files.size() != static_cast<std::size_t>(m.ranks) + 3)
     throw DataError(text(path, " lists ", m.files.size(), " files for ", m.ranks, " ranks"));
+  if (m.tensor < 1 || m.tensor > m.ranks || m.pipeline < 1 || m.ranks % m.pipeline || m.ranks / m.pipeline % m.tensor)
+    throw DataError(text(path, " says that ", m.ranks, " ranks are ", m.tensor, " tensor x ", m.pipeline,
+                         " pipeline ranks x a number of data ranks; they cannot be"));
   // Only the names that a checkpoint has are ever opened: no "../x", no absolute path.
   for (std::size_t i = 0; i < m.files.size(); ++i)
     if (const auto wanted = name_of_file(i, m.ranks); m.files[i].name != wanted)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Optimizer states on disk: each data rank writes its shard, cut by parameter, with the place of each piece in the
-// flattened parameter. So any number of ranks, at any stage, reads the ranges that it needs from whichever files.
+// Optimizer states on disk: each rank writes its shard, cut by parameter, with the place of each piece in the whole
+// tensor. So any mesh, at any stage, reads the elements that it needs from whichever files.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,11 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/stage.hpp>
 #include <zeropp/train/checkpoint/manifest.hpp>
+#include <zeropp/train/checkpoint/place.hpp>
+#include <zeropp/train/checkpoint/read_ahead.hpp>
 
 namespace zeropp {
 
@@ -23,31 +26,33 @@ namespace detail {
 inline constexpr std::string_view first_moment = "/first", second_moment = "/second", low_half = "/remainder";
 }
 
-/// Writes this rank's shard of moments and remainders: tensors "<parameter>/first" and so on, of shape [n]; where a
-/// piece begins in its parameter is in the metadata under the parameter's name.
+/// Writes this rank's shard of moments and remainders: tensors "<parameter>/first" and so on, of shape [n]; where the
+/// pieces of a parameter lie is in the metadata under its name (place_text). What all tensor ranks hold the first
+/// writes.
 template <class Model, class Adam>
 FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Adam& adam) {
   using Moment = typename Adam::Moment;
+  const auto& comms = model.comms();
   std::vector<TensorSpec> specs;
-  std::map<std::string, std::string> begins;
+  std::map<std::string, std::string> places;
   const auto each = [&](auto&& body) {
     std::size_t index = 0;
     for (auto& unit : model.units()) {
       for (auto* p : unit.parameters()) {
         const auto mine = unit.shard().clipped({p->offset, p->offset + p->size()});
-        if (mine.size()) body(unit, index, *p, mine);
+        if (mine.size() && (p->split() || comms.tensor.rank() == 0)) body(unit, index, *p, mine);
       }
       ++index;
     }
   };
   each([&](auto& unit, std::size_t, const auto& p, Range mine) {
-    begins[p.name] = text(mine.begin - p.offset);
+    places[p.name] = place_text(part_of(p), mine.begin - p.offset);
     for (auto kind : {detail::first_moment, detail::second_moment})
       specs.push_back({p.name + std::string(kind), dtype_of<Moment>, {mine.size()}});
     if (!unit.remainder().empty()) specs.push_back({p.name + std::string(detail::low_half), DType::i16, {mine.size()}});
   });
-  SafetensorsWriter writer(files, folder, Manifest::optimizer_file(model.comm().rank(), model.comm().size()), specs,
-                           begins);
+  SafetensorsWriter writer(files, folder, Manifest::optimizer_file(comms.world.rank(), comms.world.size()), specs,
+                           places);
   each([&](auto& unit, std::size_t index, const auto&, Range mine) {
     const auto at = static_cast<std::size_t>(mine.begin - unit.update().begin),
                n = static_cast<std::size_t>(mine.size());
@@ -62,54 +67,76 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
 /// The optimizer files of a checkpoint, whoever wrote them.
 class OptimizerFiles {
  public:
-  OptimizerFiles(FileSystem& files, const std::string& folder, std::int64_t ranks) : folder_(folder) {
+  /// `parameters`: of the whole model. Throws DataError for a file that does not say where a piece lies in them.
+  OptimizerFiles(FileSystem& files, const std::string& folder, std::int64_t ranks,
+                 const std::vector<ModelParameter>& parameters)
+      : folder_(folder) {
+    std::map<std::string, const ModelParameter*, std::less<>> by_name;
+    for (auto& p : parameters) by_name.emplace(p.name, &p);
     for (std::int64_t rank = 0; rank < ranks; ++rank) {
       auto& file = files_.emplace_back(
           std::make_unique<Safetensors>(files, folder + "/" + Manifest::optimizer_file(rank, ranks)));
       for (auto& tensor : file->tensors()) {
-        const auto parameter = tensor.name.substr(0, tensor.name.rfind('/'));
-        const auto begin = file->metadata().find(parameter);
-        std::int64_t at = -1;
-        if (begin != file->metadata().end())
-          std::from_chars(begin->second.data(), begin->second.data() + begin->second.size(), at);
-        if (at < 0) throw DataError(text(file->path(), " does not say where ", tensor.name, " begins"));
-        pieces_[tensor.name].push_back({file.get(), &tensor, at});
+        const auto name = tensor.name.substr(0, tensor.name.rfind('/'));
+        const auto parameter = by_name.find(name);
+        const auto words = file->metadata().find(name);
+        auto place = parameter == by_name.end() || words == file->metadata().end()
+                         ? std::nullopt
+                         : place_from(words->second, parameter->second->shape);
+        if (!place) throw DataError(text(file->path(), " does not say where ", tensor.name, " begins"));
+        auto& [part, begin] = *place;
+        pieces_[tensor.name].push_back({file.get(), &tensor, std::move(part), {begin, begin + tensor.count()}});
       }
     }
-    for (auto& [name, pieces] : pieces_)
-      std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+    for (auto& [name, pieces] : pieces_) std::sort(pieces.begin(), pieces.end(), before);
   }
 
-  bool has(const std::string& name) const { return pieces_.contains(name); }
-
-  /// Throws DataError unless the pieces of `name` are all of its `count` elements, once each, and T holds them.
+  /// Throws DataError unless the pieces of `name` are all elements of a tensor of shape `whole`, once each, and T holds
+  /// them.
   template <class T>
-  void check(const std::string& name, std::int64_t count) const {
-    std::int64_t at = 0;
-    if (const auto found = pieces_.find(name); found != pieces_.end())
-      for (auto& piece : found->second) {
-        if (piece.begin != at)
-          throw DataError(text(piece.file->path(), ": ", name, " begins at element ", piece.begin, ", expected ", at));
+  void check(const std::string& name, const std::vector<std::int64_t>& whole) const {
+    const auto found = pieces_.find(name);
+    static const std::vector<Piece> none;
+    const auto& pieces = found == pieces_.end() ? none : found->second;
+    std::int64_t count = 0;
+    for (auto& piece : pieces) count += piece.range.size();
+    if (count != element_count(whole))
+      throw DataError(text("the optimizer files in ", folder_, " hold ", count, " of ", element_count(whole),
+                           " elements of ", name));
+    const auto expect = [&](const Piece& piece, std::int64_t begin, std::int64_t at) {
+      if (begin != at)
+        throw DataError(text(piece.file->path(), ": ", name, " begins at element ", begin, ", expected ", at));
+    };
+    std::vector<std::pair<Range, const Piece*>> along;  // the ranges of all parts
+    for (std::size_t i = 0; i < pieces.size();) {
+      const auto& first = pieces[i];
+      for (std::int64_t at = 0; i < pieces.size() && pieces[i].part.ranges == first.part.ranges; ++i) {
+        auto& piece = pieces[i];
+        expect(piece, piece.range.begin, std::exchange(at, piece.range.end));
+        if (piece.part.axis != pieces[0].part.axis)
+          throw DataError(text(piece.file->path(), ": ", name, " is cut along other axes in other files"));
         if (!holds_exactly<T>(piece.tensor->type.type))
           throw DataError(text(piece.file->path(), ": ", name, " is ", piece.tensor->type.name, ", which ",
                                zeropp::name_of(dtype_of<T>), " does not hold exactly"));
-        at += piece.tensor->count();
       }
-    if (at != count)
-      throw DataError(text("the optimizer files in ", folder_, " hold ", at, " of ", count, " elements of ", name));
+      for (auto& range : first.part.ranges) along.push_back({range, &first});
+    }
+    std::sort(along.begin(), along.end(), [](auto& a, auto& b) { return a.first.begin < b.first.begin; });
+    std::int64_t at = 0;
+    for (auto& [range, piece] : along) expect(*piece, range.begin, std::exchange(at, range.end));
   }
 
-  /// Elements `range` of `name`, which check() has accepted.
+  /// Elements `mine` of a part of `name`, which check() has accepted.
   template <class T>
-  void read(const std::string& name, Range range, std::span<T> out) {
+  void read(const std::string& name, const Slice& part, Range mine, std::span<T> out) {
     const auto found = pieces_.find(name);
     if (found == pieces_.end()) return;
     for (auto& piece : found->second) {
-      const auto part = range.clipped({piece.begin, piece.begin + piece.tensor->count()});
-      if (part.size())
-        piece.file->read(
-            *piece.tensor, part.begin - piece.begin,
-            out.subspan(static_cast<std::size_t>(part.begin - range.begin), static_cast<std::size_t>(part.size())));
+      ReadAhead<T> stored(*piece.file, *piece.tensor);
+      for_each_common_run(part, mine, piece.part, piece.range, [&](std::int64_t here, std::int64_t there, auto n) {
+        stored.read(there - piece.range.begin,
+                    out.subspan(static_cast<std::size_t>(here - mine.begin), static_cast<std::size_t>(n)));
+      });
     }
   }
 
@@ -117,8 +144,19 @@ class OptimizerFiles {
   struct Piece {
     Safetensors* file;
     const StoredTensor* tensor;
-    std::int64_t begin;
+    Slice part;
+    Range range;  ///< of the part's elements
   };
+  /// Pieces of one part stand together, in order.
+  static bool before(const Piece& a, const Piece& b) {
+    for (std::size_t i = 0; i < std::min(a.part.ranges.size(), b.part.ranges.size()); ++i) {
+      const auto &x = a.part.ranges[i], &y = b.part.ranges[i];
+      if (!(x == y)) return x.begin != y.begin ? x.begin < y.begin : x.end < y.end;
+    }
+    if (a.part.ranges.size() != b.part.ranges.size()) return a.part.ranges.size() < b.part.ranges.size();
+    return a.range.begin != b.range.begin ? a.range.begin < b.range.begin : a.range.end < b.range.end;
+  }
+
   std::string folder_;
   std::vector<std::unique_ptr<Safetensors>> files_;
   std::map<std::string, std::vector<Piece>> pieces_;
@@ -133,7 +171,7 @@ void read_moments(Model& model, Adam& adam, OptimizerFiles& files) {
     for (auto* p : unit.parameters()) {
       const auto mine = unit.update().clipped({p->offset, p->offset + p->size()});
       const auto fill = [&](std::string_view kind, std::span<Moment> moments) {
-        files.read(p->name + std::string(kind), {mine.begin - p->offset, mine.end - p->offset},
+        files.read(p->name + std::string(kind), part_of(*p), {mine.begin - p->offset, mine.end - p->offset},
                    moments.subspan(static_cast<std::size_t>(mine.begin - unit.update().begin),
                                    static_cast<std::size_t>(mine.size())));
       };

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/parallel/stage.hpp>
+#include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/train/checkpoint/naming.hpp>
-#include <zeropp/train/checkpoint/safetensors.hpp>
+#include <zeropp/train/checkpoint/read_ahead.hpp>
 
 namespace zeropp {
 
@@ -25,24 +25,42 @@ struct TensorSource {
   const StoredTensor* tensor = nullptr;
   bool transposed = false;  ///< the file holds [in, out]
 
-  /// Elements `range` of the parameter, in its own order; zeros behind the end of what the file holds.
+  /// Elements `mine` of a part of the parameter, in its own order; zeros behind the end of what the file holds.
   template <class T>
-  void read(Range range, std::span<T> out) const {
-    if (transposed) return read_transposed(range, out);
-    const auto stored = range.clipped({0, tensor->count()});
-    const auto n = static_cast<std::size_t>(stored.size());
-    file->read(*tensor, stored.begin, out.first(n));
-    std::fill(out.begin() + static_cast<std::ptrdiff_t>(n), out.end(), T{});
+  void read(const Slice& part, Range mine, std::span<T> out) const {
+    if (transposed) return read_transposed(part, mine, out);
+    ReadAhead<T> stored(*file, *tensor);
+    part.for_each_run(mine, [&](std::int64_t whole, std::int64_t here, std::int64_t count) {
+      const auto to = out.subspan(static_cast<std::size_t>(here - mine.begin), static_cast<std::size_t>(count));
+      const auto there = std::clamp<std::int64_t>(tensor->count() - whole, 0, count);
+      if (there) stored.read(whole, to.first(static_cast<std::size_t>(there)));
+      std::fill(to.begin() + there, to.end(), T{});
+    });
   }
 
  private:
+  /// Reads the file once, some of its rows (columns of the parameter) at a time.
   template <class T>
-  void read_transposed(Range range, std::span<T> out) const {
-    std::vector<T> whole(static_cast<std::size_t>(tensor->count()));
-    file->read(*tensor, 0, std::span{whole});
-    const auto in = tensor->shape[0], rows = tensor->shape[1];
-    for (auto k = range.begin; k < range.end; ++k)
-      out[static_cast<std::size_t>(k - range.begin)] = whole[static_cast<std::size_t>(k % in * rows + k / in)];
+  void read_transposed(const Slice& part, Range mine, std::span<T> out) const {
+    const auto columns = tensor->shape[0], rows = tensor->shape[1];
+    const auto most = std::max<std::int64_t>(1, (1 << 20) / std::max<std::int64_t>(1, rows));
+    std::fill(out.begin(), out.end(), T{});
+    std::vector<T> band;
+    for (Range now{0, 0}; now.begin < columns; now.begin = now.end) {
+      now.end = std::min(columns, now.begin + most);
+      band.resize(static_cast<std::size_t>(now.size() * rows));
+      bool read = false;
+      part.for_each_run(mine, [&](std::int64_t whole, std::int64_t here, std::int64_t count) {
+        for (auto row = whole / columns; row * columns < whole + count && row < rows; ++row) {
+          const auto first = row * columns;
+          const auto wanted = now.clipped({whole - first, whole + count - first});
+          if (wanted.size() > 0 && !std::exchange(read, true)) file->read(*tensor, now.begin * rows, std::span{band});
+          for (auto c = wanted.begin; c < wanted.end; ++c)
+            out[static_cast<std::size_t>(first + c - whole + here - mine.begin)] =
+                band[static_cast<std::size_t>((c - now.begin) * rows + row)];
+        }
+      });
+    }
   }
 };
 
@@ -71,32 +89,31 @@ class WeightFiles {
     std::map<std::string, TensorSource, std::less<>> sources;
     const TensorSource& of(const std::string& parameter) const { return sources.find(parameter)->second; }
   };
-  /// Finds each parameter's tensor. Throws DataError with the first parameter that is missing or of another shape, or
-  /// the first tensor that the model does not have. T is the type that values will be read as.
-  template <class T, class Units>
-  Match match(Units& units, const Naming& naming, std::int64_t vocabulary) {
+  /// Finds the tensor of each parameter of the whole model. Throws DataError with the first parameter that is missing
+  /// or of another shape, or the first tensor that the model does not have. T is the type that values will be read as.
+  template <class T>
+  Match match(const std::vector<ModelParameter>& parameters, const Naming& naming, std::int64_t vocabulary) {
     auto rest = by_parameter(naming);
     Match match;
-    for (auto& unit : units)
-      for (auto* p : unit.parameters()) {
-        const auto found = rest.find(p->name);
-        if (found == rest.end())
-          throw DataError(text(path_, " has no tensor for the parameter ", p->name, " of shape ", shape_text(p->shape),
-                               ": these are the weights of another model"));
-        auto source = found->second;
-        const auto wanted = naming.stored_shape(p->name, p->shape, vocabulary);
-        if (source.tensor->shape != wanted)
-          throw DataError(text("tensor ", source.tensor->name, " in ", source.file->path(), " has the shape ",
-                               shape_text(source.tensor->shape), ", the model needs ", shape_text(wanted),
-                               ": these are the weights of another model"));
-        if (!holds_exactly<T>(source.tensor->type.type))
-          throw DataError(text("tensor ", source.tensor->name, " in ", source.file->path(), " is ",
-                               source.tensor->type.name, ", which ", zeropp::name_of(dtype_of<T>),
-                               " does not hold exactly; convert the file"));
-        source.transposed = naming.transposes(p->name, p->shape);
-        match.sources.emplace(p->name, source);
-        rest.erase(found);
-      }
+    for (auto& p : parameters) {
+      const auto found = rest.find(p.name);
+      if (found == rest.end())
+        throw DataError(text(path_, " has no tensor for the parameter ", p.name, " of shape ", shape_text(p.shape),
+                             ": these are the weights of another model"));
+      auto source = found->second;
+      const auto wanted = naming.stored_shape(p.name, p.shape, vocabulary);
+      if (source.tensor->shape != wanted)
+        throw DataError(text("tensor ", source.tensor->name, " in ", source.file->path(), " has the shape ",
+                             shape_text(source.tensor->shape), ", the model needs ", shape_text(wanted),
+                             ": these are the weights of another model"));
+      if (!holds_exactly<T>(source.tensor->type.type))
+        throw DataError(text("tensor ", source.tensor->name, " in ", source.file->path(), " is ",
+                             source.tensor->type.name, ", which ", zeropp::name_of(dtype_of<T>),
+                             " does not hold exactly; convert the file"));
+      source.transposed = naming.transposes(p.name, p.shape);
+      match.sources.emplace(p.name, source);
+      rest.erase(found);
+    }
     for (auto& [name, source] : rest)
       if (!naming.skips(name) && !is_copy<T>(name, source, naming, match))
         throw DataError(text("the model has no parameter for tensor ", source.tensor->name, " of shape ",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights of a model to and from safetensors files: whole tensors under the names of a Naming. Written unit by unit, so
-// that no rank holds more than one whole unit; read by each rank in the ranges that it keeps.
+// Weights of a model to and from safetensors files: whole tensors under the names of a Naming, whatever the mesh.
+// Written tensor by tensor, so that no rank holds more than a unit and a tensor; read by each rank in the ranges that
+// it keeps.
 //
 //   load_weights("gpt2/model.safetensors", model, {.naming = Naming::gpt2(), .vocabulary = 50257});
 //   save_weights("export/model.safetensors", model, {.naming = Naming::gpt2(), .vocabulary = 50257});
@@ -19,6 +20,7 @@
 #include <zeropp/train/checkpoint/store.hpp>
 #include <zeropp/train/checkpoint/together.hpp>
 #include <zeropp/train/checkpoint/weight_files.hpp>
+#include <zeropp/train/checkpoint/whole_tensors.hpp>
 
 namespace zeropp {
 
@@ -42,23 +44,13 @@ inline void check_vocabulary(const Naming& naming, std::int64_t vocabulary) {
                            ", which does not say which parameters have a row for each token"));
 }
 
-template <class Model>
-void check_whole(const Model& model) {
-  if (model.has_other_parts())
-    throw ConfigError(
-        "weights and checkpoints of a model with tensor or pipeline ranks can not be saved or loaded yet; use a mesh "
-        "of "
-        "data ranks");
-}
-
+/// Of the whole model, in its order.
 template <class Model>
 std::vector<TensorSpec> weight_specs(Model& model, const Naming& naming, std::int64_t vocabulary) {
-  check_whole(model);
   check_vocabulary(naming, vocabulary);
   std::vector<TensorSpec> specs;
-  for (auto& unit : model.units())
-    for (auto* p : unit.parameters())
-      specs.push_back({p->name, dtype_of<weight_of<Model>>, naming.stored_shape(p->name, p->shape, vocabulary)});
+  for (auto& p : model.model_parameters())
+    specs.push_back({p.name, dtype_of<weight_of<Model>>, naming.stored_shape(p.name, p.shape, vocabulary)});
   return specs;
 }
 
@@ -72,30 +64,27 @@ void append_transposed(SafetensorsWriter& writer, std::span<const T> matrix, std
   }
 }
 
-/// Gathers unit by unit on all ranks; the one with a writer writes. A collective, also where `attempt` has failed.
+/// Gathers unit by unit over the data ranks, and tensor by tensor over the other axes, on rank 0; if that has a writer
+/// it writes. A collective, also where `attempt` has failed.
 template <class Model>
 void write_weights(Model& model, const Naming& naming, std::int64_t vocabulary,
                    std::optional<SafetensorsWriter>& writer, Attempt& attempt) {
-  for (auto& unit : model.units()) {
-    auto lease = unit.lease();
+  for_each_whole_tensor(model, [&](const ModelParameter& p, std::span<const weight_of<Model>> values) {
     attempt([&] {
       if (!writer) return;
-      for (auto* p : unit.parameters()) {
-        auto shape = p->shape;
-        if (vocabulary && naming.has_vocabulary_rows(p->name)) shape[0] = vocabulary;
-        const auto values =
-            unit.whole().subspan(static_cast<std::size_t>(p->offset), static_cast<std::size_t>(element_count(shape)));
-        if (naming.transposes(p->name, shape))
-          append_transposed(*writer, values, shape[0], shape[1]);
-        else
-          writer->append(values);
-      }
+      auto shape = p.shape;
+      if (vocabulary && naming.has_vocabulary_rows(p.name)) shape[0] = vocabulary;
+      values = values.first(static_cast<std::size_t>(element_count(shape)));
+      if (naming.transposes(p.name, shape))
+        append_transposed(*writer, values, shape[0], shape[1]);
+      else
+        writer->append(values);
     });
-  }
+  });
 }
 
 /// Fills the weights (and remainders of bf16 masters) over update(); publish_weights() sends them on. `remainder` is
-/// called as remainder(parameter, Range, std::span<std::int16_t>) and says whether there are any.
+/// called as remainder(Parameter, Range, std::span<std::int16_t>) and says whether there are any.
 template <class Model, class Remainder>
 void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& remainder) {
   using Master = master_of<Model>;
@@ -108,16 +97,17 @@ void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& rem
     for (auto* p : unit.parameters()) {
       const auto mine = update.clipped({p->offset, p->offset + p->size()});
       const auto& source = match.of(p->name);
-      // A transposed tensor is read whole, others in pieces.
+      const auto part = part_of(*p);
+      // A transposed tensor is read in one go, others in pieces.
       const auto piece = source.transposed ? std::max<std::int64_t>(mine.size(), 1) : 1 << 18;
       for (auto at = mine.begin; at < mine.end; at += piece) {
         const Range range{at - p->offset, std::min(at + piece, mine.end) - p->offset};
         const auto n = static_cast<std::size_t>(range.size());
         master.resize(n);
-        source.read(range, std::span{master});
+        source.read(part, range, std::span{master});
         if constexpr (std::is_same_v<Master, float> || std::is_same_v<Master, double>) {
           low.resize(n);
-          if (source.tensor->type.type == DType::bf16 && remainder(p->name, range, std::span{low}))
+          if (source.tensor->type.type == DType::bf16 && remainder(*p, range, std::span{low}))
             for (std::size_t i = 0; i < n; ++i) {
               SplitMaster split;
               split.weight.bits =
@@ -141,7 +131,7 @@ void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& rem
   }
 }
 
-inline constexpr auto no_remainder = [](const std::string&, Range, std::span<std::int16_t>) { return false; };
+inline constexpr auto no_remainder = [](const Parameter&, Range, std::span<std::int16_t>) { return false; };
 
 }  // namespace detail
 
@@ -151,13 +141,14 @@ template <class Model>
 void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   std::optional<WeightFiles> files;
   WeightFiles::Match match;
-  detail::check_whole(model);
-  together(model.comm(), [&] {
+  const auto& world = model.comms().world;
+  together(world, [&] {
     detail::check_vocabulary(options.naming, options.vocabulary);
     files.emplace(*options.files, path);
-    match = files->template match<detail::master_of<Model>>(model.units(), options.naming, options.vocabulary);
+    match =
+        files->template match<detail::master_of<Model>>(model.model_parameters(), options.naming, options.vocabulary);
   });
-  together(model.comm(), [&] { detail::read_weights(model, match, detail::no_remainder); });
+  together(world, [&] { detail::read_weights(model, match, detail::no_remainder); });
   model.publish_weights();
 }
 
@@ -174,7 +165,7 @@ void save_weights(const std::string& path, Model& model, const WeightsOptions& o
   Attempt attempt;
   attempt([&] {
     const auto specs = detail::weight_specs(model, options.naming, options.vocabulary);
-    if (model.comm().rank() != 0) return;
+    if (model.comms().world.rank() != 0) return;
     files.make_folders(folder);
     files.remove(folder + "/" + temporary);
     writer.emplace(files, folder, temporary, specs, std::map<std::string, std::string>{{"format", "pt"}});
@@ -186,7 +177,7 @@ void save_weights(const std::string& path, Model& model, const WeightsOptions& o
     files.rename(folder + "/" + temporary, path);
     files.sync_folder(folder);
   });
-  attempt.agree(model.comm());
+  attempt.agree(model.comms().world);
 }
 
 }  // namespace zeropp

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a model is laid over a mesh, in one place: the layers shared by tensor ranks, then cut into stages of a pipeline;
+// `Sharded` partitions what is left of it over data ranks. One type for every mesh: where an axis has one rank its
+// wrapper computes the bits of the layer inside, and sends nothing.
+//
+//   const Mesh mesh{world.comm, {.tensor = 2, .pipeline = 2}};
+//   Sharded<Parallel<Gpt>, Stage::gradients> model{mesh, device, parallelize(mesh, Gpt{config}, {.width = 768})};
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include <zeropp/comm/mesh.hpp>
+#include <zeropp/parallel/pipeline/pipeline_stage.hpp>
+#include <zeropp/parallel/tensor_parallel.hpp>
+
+namespace zeropp {
+
+struct ParallelOptions {
+  PipelineKind schedule = PipelineKind::one_forward_one_backward;
+  int chunks = 1;          ///< parts of the model on each pipeline rank
+  bool sequence = false;   ///< tensor ranks share the sequence between split products
+  std::int64_t width = 0;  ///< C of what blocks hand on: [B, T, C]
+};
+
+/// The part of L on one rank of a mesh.
+template <class L>
+using Parallel = PipelineStage<TensorParallel<L>>;
+
+/// Throws ConfigError for sizes that the mesh does not divide.
+template <class L>
+Parallel<L> parallelize(const Mesh& mesh, L layer, const ParallelOptions& o) {
+  return {{.comm = mesh.pipeline(),
+           .schedule = o.schedule,
+           .chunks = o.chunks,
+           .width = o.width,
+           .parts_of_context = o.sequence ? mesh.size(Axis::tensor) : 1},
+          {{.comm = mesh.tensor(), .sequence = o.sequence}, std::move(layer)}};
+}
+
+}  // namespace zeropp
