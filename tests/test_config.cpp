@@ -51,6 +51,24 @@ TEST_CASE("DeepSpeed's keys") {
   CHECK(s.seed == ~std::uint64_t{0});
   CHECK(s.recompute);
   CHECK(read("{}").lr == TrainSettings{}.lr);
+
+  const auto mesh =
+      read(R"({"train_batch_size": 48, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 6,
+    "tensor_parallel": {"autotp_size": 2, "sequence_parallel": true},
+    "pipeline": {"stages": 4, "schedule": "interleaved", "chunks": 3}})");
+  CHECK(mesh.tensor == 2);
+  CHECK(mesh.pipeline == 4);
+  CHECK(mesh.ranks == 16);
+  CHECK(mesh.micro_batches(2) == 6);
+  CHECK(mesh.mesh(16).tensor == 2);
+  CHECK(mesh.mesh(16).pipeline == 4);
+  const auto parallel = mesh.parallel(768);
+  CHECK(parallel.schedule == PipelineKind::interleaved);
+  CHECK(parallel.chunks == 3);
+  CHECK(parallel.sequence);
+  CHECK(parallel.width == 768);
+  CHECK(read(R"({"pipeline": {"schedule": "zb-v"}})").parallel(1).chunks == 2);
+  CHECK(TrainSettings{}.parallel(1).chunks == 1);
 }
 
 TEST_CASE("syntax, duplicates, unknown keys, types, ranges: with the line") {
@@ -79,6 +97,9 @@ TEST_CASE("syntax, duplicates, unknown keys, types, ranges: with the line") {
   refused("{\"optimizer\": {\n\"type\": \"Lion\"}}", "line 2: \"optimizer.type\" must be \"AdamW\", got \"Lion\"");
   refused("{\"scheduler\": {\"type\": \"OneCycle\"}}",
           "must be WarmupCosineLR, WarmupDecayLR or WarmupLR, got \"OneCycle\"");
+  refused("{\"pipeline\": {\n\"schedule\": \"dualpipe\"}}",
+          "line 2: \"pipeline.schedule\" must be gpipe, 1f1b, interleaved, zb-h1 or zb-v, got \"dualpipe\"");
+  refused("{\"tensor_parallel\": {\"autotp_size\": 0}}", "\"tensor_parallel.autotp_size\" must be from 1 to");
   refused("{\"fp16\": {\"enabled\": true}}", "unknown key \"fp16\"");
 }
 
@@ -98,6 +119,25 @@ TEST_CASE("batch sizes that contradict each other are refused with the nearest t
   CHECK_THROWS_WITH_AS(s.micro_batches(3), doctest::Contains("the nearest that is: 12 sequences"), ConfigError);
   s.micro_batch = 0;
   CHECK(s.micro_batches(3) == 1);
-  s.schedule = "cosin";
+  s.passes = 4;
+  s.rows = 8;
+  CHECK(s.micro_batches(2) == 4);
+  CHECK_THROWS_WITH_AS(s.micro_batches(3),
+                       doctest::Contains("a step of 8 sequences on 3 data ranks can not be cut into 4 micro-batches; "
+                                         "at most 2"),
+                       ConfigError);
+  s.micro_batch = 1;
+  CHECK_THROWS_WITH_AS(s.micro_batches(4), doctest::Contains("on 4 data ranks makes 2 micro-batches, not 4"),
+                       ConfigError);
+  s.tensor = 3;
+  s.pipeline = 2;
+  CHECK(s.mesh(12).tensor == 3);
+  CHECK_THROWS_WITH_AS(s.mesh(8),
+                       doctest::Contains("3 tensor x 2 pipeline ranks do not divide 8 ranks; their product "
+                                         "can be 1, 2, 4, 8"),
+                       ConfigError);
+  s.tensor = 0;
+  CHECK_THROWS_AS(s.mesh(8), ConfigError);
+  s.lr_schedule = "cosin";
   CHECK_THROWS_AS(s.rate(0), ConfigError);
 }

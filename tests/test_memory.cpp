@@ -6,7 +6,9 @@
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/device/dry.hpp>
 
-#include "support/tiny_gpt.hpp"
+#include <zeropp/parallel/parallelize.hpp>
+
+#include "support/mesh_gpt.hpp"
 
 using namespace test;
 
@@ -16,19 +18,20 @@ struct Measured {
   Bytes kept, peak;
   std::size_t planned, allocated;
   std::int64_t parameters, padded;
+  Traffic traffic;  ///< of the data axis
 };
 
-template <class G, Stage S, class P, class D>
-Measured measure(const Comm& comm, D& device, std::int64_t micro_batches, int prefetch) {
-  const TinyConfig config;
-  Sharded<G, S, P, D> model{comm, device, G{config}, {.prefetch = prefetch}};
+/// `layer` is this rank's part of the model.
+template <Stage S, class P, class L, class D>
+Measured measure(const ModelComms& comms, D& device, L layer, std::int64_t micro_batches, int prefetch) {
+  Sharded<L, S, P, D> model{comms, device, std::move(layer), {.prefetch = prefetch}};
   FusedAdam adam{model, {}};
-  auto batch = Batch::on(device, 4, config.context);
+  auto batch = Batch::on(device, 4, TinyConfig{}.context);
   if constexpr (!D::dry) {
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 3);
     std::fill_n(batch.labels.data(), batch.labels.size(), 4);
   }
-  batch.labels_in_step = batch.labels.size() * comm.size();
+  batch.labels_in_step = batch.labels.size() * comms.data.size();
   for (int step = 0; step < 3; ++step) {
     model.train(batch, {.micro_batches = micro_batches});
     adam.step(1e-3f, clip_by_global_norm(model, 1.0f));
@@ -36,7 +39,13 @@ Measured measure(const Comm& comm, D& device, std::int64_t micro_batches, int pr
   std::int64_t padded = 0;
   for (auto& unit : model.units()) padded += unit.padded();
   auto& pool = device.pool();
-  return {pool.kept(), pool.peak(), pool.planned(), pool.allocated(), model.parameters(), padded};
+  return {pool.kept(),        pool.peak(), pool.planned(),        pool.allocated(),
+          model.parameters(), padded,      model.comm().traffic()};
+}
+
+template <class G, Stage S, class P, class D>
+Measured measure(const Comm& comm, D& device, std::int64_t micro_batches, int prefetch) {
+  return measure<S, P>(comm, device, G{TinyConfig{}}, micro_batches, prefetch);
 }
 
 template <class G, class P, Stage S>
@@ -106,4 +115,40 @@ TEST_CASE("stage 3 of 1,000 ranks keeps a thousandth, and a plan for them takes 
   const auto m = measure<Plain, Stage::parameters, Fp32>(dry_comm(999, 1000), dry, 1, 0);
   const auto tied = static_cast<std::size_t>(ceil_div(61 * 24, 1000));
   CHECK(m.kept.total() - m.kept[Purpose::buffers] == 16 * static_cast<std::size_t>(m.padded) / 1000 + 4 * tied);
+}
+
+TEST_CASE(
+    "the dry plan is the use on every rank of a mesh; with data ranks alone it is the plan and traffic of the model") {
+  const auto o = mesh_options();
+  const auto on = [&](const Mesh& mesh, auto& device, const ParallelOptions& options) {
+    return measure<Stage::gradients, Bf16>(mesh, device, parallelize(mesh, Plain{o.config}, options), 4, 0);
+  };
+  for (const auto& options : {ParallelOptions{.sequence = true, .width = o.config.width},
+                              ParallelOptions{.schedule = PipelineKind::zb_v, .chunks = 2, .width = o.config.width}}) {
+    const MeshOptions axes{.tensor = 2, .pipeline = 2};
+    std::vector<Measured> used(8);
+    run_ranks(8, {.limit = std::chrono::seconds(20)}, [&](Comm comm) {
+      Cpu device;
+      used[static_cast<std::size_t>(comm.rank())] = on(Mesh{comm, axes}, device, options);
+    });
+    for (int rank = 0; rank < 8; ++rank) {
+      CAPTURE(rank);
+      Dry dry;
+      const auto plan = on(Mesh{dry_comm(rank, 8), axes}, dry, options);
+      const auto& use = used[static_cast<std::size_t>(rank)];
+      CHECK(plan.planned == use.planned);
+      CHECK(use.allocated == use.planned);
+      CHECK(plan.kept == use.kept);
+      CHECK(plan.peak == use.peak);
+      CHECK(plan.parameters == used[0].parameters);  // of the whole model
+    }
+  }
+  Dry alone, meshed;
+  const auto a = measure<Stage::gradients, Bf16>(dry_comm(1, 3), alone, Plain{o.config}, 4, 0);
+  const auto b = on(Mesh{dry_comm(1, 3)}, meshed, {.width = o.config.width});
+  CHECK(a.planned == b.planned);
+  CHECK(a.kept == b.kept);
+  CHECK(a.peak == b.peak);
+  CHECK(a.traffic.calls == b.traffic.calls);
+  CHECK(a.traffic.bytes == b.traffic.bytes);
 }

@@ -6,17 +6,11 @@ using namespace mini_gpt;
 
 namespace {
 
-void print_plan(const Settings& s, const Comm& comm, Console& console) {
-  const auto of_rank = [&](int rank) {
-    return s.precision == "bf16" ? plan_of<Bf16>(s, rank, comm.size()) : plan_of<Fp32>(s, rank, comm.size());
-  };
-  const auto first = of_rank(0), last = of_rank(comm.size() - 1);
-  console.heading(text("plan of rank 0 of ", comm.size(), ": ZeRO-", s.zero, ", ", s.precision,
-                       s.recompute ? ", recompute, " : ", ", grouped(s.tokens()), " tokens a step in ",
-                       s.micro_batches(comm.size()), " micro-batches"));
-  console.line(describe(first) + text(" of ", bytes_text(machine_memory()), " on this machine"));
-  if (last.total != first.total)
-    console.line(text("  last rank    ", grouped(static_cast<std::int64_t>(last.total)), " B"));
+/// Of `ranks` ranks.
+void print_plan(const Settings& s, int ranks, const World& world, Console& console) {
+  zeropp::print_plan(console, world, s, ranks, s.tokens(), [&](const Mesh& mesh) {
+    return s.precision == "bf16" ? plan_of<Bf16>(s, mesh) : plan_of<Fp32>(s, mesh);
+  });
 }
 
 }  // namespace
@@ -35,16 +29,16 @@ int main(int argc, char** argv) {
                     }).share();
   return launch(LaunchOptions{.ranks = s.dry_run ? 1 : s.ranks}, [&](World& world) {
     Console console{world.rank == 0};
-    const auto comm = s.dry_run ? dry_comm(0, std::max(1, s.ranks)) : world.comm;
-    s.check(comm.size());
+    const int ranks = s.dry_run ? std::max(1, s.ranks) : world.size;
+    s.check(ranks);
     if (s.doctor) {
       Cpu device{{.threads = s.threads}};
-      console.line(describe_machine(comm, device));
-      print_plan(s, comm, console);
+      console.line(describe_machine(world.comm, device));
+      print_plan(s, ranks, world, console);
       return 0;
     }
-    console.line(text("ranks: ", comm.size(), " (", world.source, "), threads of a rank: ", s.threads));
-    print_plan(s, comm, console);
+    console.line(text("ranks: ", ranks, " (", world.source, "), threads of a rank: ", s.threads));
+    print_plan(s, ranks, world, console);
     if (s.dry_run) return 0;
     if (world.rank == 0) FileSystem::system().make_folders(s.out);
     const int code = s.precision == "bf16" ? train<Bf16>(s, world, data) : train<Fp32>(s, world, data);

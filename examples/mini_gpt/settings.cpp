@@ -55,7 +55,13 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--held-out", s.held_out, "fraction of the data for validation");
   app.add_option("--batch", s.micro_batch, "rows of a micro-batch on a rank; 0: all at once");
   app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
-  app.add_option("--schedule", s.schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
+  app.add_option("--micro-batches", s.passes, "passes of a step, in place of --batch");
+  app.add_option("--tp", s.tensor, "ranks that share each layer"),
+      app.add_flag("--sequence-parallel", s.sequence_parallel, "they share the sequence too");
+  app.add_option("--pp", s.pipeline, "stages of a pipeline; data ranks = ranks / (tp * pp)"),
+      app.add_option("--schedule", s.pipeline_schedule, "of the pipeline")->check(CLI::IsMember(pipeline_kinds));
+  app.add_option("--chunks", s.chunks, "parts of the model on a stage; 0: the fewest that the schedule takes");
+  app.add_option("--lr-schedule", s.lr_schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
   app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
       app.add_option("--bucket-size", s.bucket_elements);
@@ -85,7 +91,8 @@ void Settings::check(int world_size) const {
   if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)
     refuse("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
            "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
-  (void)micro_batches(world_size);
+  const int others = mesh(world_size).tensor * pipeline;
+  (void)micro_batches(world_size / others);
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
   const auto positive = [&](const char* flag, std::int64_t value) {
     if (value < 1) refuse(flag, " must be at least 1, got ", value);

@@ -29,10 +29,17 @@ auto with_types(const Settings& s, F f) {
                      : with_stage.template operator()<Gpt<Block>>();
 }
 
+/// The rank's part of the model.
+template <class G>
+Parallel<G> part_of(const Settings& s, const Mesh& mesh) {
+  return parallelize(mesh, G{s.model}, s.parallel(s.model.n_embd));
+}
+
 template <class P>
-Plan plan_of(const Settings& s, int rank, int size) {
-  const PlanOptions options{s.rows_of(rank, size), s.model.block_size, s.micro_batches(size), s.sharded(), s.adam()};
-  return with_types(s, [&]<class G, Stage S>() { return plan<S, P>(G{s.model}, rank, size, options); });
+Plan plan_of(const Settings& s, const Mesh& mesh) {
+  const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
+                            s.sharded(), s.adam()};
+  return with_types(s, [&]<class G, Stage S>() { return plan<S, P>(mesh, part_of<G>(s, mesh), options); });
 }
 
 template <class G, Stage S, class P>
@@ -40,7 +47,8 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
   const double started = steady_seconds();
   Console console{world.rank == 0};
   Cpu device{{.threads = s.threads}};
-  Sharded<G, S, P> model{world.comm, device, G{s.model}, s.sharded()};
+  const Mesh mesh{world.comm, s.mesh(world.size)};
+  Sharded<Parallel<G>, S, P> model{mesh, device, part_of<G>(s, mesh), s.sharded()};
   FusedAdam adam{model, s.adam()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
@@ -53,10 +61,10 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
 
-  const LoaderOptions options{s.rows, s.model.block_size, s.seed, world.rank, world.size};
+  const LoaderOptions options{s.rows, s.model.block_size, s.seed, mesh.data().rank(), mesh.data().size()};
   const TokenLoader loader{corpus.split.training, options};
   const EvaluationLoader held_out{corpus.split.validation, options};
-  auto batch = Batch::on(device, s.rows_of(world.rank, world.size), s.model.block_size);
+  auto batch = Batch::on(device, s.rows_of(mesh.data()), s.model.block_size);
   const double rate_of_products = gemm_rate(world.comm, device, 256, s.model.n_embd);
   MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first, warn};
   Progress progress{console, first, s.steps};
@@ -72,7 +80,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
     const double begin = steady_seconds();
     const float rate = s.rate(step);
     fill(batch, loader.at(step));
-    const auto loss = model.train(batch, {.micro_batches = s.micro_batches(world.size)});
+    const auto loss = model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size())});
     const auto clip = clip_by_global_norm(model, s.grad_clip);
     if (!adam.step(rate, clip))
       console.line(text("step ", step + 1, ": the gradient is not finite; all ranks skip it"));
@@ -110,7 +118,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
   if (world.rank == 0) {
     std::ofstream(s.out + "/loss.svg") << Curve::of_metrics(s.out + "/metrics.jsonl")
                                               .svg(text("mini_gpt: ", grouped(model.parameters()), " parameters, ",
-                                                        world.size, " ranks, ZeRO-", s.zero));
+                                                        mesh.describe(), ", ZeRO-", s.zero));
     if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
   }
   console.line(
@@ -123,8 +131,8 @@ int train(const Settings& s, const World& world, const Data& data) {
   return with_types(s, [&]<class G, Stage S>() { return train_with<G, S, P>(s, world, data.get()); });
 }
 
-extern template Plan plan_of<Fp32>(const Settings&, int, int);
-extern template Plan plan_of<Bf16>(const Settings&, int, int);
+extern template Plan plan_of<Fp32>(const Settings&, const Mesh&);
+extern template Plan plan_of<Bf16>(const Settings&, const Mesh&);
 extern template int train<Fp32>(const Settings&, const World&, const Data&);
 extern template int train<Bf16>(const Settings&, const World&, const Data&);
 

@@ -75,6 +75,7 @@
 #include <zeropp/train/log/metrics.hpp>
 #include <zeropp/train/machine.hpp>
 #include <zeropp/train/plan.hpp>
+#include <zeropp/train/plan_report.hpp>
 #include <zeropp/train/sampler.hpp>
 #include <zeropp/train/schedule.hpp>
 #include <zeropp/train/settings.hpp>

@@ -30,6 +30,10 @@ case $case in
     expect 0 '1,557,686,400' "$program" --dry-run --model 1558M
     expect 0 'GFLOP/s' "$program" --doctor
     expect 0 '--batch-tokens' "$program" --help
+    expect 0 'tensor 7, pipeline 3: blocks 38-47 back' "$program" --dry-run --ranks 64 --tp 8 --pp 4 --micro-batches 8 \
+      --model 1558M --n-head 24 --n-embd 1536
+    [ "$(grep -c '  tensor [0-7], pipeline [0-3]: ' out.txt)" = 32 ] || fail 'not a line for each of 32 parts'
+    grep -qF '1f1b: 27.3 % of a step idle' out.txt || fail 'does not say how long the pipeline is idle'
     [ -e out ] && fail 'a dry run leaves files behind'
     ;;
   stages)
@@ -44,6 +48,36 @@ case $case in
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 1 --batch 2 --out m
     diff <(losses r) <(losses m) || fail 'recomputed micro-batches have other losses'
     expect 0 'validation' "$program" "${small[@]}" --ranks 3 --precision bf16 --out b3
+    ;;
+  mesh)
+    small+=(--n-layer 4 --n-head 4 --save-every 6)
+    # The bits of one rank for any pipeline and schedule; those of two tensor ranks with and without a pipeline.
+    expect 0 'validation bits per byte' "$program" "${small[@]}" --micro-batches 4 --out one
+    expect 0 'validation bits per byte' "$program" "${small[@]}" --ranks 2 --tp 2 --micro-batches 4 --out tp
+    for schedule in gpipe 1f1b interleaved zb-h1 zb-v; do
+      expect 0 'validation bits per byte' "$program" "${small[@]}" --ranks 2 --pp 2 --micro-batches 4 --schedule $schedule \
+        --zero 3 --out $schedule
+      diff <(losses one) <(losses $schedule) || fail "$schedule has other losses than one rank"
+      cmp {one,$schedule}/checkpoints/step-00000012/model.safetensors || fail "$schedule has other weights"
+    done
+    expect 0 '1 data x 2 tensor x 2 pipeline' "$program" "${small[@]}" --ranks 4 --tp 2 --pp 2 --micro-batches 4 --out both
+    diff <(losses tp) <(losses both) || fail 'a pipeline of two tensor ranks has other losses than without'
+    # Stopped on one mesh, resumed there and on others.
+    for mesh in '--ranks 4 --tp 2 --pp 2' '--ranks 2' '--ranks 8 --tp 2 --pp 2 --zero 3 --sequence-parallel' '--ranks 3'; do
+      rm -rf again
+      cp -r both again
+      rm -r again/checkpoints/step-00000012 again/checkpoints/latest
+      # shellcheck disable=SC2086
+      expect 0 'resumed after step 6' "$program" "${small[@]}" --micro-batches 2 $mesh --out again
+      [ "$(wc -l < again/metrics.jsonl)" = 12 ] || fail "resumed on $mesh: not 12 steps"
+      grep -q polyline again/loss.svg || fail 'loss.svg holds no curve'
+    done
+    rm -rf again
+    cp -r both again
+    rm -r again/checkpoints/step-00000012 again/checkpoints/latest
+    expect 0 'resumed after step 6' "$program" "${small[@]}" --ranks 4 --tp 2 --pp 2 --micro-batches 4 --out again
+    diff <(losses both) <(losses again) || fail 'the resumed run has other losses'
+    cmp {both,again}/checkpoints/step-00000012/model.safetensors || fail 'the resumed run has other weights'
     ;;
   resume)
     expect 0 'checkpoint' "$program" "${small[@]}" --ranks 2 --out straight
@@ -78,6 +112,20 @@ case $case in
     expect 2 'not divisible by 3 heads' "$program" "${small[@]}" --n-head 3
     expect 2 'zero' "$program" "${small[@]}" --zero 4
     expect 2 'there is no model "9T"' "$program" --model 9T
+    expect 2 '3 tensor x 1 pipeline ranks do not divide 4 ranks; their product can be 1, 2, 4' \
+      "$program" "${small[@]}" --ranks 4 --tp 3
+    expect 2 '2 heads are not divisible by 4 tensor ranks' "$program" "${small[@]}" --ranks 4 --tp 4
+    expect 2 'a pipeline of 4 parts (stages x chunks) needs as many blocks, the model has 2' \
+      "$program" "${small[@]}" --ranks 4 --pp 4
+    expect 2 'the micro-batches must be a multiple of the 2 stages, got 3; the nearest is 4' \
+      "$program" "${small[@]}" --n-layer 4 --ranks 2 --pp 2 --schedule interleaved --micro-batches 3
+    expect 2 'sequences of 33 tokens are not divisible by 2 tensor ranks' \
+      "$program" "${small[@]}" --block-size 33 --batch-tokens 264 --ranks 2 --tp 2 --sequence-parallel
+    expect 2 'can not be cut into 9 micro-batches; at most 8' "$program" "${small[@]}" --micro-batches 9
+    expect 2 'makes 4 micro-batches, not 2' "$program" "${small[@]}" --batch 2 --micro-batches 2
+    expect 2 'it runs 1 chunk a stage, got 3' "$program" "${small[@]}" --ranks 2 --pp 2 --chunks 3
+    expect 2 'schedule' "$program" "${small[@]}" --schedule cosine
+    [ -e out ] && fail 'a refused run leaves files behind'
     expect 2 'does not fit a training of 12 steps' "$program" "${small[@]}" --warmup-steps 13
     expect 4 'nowhere' "$program" "${small[@]}" --data nowhere
     head -c 40 text.txt > short.txt
@@ -96,6 +144,11 @@ case $case in
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 3 --out threads
     expect 0 'validation' "$mpirun" --allow-run-as-root --oversubscribe -n 2 "$program" "${small[@]}" --zero 3 --out processes
     diff <(losses threads) <(losses processes) || fail 'processes have other losses than threads'
+    mesh=(--tp 2 --pp 2 --micro-batches 2 --sequence-parallel)
+    expect 0 'validation' "$program" "${small[@]}" "${mesh[@]}" --ranks 4 --out threads4
+    expect 0 'validation' "$mpirun" --allow-run-as-root --oversubscribe -n 4 "$program" "${small[@]}" "${mesh[@]}" --out processes4
+    diff <(losses threads4) <(losses processes4) || fail 'processes on a mesh have other losses than threads'
+    cmp {threads4,processes4}/checkpoints/step-00000012/model.safetensors || fail 'processes on a mesh have other weights'
     ;;
   *) fail "no case $case" ;;
 esac

@@ -14,10 +14,11 @@
 namespace zeropp {
 
 /// Reads train_batch_size, train_micro_batch_size_per_gpu, gradient_accumulation_steps (which must fit),
-/// zero_optimization {stage, reduce_bucket_size, prefetch_units}, optimizer {type, params {lr, betas, eps,
-/// weight_decay}}, scheduler {type, params {total_num_steps, warmup_num_steps, warmup_max_lr, cos_min_ratio}}, bf16
-/// {enabled}, gradient_clipping, seed, activation_checkpointing, steps. The caller reads sections of its own and then
-/// calls root.finish(). Throws ConfigError.
+/// zero_optimization {stage, reduce_bucket_size, prefetch_units}, tensor_parallel {autotp_size, sequence_parallel},
+/// pipeline {stages, schedule, chunks}, optimizer {type, params {lr, betas, eps, weight_decay}}, scheduler {type,
+/// params {total_num_steps, warmup_num_steps, warmup_max_lr, cos_min_ratio}}, bf16 {enabled}, gradient_clipping, seed,
+/// activation_checkpointing, steps. The caller reads sections of its own and then calls root.finish(). Throws
+/// ConfigError.
 inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   std::int64_t accumulation = 0;
   const bool batch = root.read("train_batch_size", s.rows, 1, 1e9),
@@ -39,6 +40,21 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   zero.read("prefetch_units", s.prefetch, 0, 1e6);
   zero.finish();
 
+  auto tensor = root.section("tensor_parallel");
+  tensor.read("autotp_size", s.tensor, 1, 1e6);
+  tensor.read("sequence_parallel", s.sequence_parallel);
+  tensor.finish();
+  auto pipeline = root.section("pipeline");
+  pipeline.read("stages", s.pipeline, 1, 1e6);
+  if (pipeline.read("schedule", s.pipeline_schedule))
+    if (std::find(pipeline_kinds.begin(), pipeline_kinds.end(), s.pipeline_schedule) == pipeline_kinds.end())
+      pipeline.refuse("schedule",
+                      text("must be gpipe, 1f1b, interleaved, zb-h1 or zb-v, got \"", s.pipeline_schedule, "\""));
+  pipeline.read("chunks", s.chunks, 1, 1e6);
+  pipeline.finish();
+  if (accumulation)  // the data ranks that the batch sizes imply, and the others
+    s.ranks = static_cast<int>(checked_product(s.ranks, checked_product(s.tensor, s.pipeline)));
+
   auto optimizer = root.section("optimizer");
   if (std::string type; optimizer.read("type", type) && type != "AdamW")
     optimizer.refuse("type", text("must be \"AdamW\", got \"", type, "\""));
@@ -52,11 +68,11 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
 
   auto scheduler = root.section("scheduler");
   if (std::string type; scheduler.read("type", type)) {
-    s.schedule = type == "WarmupCosineLR"  ? "cosine"
-                 : type == "WarmupDecayLR" ? "linear"
-                 : type == "WarmupLR"      ? "constant"
-                                           : "";
-    if (s.schedule.empty())
+    s.lr_schedule = type == "WarmupCosineLR"  ? "cosine"
+                    : type == "WarmupDecayLR" ? "linear"
+                    : type == "WarmupLR"      ? "constant"
+                                              : "";
+    if (s.lr_schedule.empty())
       scheduler.refuse("type", text("must be WarmupCosineLR, WarmupDecayLR or WarmupLR, got \"", type, "\""));
   }
   auto rates = scheduler.section("params");

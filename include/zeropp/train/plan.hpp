@@ -14,10 +14,11 @@
 namespace zeropp {
 
 struct Plan {
-  std::int64_t parameters = 0, padding = 0;
-  Bytes kept;             ///< as long as the model lives
-  Bytes peak;             ///< at the fullest moment of a step, on top of what is kept
-  std::size_t total = 0;  ///< what the pool takes from the device
+  std::int64_t parameters = 0, padding = 0;  ///< of the rank's part of the model
+  std::string part = "all";                  ///< which blocks that is
+  Bytes kept;                                ///< as long as the model lives
+  Bytes peak;                                ///< at the fullest moment of a step, on top of what is kept
+  std::size_t total = 0;                     ///< what the pool takes from the device
 };
 
 struct PlanOptions {
@@ -27,18 +28,22 @@ struct PlanOptions {
   AdamOptions adam = {};
 };
 
-/// The plan of `layer` on rank `rank` of `ranks` of the data axis: training and evaluation.
+/// The plan of the rank of a dry mesh, whose part of the model is `layer`: training and evaluation.
 template <Stage S, Precision P, class L>
-Plan plan(L layer, int rank, int ranks, const PlanOptions& o) {
+Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
   Dry dry;
-  Sharded<L, S, P, Dry> model{dry_comm(rank, ranks), dry, std::move(layer), o.sharded};
+  Sharded<L, S, P, Dry> model{mesh, dry, std::move(layer), o.sharded};
   FusedAdam adam{model, o.adam};
   auto batch = Batch::on(dry, o.rows, o.context);
-  batch.labels_in_step = o.rows * o.context * ranks;
+  batch.labels_in_step = o.rows * o.context * mesh.size(Axis::data);
   model.train(batch, {.micro_batches = o.micro_batches});
   model.evaluate(batch);
-  Plan result{model.parameters(), -model.parameters(), dry.pool().kept(), dry.pool().peak(), dry.pool().planned()};
-  for (auto& unit : model.units()) result.padding += unit.padded();
+  Plan result{.kept = dry.pool().kept(), .peak = dry.pool().peak(), .total = dry.pool().planned()};
+  for (auto& unit : model.units()) {
+    result.parameters += unit.size();
+    result.padding += unit.padded() - unit.size();
+  }
+  if constexpr (Pipelined<L>) result.part = model.layer().describe();
   return result;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/train/fused_adam.hpp>
 #include <zeropp/train/schedule.hpp>
 
@@ -18,8 +19,13 @@ struct TrainSettings {
   int prefetch = 0;                        ///< units gathered ahead at stage 3
   std::int64_t bucket_elements = 4 << 20;  ///< gradients reduced at a time
   std::int64_t rows = 32;                  ///< sequences of a step, over all ranks and micro-batches
-  std::int64_t micro_batch = 0;            ///< sequences of a micro-batch on a rank; 0: all of the rank at once
-  std::string precision = "fp32", schedule = "cosine";
+  std::int64_t micro_batch = 0;            ///< sequences of a micro-batch on a rank; 0: as passes says
+  std::int64_t passes = 0;                 ///< micro-batches of a step; 0: as micro_batch says, or one
+  int tensor = 1, pipeline = 1;            ///< ranks of these axes; the data axis has the others
+  bool sequence_parallel = false;
+  std::string pipeline_schedule = "1f1b";
+  int chunks = 0;  ///< of the model on a pipeline rank; 0: the fewest that the schedule takes
+  std::string precision = "fp32", lr_schedule = "cosine";
   std::int64_t steps = 380, warmup_steps = 30;
   float lr = 2e-3f, min_lr = 1e-4f, weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
   std::array<float, 2> betas{0.9f, 0.95f};
@@ -39,24 +45,51 @@ struct TrainSettings {
   }
   /// Learning rate of a step, from 0. Throws ConfigError for rates and steps that do not fit.
   float rate(std::int64_t step) const {
-    if (schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);
-    if (schedule == "linear")
+    if (lr_schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);
+    if (lr_schedule == "linear")
       return Linearly{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
-    if (schedule == "cosine") return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
-    throw ConfigError(text("the schedules are cosine, linear and constant, got \"", schedule, "\""));
+    if (lr_schedule == "cosine")
+      return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
+    throw ConfigError(text("the schedules are cosine, linear and constant, got \"", lr_schedule, "\""));
   }
-  /// Sequences of a step that a rank takes.
-  std::int64_t rows_of(int rank, int world_size) const {
-    return part_begin(rows, rank + 1, world_size) - part_begin(rows, rank, world_size);
+  /// Throws ConfigError, with the products that do, unless tensor x pipeline divides the ranks.
+  MeshOptions mesh(int world_size) const {
+    const auto product = checked_product(tensor, pipeline);
+    if (tensor < 1 || pipeline < 1 || world_size % product) {
+      std::string valid;
+      for (int p = 1; p <= world_size; ++p)
+        if (world_size % p == 0) valid += text(valid.empty() ? "" : ", ", p);
+      throw ConfigError(text(tensor, " tensor x ", pipeline, " pipeline ranks do not divide ", world_size,
+                             world_size == 1 ? " rank" : " ranks", "; their product can be ", valid));
+    }
+    return {.tensor = tensor, .pipeline = pipeline};
   }
-  /// Micro-batches of a step on `world_size` ranks. Throws ConfigError with the nearest number of rows that fits.
-  std::int64_t micro_batches(int world_size) const {
-    if (micro_batch == 0 && rows > 0) return 1;
-    const auto pass = checked_product(std::max<std::int64_t>(micro_batch, 1), world_size);
+  /// `width`: C of what blocks hand on. Throws ConfigError for a schedule that there is not.
+  ParallelOptions parallel(std::int64_t width) const {
+    const auto kind = pipeline_kind(pipeline_schedule);
+    const int fewest = kind == PipelineKind::interleaved || kind == PipelineKind::zb_v ? 2 : 1;
+    return {.schedule = kind, .chunks = chunks ? chunks : fewest, .sequence = sequence_parallel, .width = width};
+  }
+  /// Sequences of a step that a data rank takes.
+  std::int64_t rows_of(const Comm& data) const {
+    return part_begin(rows, data.rank() + 1, data.size()) - part_begin(rows, data.rank(), data.size());
+  }
+  /// Micro-batches of a step on so many data ranks. Throws ConfigError with the nearest number of rows that fits.
+  std::int64_t micro_batches(int data_ranks) const {
+    if (micro_batch == 0 && rows > 0) {
+      if (passes < 0 || rows < checked_product(passes, data_ranks))
+        throw ConfigError(text("a step of ", rows, " sequences on ", data_ranks, " data ranks can not be cut into ",
+                               passes, " micro-batches; at most ", std::max<std::int64_t>(1, rows / data_ranks)));
+      return std::max<std::int64_t>(1, passes);
+    }
+    const auto pass = checked_product(std::max<std::int64_t>(micro_batch, 1), data_ranks);
     if (micro_batch < 0 || rows < 1 || rows % pass)
-      throw ConfigError(text("a step of ", rows, " sequences is not micro-batch ", micro_batch, " x ", world_size,
+      throw ConfigError(text("a step of ", rows, " sequences is not micro-batch ", micro_batch, " x ", data_ranks,
                              " ranks x a number of micro-batches; the nearest that is: ",
                              std::max<std::int64_t>(1, (rows + pass / 2) / pass) * pass, " sequences"));
+    if (passes && passes != rows / pass)
+      throw ConfigError(text("a step of ", rows, " sequences in micro-batches of ", micro_batch, " on ", data_ranks,
+                             " data ranks makes ", rows / pass, " micro-batches, not ", passes));
     return rows / pass;
   }
 };
