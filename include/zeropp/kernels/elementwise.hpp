@@ -139,3 +139,7 @@ void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& r
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/elementwise.hpp>
+#endif

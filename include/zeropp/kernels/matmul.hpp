@@ -180,3 +180,7 @@ void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t widt
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/column_sum.hpp>
+#endif

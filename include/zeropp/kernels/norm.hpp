@@ -148,3 +148,7 @@ void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/norm.hpp>
+#endif

@@ -47,3 +47,7 @@ double sum_of_squares(D& device, std::span<T> x) {
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/reduce.hpp>
+#endif
