@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels of the GPU that are bound by memory: bytes, median time, bandwidth, and its fraction of a plain copy's (read and
-// written) in the same run. Buffers rotate, so that none is in the cache from the last call. No arguments.
+// Kernels of the GPU that are bound by memory: bytes, median time, bandwidth, and its fraction of a plain copy's (read
+// and written) in the same run. Buffers rotate, so that none is in the cache from the last call. No arguments.
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -27,22 +27,23 @@ namespace {
 constexpr int warm_up = 3, samples = 30;
 double copy_rate = 0;  // bytes a second
 
-/// Random bits that are small numbers: exponents of floats and bf16 near 1, both signs.
-__global__ void fill_noise(unsigned* to, std::int64_t words, unsigned seed, bool half) {
+/// Random numbers of both signs, or only positive ones, between 1/2 and 2, in float or in pairs of bf16.
+__global__ void fill_noise(unsigned* to, std::int64_t words, unsigned seed, bool half, bool positive) {
   for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < words;
        i += std::int64_t{gridDim.x} * blockDim.x) {
     unsigned x = static_cast<unsigned>(i) * 2654435761u + seed;
     x ^= x >> 16, x *= 0x85ebca6bu, x ^= x >> 13, x *= 0xc2b2ae35u, x ^= x >> 16;
-    to[i] = half ? (x & 0x807f807fu) | 0x3f003f00u : (x & 0x807fffffu) | 0x3f000000u;
+    if (positive) x &= 0x7fff7fffu;
+    to[i] = half ? (x & 0x80ff80ffu) | 0x3f003f00u : (x & 0x80ffffffu) | 0x3f000000u;
   }
 }
 
 template <class T>
-Tensor<T, 1> random_tensor(Cuda& gpu, std::int64_t n, unsigned seed = 1) {
+Tensor<T, 1> random_tensor(Cuda& gpu, std::int64_t n, unsigned seed = 1, bool positive = false) {
   Tensor<T, 1> x(gpu.pool(), {n});
   const auto words = static_cast<std::int64_t>(n * sizeof(T) / 4);
   gpu.run({.name = "noise"}, [&](cudaStream_t stream) {
-    fill_noise<<<1024, 256, 0, stream>>>(reinterpret_cast<unsigned*>(x.data()), words, seed, sizeof(T) == 2);
+    fill_noise<<<1024, 256, 0, stream>>>(reinterpret_cast<unsigned*>(x.data()), words, seed, sizeof(T) == 2, positive);
   });
   return x;
 }
@@ -50,9 +51,9 @@ Tensor<T, 1> random_tensor(Cuda& gpu, std::int64_t n, unsigned seed = 1) {
 /// Two to four sets of a kernel's buffers, more than the cache holds together.
 template <class T>
 struct Rotating {
-  Rotating(Cuda& gpu, std::int64_t n, unsigned seed = 1)
+  Rotating(Cuda& gpu, std::int64_t n, unsigned seed = 1, bool positive = false)
       : sets(std::clamp<std::size_t>((std::size_t{200} << 20) / (static_cast<std::size_t>(n) * sizeof(T)) + 1, 2, 4)) {
-    for (std::size_t i = 0; i < sets; ++i) all[i] = random_tensor<T>(gpu, n, seed + static_cast<unsigned>(i));
+    for (std::size_t i = 0; i < sets; ++i) all[i] = random_tensor<T>(gpu, n, seed + static_cast<unsigned>(i), positive);
   }
   T* at(int i) const { return all[static_cast<std::size_t>(i) % sets].data(); }
   std::span<T> span(int i) const { return all[static_cast<std::size_t>(i) % sets].span(); }
@@ -103,19 +104,16 @@ void elementwise(Cuda& gpu) {
   row(gpu, "swiglu bf16", 3 * b, [&](int i) { kernels::swiglu_forward(gpu, x.span(i), y.span(i), z.span(i)); });
   {
     const Rotating<bf16> u(gpu, n, 31), v(gpu, n, 41);
-    row(gpu, "swiglu backward bf16", 5 * b, [&](int i) {
-      kernels::swiglu_backward(gpu, x.span(i), y.span(i), z.span(i), u.span(i), v.span(i));
-    });
+    row(gpu, "swiglu backward bf16", 5 * b,
+        [&](int i) { kernels::swiglu_backward(gpu, x.span(i), y.span(i), z.span(i), u.span(i), v.span(i)); });
   }
-  row(gpu, "dropout bf16", 2 * b, [&](int i) {
-    kernels::dropout(gpu, x.span(i), z.span(i), 0.1f, Random(1, RandomPurpose::dropout), 0);
-  });
+  row(gpu, "dropout bf16", 2 * b,
+      [&](int i) { kernels::dropout(gpu, x.span(i), z.span(i), 0.1f, Random(1, RandomPurpose::dropout), 0); });
   const Rotating<float> f(gpu, n, 51);
   row(gpu, "convert bf16 to float", 3 * b, [&](int i) { kernels::convert(gpu, x.span(i), f.span(i)); });
   row(gpu, "convert float to bf16", 3 * b, [&](int i) { kernels::convert(gpu, f.span(i), z.span(i)); });
-  row(gpu, "rope bf16, 64 x 1024 x 12 x 64", 2 * b, [&](int i) {
-    kernels::rope(gpu, x.at(i), 768, 64, 1024, 12, 64, 10000.0, kernels::Turn::forward);
-  });
+  row(gpu, "rope bf16, 64 x 1024 x 12 x 64", 2 * b,
+      [&](int i) { kernels::rope(gpu, x.at(i), 768, 64, 1024, 12, 64, 10000.0, kernels::Turn::forward); });
   row(gpu, "sum of squares bf16 (with the host's wait)", b, [&](int i) { kernels::sum_of_squares(gpu, x.span(i)); });
   row(gpu, "sum of squares float (with the host's wait)", 2 * b,
       [&](int i) { kernels::sum_of_squares(gpu, f.span(i)); });
@@ -137,12 +135,13 @@ template <class W, class G>
 void adam(Cuda& gpu, const char* name, std::int64_t n, std::int64_t shift) {
   const Rotating<W> w(gpu, n + 8, 1);
   const Rotating<G> g(gpu, n, 11);
-  const Rotating<float> m(gpu, n, 21), v(gpu, n, 31);
+  const Rotating<float> m(gpu, n, 21), v(gpu, n, 31, true);
   const bool split = std::is_same_v<W, bf16>;
   const Rotating<std::int16_t> low(gpu, split ? n : 64, 41);
-  const std::vector<kernels::AdamRun> runs{{{0, n / 2}, 0.1f}, {{n / 2, n / 2 + 3072}, 0.0f}, {{n / 2 + 3072, n}, 0.1f}};
-  const kernels::AdamStep step{.learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5,
-                               .bias_correction2 = 0.1};
+  const std::vector<kernels::AdamRun> runs{
+      {{0, n / 2}, 0.1f}, {{n / 2, n / 2 + 3072}, 0.0f}, {{n / 2 + 3072, n}, 0.1f}};
+  const kernels::AdamStep step{
+      .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
   row(gpu, name, static_cast<double>(n) * (2 * sizeof(W) + sizeof(G) + 16 + (split ? 4 : 0)), [&](int i) {
     const auto size = static_cast<std::size_t>(n);
     kernels::adam(gpu,
@@ -179,9 +178,8 @@ void norms(Cuda& gpu, std::int64_t n, std::int64_t width) {
     kernels::layer_norm_backward(gpu, dy.at(i), x.at(i), gamma.data(), mean.data(), rstd.data(), y.at(i), dgamma.data(),
                                  dbeta.data(), n, width, static_cast<const bf16*>(nullptr));
   });
-  row(gpu, "rms norm" + shape, 2 * b, [&](int i) {
-    kernels::rms_norm_forward(gpu, x.at(i), gamma.data(), 1e-5f, y.at(i), rstd.data(), n, width);
-  });
+  row(gpu, "rms norm" + shape, 2 * b,
+      [&](int i) { kernels::rms_norm_forward(gpu, x.at(i), gamma.data(), 1e-5f, y.at(i), rstd.data(), n, width); });
   row(gpu, "rms norm backward + residual" + shape, 4 * b, [&](int i) {
     kernels::rms_norm_backward(gpu, dy.at(i), x.at(i), gamma.data(), rstd.data(), y.at(i), dgamma.data(), n, width,
                                static_cast<const bf16*>(onto.at(i)));
@@ -207,7 +205,8 @@ void embeddings(Cuda& gpu, std::int64_t n, std::int64_t width) {
     const Tensor<std::int32_t, 1> tokens(gpu.pool(), {n});
     gpu.upload(tokens.data(), host.data(), host.size() * 4);
     const std::span<const std::int32_t> all(tokens.span());
-    const auto shape = " " + std::to_string(n) + " x " + std::to_string(width) + (often ? ", as in texts" : ", uniform");
+    const auto shape =
+        " " + std::to_string(n) + " x " + std::to_string(width) + (often ? ", as in texts" : ", uniform");
     const double b = 2.0 * static_cast<double>(size);
     if (often)
       row(gpu, "check tokens " + std::to_string(n), 4.0 * static_cast<double>(n),
@@ -215,13 +214,12 @@ void embeddings(Cuda& gpu, std::int64_t n, std::int64_t width) {
     row(gpu, "embedding" + shape, 3 * b, [&](int i) {
       kernels::embedding_forward(gpu, all, table.data(), 50257, places.data(), context, y.at(i), width);
     });
-    row(gpu, "embedding backward, bf16" + shape, 4 * b, [&](int i) {
-      kernels::embedding_backward(gpu, all, y.at(i), table.data(), dplaces.data(), context, width);
-    });
-    const auto sums = random_tensor<float>(gpu, vocabulary * width), place_sums = random_tensor<float>(gpu, context * width);
-    row(gpu, "embedding backward, float" + shape, 6 * b, [&](int i) {
-      kernels::embedding_backward(gpu, all, y.at(i), sums.data(), place_sums.data(), context, width);
-    });
+    row(gpu, "embedding backward, bf16" + shape, 4 * b,
+        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), table.data(), dplaces.data(), context, width); });
+    const auto sums = random_tensor<float>(gpu, vocabulary * width),
+               place_sums = random_tensor<float>(gpu, context * width);
+    row(gpu, "embedding backward, float" + shape, 6 * b,
+        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), sums.data(), place_sums.data(), context, width); });
   }
   row(gpu, "add rows " + std::to_string(n) + " x " + std::to_string(width), 4.0 * static_cast<double>(size),
       [&](int i) { kernels::add_rows(gpu, places.data(), context, y.at(i), n, width); });

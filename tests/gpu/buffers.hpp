@@ -24,10 +24,13 @@ template <class T>
 class OnGpu {
  public:
   OnGpu(Cuda& gpu, std::vector<T> values, std::int64_t shift = 0)
-      : gpu_(gpu), shift_(static_cast<std::size_t>(shift)), size_(values.size()),
+      : gpu_(gpu),
+        shift_(static_cast<std::size_t>(shift)),
+        size_(values.size()),
         all_(gpu.pool(), {static_cast<std::int64_t>(size_ + shift_ + guard)}) {
     std::vector<unsigned char> bytes(all_.span().size_bytes(), 0xab);
-    if (size_) std::memcpy(bytes.data() + shift_ * sizeof(T), static_cast<const void*>(values.data()), size_ * sizeof(T));
+    if (size_)
+      std::memcpy(bytes.data() + shift_ * sizeof(T), static_cast<const void*>(values.data()), size_ * sizeof(T));
     gpu_.upload(all_.data(), bytes.data(), bytes.size());
   }
   /// n values that are poison: NaN where T has one.

@@ -52,8 +52,12 @@ TEST_CASE_TEMPLATE("element by element", T, float, double, bf16) {
             [&] { kernels::swiglu_forward(cpu, std::span{da}, std::span{db}, std::span{wanted}); }, 16);
       check([&](auto& out) { kernels::fill(gpu, out.span(), static_cast<T>(1.5f)); },
             [&] { std::fill(wanted.begin(), wanted.end(), 1.5); }, 0.01);
-      check([&](auto& out) { kernels::copy(gpu, constant(x), out.span()); CHECK(same_bits(out.values(), a)); },
-            [&] { wanted = da; }, 1);
+      check(
+          [&](auto& out) {
+            kernels::copy(gpu, constant(x), out.span());
+            CHECK(same_bits(out.values(), a));
+          },
+          [&] { wanted = da; }, 1);
       {
         const OnGpu<T> gate(gpu, n, shift), up(gpu, n, shift);
         kernels::swiglu_backward(gpu, x.span(), y.span(), z.span(), gate.span(), up.span());
@@ -136,7 +140,9 @@ TEST_CASE_TEMPLATE("squares have the CPU's bits, alone and with others", T, floa
   std::vector<std::span<T>> spans;
   std::vector<double> wanted;
   for (int k = 0; k < 300; ++k) {  // more than one launch takes
-    const std::size_t n = k % 7 == 0 ? 0 : k % 7 == 1 ? 4096 * static_cast<std::size_t>(1 + k % 3) : 37u * static_cast<std::size_t>(k * k % 1500);
+    const std::size_t n = k % 7 == 0   ? 0
+                          : k % 7 == 1 ? 4096 * static_cast<std::size_t>(1 + k % 3)
+                                       : 37u * static_cast<std::size_t>(k * k % 1500);
     host.push_back(noise<T>(n, static_cast<std::uint64_t>(k), 1 + k));
     parts.emplace_back(gpu, host.back(), k % 3);
     wanted.push_back(kernels::sum_of_squares(cpu, std::span{host.back()}));
@@ -202,8 +208,8 @@ TEST_CASE_TEMPLATE("rotary positions", T, float, double, bf16) {
   struct Shape {
     std::int64_t batch, context, heads, size, stride;
   };
-  for (const auto& s : {Shape{2, 5, 3, 64, 192}, Shape{1, 1, 1, 2, 2}, Shape{3, 100, 4, 32, 3 * 128}, Shape{2, 17, 2, 10, 23},
-                        Shape{70, 2, 2, 16, 32}, Shape{0, 4, 1, 2, 2}})
+  for (const auto& s : {Shape{2, 5, 3, 64, 192}, Shape{1, 1, 1, 2, 2}, Shape{3, 100, 4, 32, 3 * 128},
+                        Shape{2, 17, 2, 10, 23}, Shape{70, 2, 2, 16, 32}, Shape{0, 4, 1, 2, 2}})
     for (const auto turn : {kernels::Turn::forward, kernels::Turn::backward})
       for (const std::int64_t shift : {0, 1}) {
         CAPTURE(s.size);

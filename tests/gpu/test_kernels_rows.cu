@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels of the GPU that go row by row, and Adam, against the CPU's in double: widths that fill no vector, rows too wide
-// for registers, pointers that are not aligned, results in place of arguments, the same bits twice.
+// Kernels of the GPU that go row by row, and Adam, against the CPU's in double: widths that fill no vector, rows too
+// wide for registers, pointers that are not aligned, results in place of arguments, the same bits twice.
 #include "buffers.hpp"
 
 #include <string>
@@ -17,18 +17,26 @@ namespace {
 struct NormShape {
   std::int64_t n, width, shift;
 };
-const std::vector<NormShape> norm_shapes{{1, 1, 0},     {5, 7, 0},      {70, 33, 1},    {1, 768, 0},    {1003, 768, 0},
-                                         {9, 768, 1},   {130, 1600, 0}, {2700, 1600, 0}, {21, 5000, 0},  {3, 5000, 1},
-                                         {6, 8192, 0},  {3, 20000, 0},  {0, 768, 0},     {5, 0, 0},      {600, 64, 0}};
+const std::vector<NormShape> norm_shapes{{1, 1, 0},    {5, 7, 0},      {70, 33, 1},     {1, 768, 0},   {1003, 768, 0},
+                                         {9, 768, 1},  {130, 1600, 0}, {2700, 1600, 0}, {21, 5000, 0}, {3, 5000, 1},
+                                         {6, 8192, 0}, {3, 20000, 0},  {0, 768, 0},     {5, 0, 0},     {600, 64, 0}};
 
 /// Inputs and outputs of a norm on the GPU, and the same by the CPU in double.
 template <class X, class W, class G>
 struct NormCase {
   using C = compute_t<X>;
   NormCase(Cuda& device, NormShape shape)
-      : gpu(device), s(shape), count(static_cast<std::size_t>(s.n * s.width)), columns(static_cast<std::size_t>(s.width)),
-        rows(static_cast<std::size_t>(s.n)), x(noise<X>(count, 1, 2)), dy(noise<X>(count, 2)), onto(noise<X>(count, 3)),
-        gamma(noise<W>(columns, 4, 1.5)), beta(noise<W>(columns, 5)), before(noise<G>(columns, 6)) {}
+      : gpu(device),
+        s(shape),
+        count(static_cast<std::size_t>(s.n * s.width)),
+        columns(static_cast<std::size_t>(s.width)),
+        rows(static_cast<std::size_t>(s.n)),
+        x(noise<X>(count, 1, 2)),
+        dy(noise<X>(count, 2)),
+        onto(noise<X>(count, 3)),
+        gamma(noise<W>(columns, 4, 1.5)),
+        beta(noise<W>(columns, 5)),
+        before(noise<G>(columns, 6)) {}
 
   template <bool Center>
   void check() {
@@ -37,7 +45,8 @@ struct NormCase {
     const double epsilon = static_cast<double>(C(1e-5f));
     std::vector<double> y64(count), mean64(rows), rstd64(rows), dx64(count), dgamma64(columns), dbeta64(columns);
     Cpu cpu;
-    const OnGpu<X> x_gpu(gpu, x, s.shift), y(gpu, count, s.shift), dy_gpu(gpu, dy, s.shift), onto_gpu(gpu, onto, s.shift);
+    const OnGpu<X> x_gpu(gpu, x, s.shift), y(gpu, count, s.shift), dy_gpu(gpu, dy, s.shift),
+        onto_gpu(gpu, onto, s.shift);
     const OnGpu<W> gamma_gpu(gpu, gamma, s.shift), beta_gpu(gpu, beta, s.shift);
     const OnGpu<C> mean(gpu, rows), rstd(gpu, rows);
     if constexpr (Center) {
@@ -59,8 +68,8 @@ struct NormCase {
         kernels::layer_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), mean64.data(), rstd64.data(),
                                      dx64.data(), dgamma, dbeta, s.n, s.width);
       else
-        kernels::rms_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), rstd64.data(), dx64.data(), dgamma, s.n,
-                                   s.width);
+        kernels::rms_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), rstd64.data(), dx64.data(), dgamma,
+                                   s.n, s.width);
     };
     const auto gpu_backward = [&](X* dx, G* dgamma, G* dbeta, const X* add) {
       if constexpr (Center)
@@ -183,7 +192,8 @@ void check_embeddings() {
           expect(y.values(), sum, 1);
         }
         auto dtable64 = doubles(dtable), dplaces64 = doubles(dplaces);
-        kernels::embedding_backward(cpu, on_cpu, dy64.data(), dtable64.data(), dplaces64.data(), s.context, s.width, held);
+        kernels::embedding_backward(cpu, on_cpu, dy64.data(), dtable64.data(), dplaces64.data(), s.context, s.width,
+                                    held);
         std::vector<G> first, first_places;
         for (const int run : {0, 1}) {
           const OnGpu<G> dtable_gpu(gpu, dtable, s.shift), dplaces_gpu(gpu, dplaces, s.shift);
@@ -199,11 +209,11 @@ void check_embeddings() {
               std::vector<G> all(static_cast<std::size_t>(vocabulary) * w);
               std::copy(dtable.begin(), dtable.end(), all.begin() + held.begin * s.width);
               const OnGpu<G> all_gpu(gpu, all, s.shift);
-              kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), all_gpu.data(), static_cast<G*>(nullptr), s.context,
-                                          s.width);
+              kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), all_gpu.data(), static_cast<G*>(nullptr),
+                                          s.context, s.width);
               const auto got = all_gpu.values();
-              CHECK(same_bits(first, std::vector<G>(got.begin() + held.begin * s.width,
-                                                    got.begin() + held.end * s.width)));
+              CHECK(same_bits(first,
+                              std::vector<G>(got.begin() + held.begin * s.width, got.begin() + held.end * s.width)));
             }
           } else {
             CHECK(same_bits(dtable_gpu.values(), first));
@@ -234,7 +244,8 @@ TEST_CASE("the first bad token is named where the host waits, and nothing is rea
                                static_cast<const float*>(nullptr), 1, y.data(), width);
     kernels::embedding_backward(gpu, std::span<const std::int32_t>(on_gpu.span()), y.data(), dtable.data(),
                                 static_cast<float*>(nullptr), 1, width);
-    const auto sentence = "token " + std::to_string(bad) + " at place 4321 of the batch is outside the vocabulary of 100";
+    const auto sentence =
+        "token " + std::to_string(bad) + " at place 4321 of the batch is outside the vocabulary of 100";
     CHECK_THROWS_WITH_AS(gpu.synchronize(), doctest::Contains(sentence.c_str()), DataError);
     const auto sums = dtable.values();
     CHECK(std::all_of(sums.begin(), sums.end(), [](float v) { return v == 0; }));
@@ -248,7 +259,8 @@ TEST_CASE("what is set aside for sorting is enough") {
   for (const unsigned n : {1u, 100u, 3000u, 65536u, 1u << 20, 1u << 24}) {
     std::size_t bytes = 0;
     std::uint32_t* none = nullptr;
-    cuda_check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, none, none, none, none, n, 0, 32, cudaStream_t{}), "cub");
+    cuda_check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, none, none, none, none, n, 0, 32, cudaStream_t{}),
+               "cub");
     CAPTURE(n);
     CAPTURE(bytes);
     CHECK(bytes <= kernels::detail::sort_bytes(n));
@@ -260,7 +272,11 @@ namespace {
 template <class W, class G, class M>
 struct AdamCase {
   AdamCase(std::size_t n)
-      : w(noise<W>(n, 1)), low(std::is_same_v<W, bf16> ? n : 0), g(noise<G>(n, 2)), m(noise<M>(n, 3)), v(noise<M>(n, 4)) {
+      : w(noise<W>(n, 1)),
+        low(std::is_same_v<W, bf16> ? n : 0),
+        g(noise<G>(n, 2)),
+        m(noise<M>(n, 3)),
+        v(noise<M>(n, 4)) {
     const Random random(9, RandomPurpose::test, 5);
     for (std::size_t i = 0; i < low.size(); ++i) low[i] = static_cast<std::int16_t>(random.bits(i));
     for (auto& second : v) second = std::abs(second);
@@ -312,8 +328,13 @@ struct AdamCase {
 template <class W, class G, class M>
 void check_adam() {
   Cuda gpu;
-  const kernels::AdamStep s{.learning_rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f,
-                            .gradient_scale = 0.37f, .bias_correction1 = 0.271, .bias_correction2 = 0.1426};
+  const kernels::AdamStep s{.learning_rate = 1e-3f,
+                            .beta1 = 0.9f,
+                            .beta2 = 0.95f,
+                            .epsilon = 1e-8f,
+                            .gradient_scale = 0.37f,
+                            .bias_correction1 = 0.271,
+                            .bias_correction2 = 0.1426};
   for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{33}, std::size_t{4096}, std::size_t{50003}})
     for (const std::int64_t shift : {0, 1}) {
       CAPTURE(n);
@@ -344,7 +365,9 @@ void check_adam() {
         }
         std::erase_if(mine, [](auto& run) { return run.range.size() == 0; });
         const auto of = [&](auto span) {
-          return span.empty() ? span : span.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
+          return span.empty()
+                     ? span
+                     : span.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
         };
         AdamCase<W, G, M>::step(gpu, of(w2.span()), of(low2.span()), of(std::span<const G>(g.span())), of(m2.span()),
                                 of(v2.span()), mine, s);
@@ -372,7 +395,10 @@ TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {
   Cuda gpu;
   Cpu cpu;
   AdamCase<float, float, float> host(20000);
-  const kernels::AdamStep s{.learning_rate = 1e-3f, .weight_decay = 0.1f, .gradient_scale = 0.5f, .bias_correction1 = 0.1,
+  const kernels::AdamStep s{.learning_rate = 1e-3f,
+                            .weight_decay = 0.1f,
+                            .gradient_scale = 0.5f,
+                            .bias_correction1 = 0.1,
                             .bias_correction2 = 0.001};
   const OnGpu<float> w(gpu, host.w), g(gpu, host.g), m(gpu, host.m), v(gpu, host.v);
   const kernels::AdamRun run{{0, 20000}, 0.1f};

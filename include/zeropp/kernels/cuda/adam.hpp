@@ -189,9 +189,9 @@ void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, 
         if (end <= first) return;
         const auto blocks =
             static_cast<unsigned>(ceil_div(end - first, std::int64_t{detail::adam_threads} * N * detail::adam_unroll));
-        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(
-            s.weight.data(), s.remainder.data(), s.gradient.data(), s.first.data(), s.second.data(), n, first, some,
-            factors);
+        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(s.weight.data(), s.remainder.data(),
+                                                                            s.gradient.data(), s.first.data(),
+                                                                            s.second.data(), n, first, some, factors);
       };
       if (detail::aligned_for<lanes>(s.weight.data(), s.remainder.data(), s.gradient.data(), s.first.data(),
                                      s.second.data()))

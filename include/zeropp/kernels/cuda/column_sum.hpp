@@ -18,8 +18,8 @@ namespace zeropp::kernels {
 
 namespace detail {
 
-inline constexpr int strip_rows = 8;                      ///< rows that a block reads side by side, one a warp
-inline constexpr std::int64_t strip_bytes = 32 * 16;      ///< of a row that a block takes
+inline constexpr int strip_rows = 8;                  ///< rows that a block reads side by side, one a warp
+inline constexpr std::int64_t strip_bytes = 32 * 16;  ///< of a row that a block takes
 
 /// Block (strip, range): its warp w takes rows w, w + 8, ... of the range, four at a time.
 template <int N, class X>

@@ -137,12 +137,12 @@ __global__ void __launch_bounds__(map_threads)
   }
 }
 
-/// A thread takes 8 elements whose numbers begin at a multiple of 4: two blocks of the counter. Where `vector`, they are
-/// all of one access.
+/// A thread takes 8 elements whose numbers begin at a multiple of 4: two blocks of the counter. Where `vector`, they
+/// are all of one access.
 template <class T>
-__global__ void __launch_bounds__(map_threads) dropout_kernel(std::int64_t n, const T* x, T* y, compute_t<T> keep,
-                                                              std::uint32_t threshold, Random random,
-                                                              std::int64_t first, bool vector) {
+__global__ void __launch_bounds__(map_threads)
+    dropout_kernel(std::int64_t n, const T* x, T* y, compute_t<T> keep, std::uint32_t threshold, Random random,
+                   std::int64_t first, bool vector) {
   constexpr int N = 8;
   using C = compute_t<T>;
   const std::int64_t lead = first % 4;  // numbers of the first block that lie before x

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/embedding.hpp on a GPU. Backward sorts the tokens (stable, by cub), then adds the rows of each in the order of
-// the batch, in parts of 32 places that are joined in order: the same bits every time, whatever rows are held. A token
-// outside the vocabulary is noted in the device's faults, thrown where the host waits next; until then it is no row.
+// kernels/embedding.hpp on a GPU. Backward sorts the tokens (stable, by cub), then adds the rows of each in the order
+// of the batch, in parts of 32 places that are joined in order: the same bits every time, whatever rows are held. A
+// token outside the vocabulary is noted in the device's faults, thrown where the host waits next; until then it is no
+// row.
 #pragma once
 
 #include <algorithm>
@@ -34,13 +35,14 @@ inline void sort_tokens(cudaStream_t stream, const std::int32_t* tokens, std::ui
   const auto* keys = reinterpret_cast<const std::uint32_t*>(tokens);  // negative ones come last
   std::size_t bytes = 0;
   const auto sort = [&](void* at) {
-    cuda_check(cub::DeviceRadixSort::SortPairs(at, bytes, keys, sorted, places, order,
-                                               static_cast<std::uint32_t>(n), 0, 32, stream),
+    cuda_check(cub::DeviceRadixSort::SortPairs(at, bytes, keys, sorted, places, order, static_cast<std::uint32_t>(n), 0,
+                                               32, stream),
                "sorting tokens");
   };
   sort(nullptr);
   if (bytes > sort_bytes(n))
-    throw CudaError(text("sorting ", n, " tokens takes ", bytes, " B, ", sort_bytes(n), " are set aside for it; use "
+    throw CudaError(text("sorting ", n, " tokens takes ", bytes, " B, ", sort_bytes(n),
+                         " are set aside for it; use "
                          "the version of the CUDA toolkit that zeropp is tested with"));
   sort(scratch);
 }
@@ -79,8 +81,7 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   held.end = std::min(held.end, vocabulary);
-  detail::sum_rows(device,
-                   {.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))},
+  detail::sum_rows(device, {.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))},
                    detail::TokenRows<W>{tokens.data(), table, held, width},
                    detail::PeriodicRows<W>{positions, context, width}, y, n, width);
 }
@@ -118,7 +119,8 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
                  const auto threads = static_cast<unsigned>(std::min<std::int64_t>(round_up(vectors, 32), 256));
                  const auto across = static_cast<unsigned>(ceil_div(vectors, threads));
                  const dim3 grid(static_cast<unsigned>(parts), across);
-                 const detail::SortedRows<Y, G, C> a{sorted, order, refused, dy, dtable, partials.data(), held, n, width};
+                 const detail::SortedRows<Y, G, C> a{sorted,          order, refused, dy,   dtable,
+                                                     partials.data(), held,  n,       width};
                  detail::token_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
                  detail::join_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
                  if (dpositions)

@@ -23,8 +23,8 @@ namespace detail {
 
 /// A thread draws the elements numbered 2 · pair and 2 · pair + 1, which share one block of the counter.
 template <class W>
-__global__ void __launch_bounds__(256)
-    initialise_kernel(Init init, Random random, std::int64_t first, std::int64_t n, W* weights, std::int16_t* remainder) {
+__global__ void __launch_bounds__(256) initialise_kernel(Init init, Random random, std::int64_t first, std::int64_t n,
+                                                         W* weights, std::int16_t* remainder) {
   const std::int64_t pair = first / 2 + blockIdx.x * std::int64_t{256} + threadIdx.x;
   const auto number = static_cast<std::uint64_t>(pair) * 2;
   float value[2] = {init.scale, init.scale};

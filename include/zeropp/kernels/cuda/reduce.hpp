@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // kernels/reduce.hpp on a GPU, in the CPU's order: for float and bf16, whose squares are exact in double, also with the
-// CPU's bits. Eight threads take the interleaved sums of a block of 4096 elements; a warp adds a part's blocks in order.
+// CPU's bits. Eight threads take the interleaved sums of a block of 4096 elements; a warp adds a part's blocks in
+// order.
 #pragma once
 
 #include <algorithm>
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(64) squares_kernel(const __grid_constant__ Squ
 
 /// One warp a part.
 template <class T>
-__global__ void __launch_bounds__(32) add_squares_kernel(const __grid_constant__ SquareParts<T> parts,
-                                                         const double* blocks, double* sums) {
+__global__ void __launch_bounds__(32)
+    add_squares_kernel(const __grid_constant__ SquareParts<T> parts, const double* blocks, double* sums) {
   const std::int64_t end = parts.first[blockIdx.x + 1];
   double sum = 0;
   for (std::int64_t at = parts.first[blockIdx.x]; at < end; at += 128) {

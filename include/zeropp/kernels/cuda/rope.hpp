@@ -67,7 +67,8 @@ void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t
   const auto count = static_cast<double>(batch * context * heads * head_size);
   device.run({.name = "rope", .flops = 3 * count, .bytes = 2 * count * sizeof(T)}, [&](cudaStream_t stream) {
     // Blocks enough for every multiprocessor where the context is short, and not so many that angles cost.
-    const auto parts = std::clamp<std::int64_t>(device.properties().multiprocessors * std::int64_t{8} / context, 1, batch);
+    const auto parts =
+        std::clamp<std::int64_t>(device.properties().multiprocessors * std::int64_t{8} / context, 1, batch);
     const dim3 grid(static_cast<unsigned>(context), static_cast<unsigned>(parts));
     const auto shared = 2 * static_cast<std::size_t>(half) * sizeof(compute_t<T>);
     constexpr int lanes = detail::vector_lanes<T>;
