@@ -80,8 +80,8 @@ void run(const Settings& s, const World& world) {
   }
   if (s.profile && world.rank == 0)
     for (const auto& line : gpu.profile().take())
-      std::printf("%-28s %6d calls %9.3f ms a step %8.1f GB/s %8.1f TFLOP/s\n", line.name.c_str(),
-                  line.calls / s.steps, line.milliseconds / s.steps, line.bytes / line.milliseconds / 1e6,
+      std::printf("%-28s %6d calls %9.3f ms a step %8.1f GB/s %8.1f TFLOP/s\n", line.name.c_str(), line.calls / s.steps,
+                  line.milliseconds / s.steps, line.bytes / line.milliseconds / 1e6,
                   line.flops / line.milliseconds / 1e9);
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
@@ -89,16 +89,16 @@ void run(const Settings& s, const World& world) {
   const double flops = 6.0 * static_cast<double>(model.parameters()) +
                        6.0 * static_cast<double>(s.layers * s.context * s.width);  // a token, causal half counted
   if (world.rank == 0)
-    std::printf("{\"program\": \"zeropp\", \"gpu\": \"%s\", \"gpus\": %d, \"model\": \"%s\", \"stage\": %d, \"precision\": "
-                "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": %s, \"ms\": %.2f, \"ms_best\": %.2f, "
-                "\"tok_s\": %.0f, \"tflops\": %.1f, \"planned_gib\": %.3f, \"kept_gib\": %.3f, \"arena_gib\": %.3f, "
-                "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
-                gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S),
-                std::string(P::name).c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.accumulate),
-                s.recompute ? "true" : "false", 1e3 * median, 1e3 * seconds.front(), step_tokens / median,
-                step_tokens / median * flops / 1e12, static_cast<double>(gpu.pool().planned()) / 0x1p30,
-                static_cast<double>(gpu.pool().kept().total()) / 0x1p30, static_cast<double>(gpu.pool().arena()) / 0x1p30,
-                first_step, loss, norm);
+    std::printf(
+        "{\"program\": \"zeropp\", \"gpu\": \"%s\", \"gpus\": %d, \"model\": \"%s\", \"stage\": %d, \"precision\": "
+        "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": %s, \"ms\": %.2f, \"ms_best\": %.2f, "
+        "\"tok_s\": %.0f, \"tflops\": %.1f, \"planned_gib\": %.3f, \"kept_gib\": %.3f, \"arena_gib\": %.3f, "
+        "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
+        gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S), std::string(P::name).c_str(),
+        static_cast<long long>(s.batch), static_cast<long long>(s.accumulate), s.recompute ? "true" : "false",
+        1e3 * median, 1e3 * seconds.front(), step_tokens / median, step_tokens / median * flops / 1e12,
+        static_cast<double>(gpu.pool().planned()) / 0x1p30, static_cast<double>(gpu.pool().kept().total()) / 0x1p30,
+        static_cast<double>(gpu.pool().arena()) / 0x1p30, first_step, loss, norm);
 }
 
 template <Stage S, class P>
@@ -114,10 +114,8 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--model") {
-      const std::map<std::string, std::array<std::int64_t, 3>> sizes{{"124M", {12, 12, 768}},
-                                                                     {"355M", {24, 16, 1024}},
-                                                                     {"774M", {36, 20, 1280}},
-                                                                     {"1558M", {48, 25, 1600}}};
+      const std::map<std::string, std::array<std::int64_t, 3>> sizes{
+          {"124M", {12, 12, 768}}, {"355M", {24, 16, 1024}}, {"774M", {36, 20, 1280}}, {"1558M", {48, 25, 1600}}};
       s.model = i + 1 < argc ? argv[i + 1] : "";
       if (!sizes.contains(s.model)) return std::fprintf(stderr, "--model is 124M, 355M, 774M or 1558M\n"), 2;
       s.layers = sizes.at(s.model)[0], s.heads = sizes.at(s.model)[1], s.width = sizes.at(s.model)[2];

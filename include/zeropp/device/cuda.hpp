@@ -40,7 +40,7 @@ class CudaMemory final : public Memory {
 struct CudaProperties {
   std::string name = "NVIDIA H100";  ///< the defaults are what a plan without a GPU assumes
   int multiprocessors = 132;
-  int compute_capability = 90;       ///< 10 · major + minor
+  int compute_capability = 90;  ///< 10 · major + minor
   std::size_t memory = std::size_t{80} << 30, l2_cache = std::size_t{50} << 20;
 
   static CudaProperties of(int ordinal) {
@@ -137,8 +137,8 @@ class Cuda {
   static int selected(int ordinal) {
     const int found = cuda_devices();
     if (ordinal < 0 || ordinal >= found)
-      throw CudaError(text("GPU ", ordinal, " is asked for, this machine has ", found,
-                           "; use another device, or --backend cpu"));
+      throw CudaError(
+          text("GPU ", ordinal, " is asked for, this machine has ", found, "; use another device, or --backend cpu"));
     cuda_check(cudaSetDevice(ordinal), "cudaSetDevice");
     return ordinal;
   }
