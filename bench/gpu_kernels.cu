@@ -10,15 +10,13 @@
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
-#include <zeropp/kernels/matmul.hpp>
+#include <zeropp/kernels/initialise.hpp>
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>
-#if __has_include(<zeropp/kernels/initialise.hpp>)
-#include <zeropp/kernels/initialise.hpp>
-#endif
 
 using namespace zeropp;
 
@@ -123,12 +121,10 @@ void elementwise(Cuda& gpu) {
     std::vector<double> out(24);
     kernels::sums_of_squares(gpu, std::span<const std::span<float>>(parts), std::span{out});
   });
-#if __has_include(<zeropp/kernels/initialise.hpp>)
   row(gpu, "initialise, normal, bf16", b, [&](int i) {
     kernels::initialise(gpu, Init::normal(0.02f), Random(1, RandomPurpose::initialisation), 0, z.span(i),
                         std::span<std::int16_t>(reinterpret_cast<std::int16_t*>(y.at(i)), n));
   });
-#endif
 }
 
 template <class W, class G>

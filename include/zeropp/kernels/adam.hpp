@@ -171,6 +171,21 @@ void adam(D& device, const AdamSpan<W, G, M>& s, const AdamStep& step) {
              });
 }
 
+/// The same over some runs of the buffers; step.weight_decay is not read.
+template <Device D, class W, class G, class M>
+void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, AdamStep step) {
+  for (const auto& run : runs) {
+    const auto part = [&](auto span) {
+      return span.empty()
+                 ? span
+                 : span.subspan(static_cast<std::size_t>(run.range.begin), static_cast<std::size_t>(run.range.size()));
+    };
+    step.weight_decay = run.weight_decay;
+    adam(device, AdamSpan<W, G, M>{part(s.weight), part(s.remainder), part(s.gradient), part(s.first), part(s.second)},
+         step);
+  }
+}
+
 }  // namespace zeropp::kernels
 
 #ifdef ZEROPP_CUDA

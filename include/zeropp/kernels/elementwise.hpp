@@ -57,6 +57,12 @@ void fill(D& device, std::span<T> x, T value) {
       device, "fill", 0, [value] { return value; }, x);
 }
 
+template <Device D, class T>
+void copy(D& device, std::span<const T> from, std::span<T> to) {
+  detail::map(
+      device, "copy", 0, [](auto v) { return v; }, to, from);
+}
+
 template <Device D, class A, class B>
 void convert(D& device, std::span<A> in, std::span<B> out) {
   detail::map(

@@ -9,14 +9,13 @@
 #include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
+#include <zeropp/base/init.hpp>
 #include <zeropp/base/random.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
 
-#if defined(__CUDACC__) && __has_include(<zeropp/base/init.hpp>)
-#include <zeropp/base/init.hpp>
-
+#ifdef __CUDACC__
 namespace zeropp::kernels {
 
 namespace detail {
