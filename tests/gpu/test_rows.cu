@@ -8,6 +8,7 @@
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/norm.hpp>
+#include <zeropp/kernels/reduce.hpp>
 
 using namespace zeropp;
 using namespace zeropp::test;
@@ -408,4 +409,25 @@ TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {
   expect(w.values(), doubles(host.w), 4);
   expect(m.values(), doubles(host.m), 2);
   expect(v.values(), doubles(host.v), 2);
+}
+
+TEST_CASE("a plan asks for the memory that the GPU takes") {
+  const auto arena = [](auto& device) {
+    constexpr std::int64_t n = 3000, width = 768;
+    const Tensor<float, 1> x(device.pool(), {n * width}), column(device.pool(), {width}), of_row(device.pool(), {n});
+    const Tensor<std::int32_t, 1> tokens(device.pool(), {n});
+    const std::vector<std::int32_t> zeros(n);
+    device.upload(tokens.data(), zeros.data(), 4 * zeros.size());
+    Pool::Program program(device.pool(), "kernels");
+    kernels::layer_norm_backward(device, x.data(), x.data(), column.data(), of_row.data(), of_row.data(), x.data(),
+                                 column.data(), column.data(), n, width);
+    kernels::embedding_backward(device, std::span<const std::int32_t>(tokens.span()), x.data(), column.data(),
+                                static_cast<float*>(nullptr), 1, width);
+    kernels::sum_of_squares(device, x.span());
+    program.finish();
+    return device.pool().arena();
+  };
+  Cuda gpu;
+  DryCuda plan;
+  if (gpu.properties().multiprocessors == plan.properties().multiprocessors) CHECK(arena(gpu) == arena(plan));
 }
