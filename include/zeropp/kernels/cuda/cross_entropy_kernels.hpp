@@ -10,7 +10,6 @@
 #include <type_traits>
 
 #include <zeropp/device/cuda/runtime.hpp>
-#include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/cuda/matmul_kernels.hpp>
 
 #ifdef __CUDACC__

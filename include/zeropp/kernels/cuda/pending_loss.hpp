@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <zeropp/device/cuda/runtime.hpp>
-#include <zeropp/kernels/cross_entropy.hpp>
+#include <zeropp/kernels/loss_sum.hpp>
 
 namespace zeropp::kernels {
 
