@@ -2,7 +2,8 @@
 // Attention on a GPU: TFLOP/s of each backend forward and backward, next to each other, and the product of matrices that
 // bounds them, measured in the same run. The causal half is counted: 2 products forward, 5 backward, whatever a kernel
 // computes beyond. Inputs are random; every call takes another of several sets, larger than the L2 cache together.
-//   gpu_attention            prints a table
+//   gpu_attention              prints a table
+//   gpu_attention --variants   and the same of tiles of other sizes, each kernel by itself
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -176,9 +177,105 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
   }
 }
 
+/// Each kernel of the tiles by itself, in sizes that could be chosen; counted by the products that it computes.
+template <int D>
+class Variants {
+ public:
+  Variants(Cuda& gpu, const AttentionShape& s)
+      : gpu_(gpu), s_(s), width_((s.heads + 2 * s.kv_heads) * D), heads_(s.heads * D) {
+    const auto rows = s.batch * s.context;
+    qkv_ = random_tensor(gpu, rows * width_, 1), dqkv_ = random_tensor(gpu, rows * width_, 2);
+    out_ = random_tensor(gpu, rows * heads_, 3), dout_ = random_tensor(gpu, rows * heads_, 4);
+    lse_ = Tensor<float, 1>(gpu.pool(), {rows * s.heads}), rows_ = Tensor<float, 1>(gpu.pool(), {2 * rows * s.heads});
+    bf16 *const x = qkv_.data(), *const d = dqkv_.data();
+    const auto key_at = heads_, value_at = heads_ + s.kv_heads * D;
+    call_ = {.s = s, .q = {x, width_}, .k = {x + key_at, width_}, .v = {x + value_at, width_},
+             .out = {out_.data(), heads_}, .lse = lse_.data(), .saved_out = {out_.data(), heads_},
+             .dout = {dout_.data(), heads_}, .saved_lse = lse_.data(), .dq = {d, width_}, .dk = {d + key_at, width_},
+             .dv = {d + value_at, width_}};
+    std::printf("\n%lld x %lld, %lld heads (%lld of keys) of %d\n", static_cast<long long>(s.batch),
+                static_cast<long long>(s.context), static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
+                D);
+  }
+
+  template <class... Tiles>
+  void forward() {
+    (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
+          [&] { kernels::detail::forward_by_tiles<Tiles>(call_, gpu_.stream()); }),
+     ...);
+    kernels::detail::backward_by_tiles<kernels::detail::KeyTile<D>, kernels::detail::QueryTile<D>>(
+        call_, rows_.data(), gpu_.stream());
+  }
+  template <class... Tiles>
+  void keys() {
+    (time("dk, dv", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 4,
+          [&] {
+            run(kernels::detail::attention_backward_keys<Tiles>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
+                Tiles::threads, Tiles::shared_bytes);
+          }),
+     ...);
+  }
+  template <class... Tiles>
+  void queries() {
+    (time("dq", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 3,
+          [&] {
+            run(kernels::detail::attention_backward_queries<Tiles>, s_.heads * ceil_div(s_.context, Tiles::queries),
+                Tiles::threads, Tiles::shared_bytes);
+          }),
+     ...);
+  }
+
+ private:
+  void run(void (*kernel)(kernels::detail::AttentionTiles), std::int64_t blocks, int threads, int shared_bytes) {
+    auto a = kernels::detail::tiles_of(call_);
+    a.rows = rows_.data();
+    kernels::detail::launch_attention(kernel, s_.batch * blocks, threads, shared_bytes, gpu_.stream(), a);
+  }
+  template <class F>
+  void time(const char* name, int queries, int keys, int warps, int blocks, int products, F f) {
+    try {
+      const double ms = median_ms(gpu_, [&](int) { f(); });
+      const double half = static_cast<double>(s_.batch * s_.heads * s_.context) *
+                          (static_cast<double>(s_.context) + 1) / 2 * D;
+      std::printf("%-8s %3d queries x %3d keys, %d warps, %d blocks: %8.3f ms %6.0f TFLOP/s\n", name, queries, keys,
+                  warps, blocks, ms, products * 2 * half / ms * 1e-9);
+    } catch (const Error& e) {
+      std::printf("%-8s %3d queries x %3d keys: %s\n", name, queries, keys, e.what());
+    }
+    std::fflush(stdout);
+  }
+
+  Cuda& gpu_;
+  AttentionShape s_;
+  std::int64_t width_, heads_;
+  Tensor<bf16, 1> qkv_, out_, dout_, dqkv_;
+  Tensor<float, 1> lse_, rows_;
+  kernels::AttentionCall call_;
+};
+
+void variants(Cuda& gpu) {
+  using kernels::detail::ForwardTile, kernels::detail::KeyTile, kernels::detail::QueryTile;
+  {
+    Variants<64> v(gpu, {16, 1024, 25, 25, 64});
+    v.forward<ForwardTile<64, 64, 2>, ForwardTile<64, 32, 2>, ForwardTile<64, 32, 3>, ForwardTile<64, 64, 3>,
+              ForwardTile<64, 128, 2>>();
+    v.keys<KeyTile<64, 4, 32, 2>, KeyTile<64, 4, 64, 2>, KeyTile<64, 8, 32, 1>>();
+    v.queries<QueryTile<64, 64, 2>, QueryTile<64, 32, 2>, QueryTile<64, 32, 3>>();
+  }
+  Variants<128> v(gpu, {2, 4096, 16, 16, 128});
+  v.forward<ForwardTile<128, 64, 2>, ForwardTile<128, 32, 2>>();
+  v.keys<KeyTile<128, 4, 64, 2>, KeyTile<128, 4, 32, 2>, KeyTile<128, 8, 64, 1>>();
+  v.queries<QueryTile<128, 32, 2>, QueryTile<128, 64, 1>>();
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const bool with_variants = argc == 2 && std::string(argv[1]) == "--variants";
+  if (argc > 1 && !with_variants) {
+    std::fprintf(stderr, "unknown option %s; there is --variants\n", argv[1]);
+    return 2;
+  }
   if (cuda_devices() == 0) {
     std::puts("skipped: this machine has no GPU");
     return 77;
@@ -193,6 +290,7 @@ int main() {
                                     AttentionShape{4, 4096, 16, 16, 64}, AttentionShape{2, 4096, 16, 16, 128},
                                     AttentionShape{2, 4096, 32, 8, 128}})
       measure(gpu, s, ceiling);
+    if (with_variants) variants(gpu);
   } catch (const Error& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return static_cast<int>(e.exit_code());

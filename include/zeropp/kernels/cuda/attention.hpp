@@ -70,26 +70,23 @@ inline AttentionTiles tiles_of(const AttentionCall& c) {
   return a;
 }
 
-template <int D>
+template <class Tile>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
-  using Tile = ForwardTile<D>;
-  launch_attention(attention_forward_tiles<D>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
+  launch_attention(attention_forward_tiles<Tile>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
                    Tile::threads, Tile::shared_bytes, stream, tiles_of(c));
 }
 
 /// rows: [B, H, T, 2].
-template <int D>
+template <class Keys, class Queries>
 void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  using Keys = KeyTile<D>;
-  using Queries = QueryTile<D>;
   auto a = tiles_of(c);
   const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<D>, ceil_div(count, 8), 256, 0, stream, a,
+  launch_attention(attention_backward_rows<Keys::head_size>, ceil_div(count, 8), 256, 0, stream, a,
                    AttentionTiles::In{c.saved_out.data, c.saved_out.stride}, c.saved_lse, rows, count);
   a.rows = rows;
-  launch_attention(attention_backward_keys<D>, c.s.batch * c.s.kv_heads * ceil_div(c.s.context, Keys::keys),
+  launch_attention(attention_backward_keys<Keys>, c.s.batch * c.s.kv_heads * ceil_div(c.s.context, Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
-  launch_attention(attention_backward_queries<D>, c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries),
+  launch_attention(attention_backward_queries<Queries>, c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries),
                    Queries::threads, Queries::shared_bytes, stream, a);
 }
 
@@ -114,8 +111,8 @@ void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<cons
     }
     if (backend == AttentionBackend::tiles) {
       device.run(cost, [&](cudaStream_t stream) {
-        if (s.head_size == 64) detail::forward_by_tiles<64>(call, stream);
-        if (s.head_size == 128) detail::forward_by_tiles<128>(call, stream);
+        if (s.head_size == 64) detail::forward_by_tiles<detail::ForwardTile<64>>(call, stream);
+        if (s.head_size == 128) detail::forward_by_tiles<detail::ForwardTile<128>>(call, stream);
       });
       return;
     }
@@ -152,8 +149,9 @@ void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<con
     if (backend == AttentionBackend::tiles) {
       const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
       device.run(cost, [&](cudaStream_t stream) {
-        if (s.head_size == 64) detail::backward_by_tiles<64>(call, of_rows.data(), stream);
-        if (s.head_size == 128) detail::backward_by_tiles<128>(call, of_rows.data(), stream);
+        using detail::KeyTile, detail::QueryTile, detail::backward_by_tiles;
+        if (s.head_size == 64) backward_by_tiles<KeyTile<64>, QueryTile<64>>(call, of_rows.data(), stream);
+        if (s.head_size == 128) backward_by_tiles<KeyTile<128>, QueryTile<128>>(call, of_rows.data(), stream);
       });
       return;
     }

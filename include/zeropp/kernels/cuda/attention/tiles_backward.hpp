@@ -9,20 +9,18 @@
 
 namespace zeropp::kernels::detail {
 
-/// Blocks own warps · atoms · 16 keys and take queries by tiles.
-template <int D>
+/// A block owns warps · atoms · 16 keys and takes queries by tiles.
+template <int D, int Warps = 4, int Queries = (D > 64 ? 64 : 32), int Blocks = 2>
 struct KeyTile {
-  static constexpr int warps = 4, atoms = D > 64 ? 1 : 2, threads = warps * 32;
-  static constexpr int keys = warps * atoms * 16, queries = D > 64 ? 64 : 32;
-  static constexpr int blocks = 2;
+  static constexpr int head_size = D, warps = Warps, atoms = D > 64 ? 1 : 2, threads = warps * 32;
+  static constexpr int keys = warps * atoms * 16, queries = Queries, blocks = Blocks;
   static constexpr int shared_bytes = (2 * keys + 4 * queries) * panel_stride<D> * 2 + 2 * queries * 8;
 };
-/// Blocks own warps · atoms · 16 queries and take keys by tiles.
-template <int D>
+/// A block owns warps · atoms · 16 queries and takes keys by tiles.
+template <int D, int Keys = (D > 64 ? 32 : 64), int Blocks = 2>
 struct QueryTile {
-  static constexpr int warps = 4, atoms = 2, threads = warps * 32;
-  static constexpr int queries = warps * atoms * 16, keys = D > 64 ? 32 : 64;
-  static constexpr int blocks = 2;
+  static constexpr int head_size = D, warps = 4, atoms = 2, threads = warps * 32;
+  static constexpr int queries = warps * atoms * 16, keys = Keys, blocks = Blocks;
   static constexpr int shared_bytes = (2 * queries + 4 * keys) * panel_stride<D> * 2;
 };
 
@@ -56,10 +54,9 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTi
 
 /// dk and dv. Grid: blocks of keys × B·Hkv; the first ones, which most queries see, come first. Scores are held
 /// transposed [keys, queries]. Queries beyond the sequence are zeros, and so are their parts of the sums.
-template <int D>
-__global__ void __launch_bounds__(KeyTile<D>::threads, KeyTile<D>::blocks)
-    attention_backward_keys(const AttentionTiles a) {
-  using Tile = KeyTile<D>;
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_keys(const AttentionTiles a) {
+  constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::queries, panel = count * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
   bf16* const k = reinterpret_cast<bf16*>(attention_shared);
@@ -71,40 +68,41 @@ __global__ void __launch_bounds__(KeyTile<D>::threads, KeyTile<D>::blocks)
   const int first = static_cast<int>(blockIdx.x % blocks) * Tile::keys;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.kv_heads, kv = pair % a.kv_heads;
   const std::int64_t sequence = b * a.context;
-  const int group = a.heads / a.kv_heads, begin = first / count;
-  const int tiles = (a.context + count - 1) / count - begin;
-  const auto load = [&](int step) {
-    const int tile = begin + step % tiles, lane = static_cast<int>(threadIdx.x);
-    const std::int64_t h = kv * group + step / tiles;
-    bf16* const to = stages + step % 2 * 2 * panel;
-    load_panel<D, count, Tile::threads>(to, a.q.data + sequence * a.q.stride + h * D, a.q.stride, tile * count,
-                                        a.context);
-    load_panel<D, count, Tile::threads>(to + panel, a.dout.data + sequence * a.dout.stride + h * D, a.dout.stride,
-                                        tile * count, a.context);
-    if (lane < count) {
-      const int query = tile * count + lane;
+  const int group = a.heads / a.kv_heads, begin = first / count, end = (a.context + count - 1) / count;
+  int next_tile = begin, parity = 0;  // what is loaded next: a tile of queries of a head, and where to
+  std::int64_t next_head = kv * group;
+  const auto load = [&] {
+    bf16* const to = stages + parity * 2 * panel;
+    load_panel<D, count, Tile::threads>(to, a.q.data + sequence * a.q.stride + next_head * D, a.q.stride,
+                                        next_tile * count, a.context);
+    load_panel<D, count, Tile::threads>(to + panel, a.dout.data + sequence * a.dout.stride + next_head * D,
+                                        a.dout.stride, next_tile * count, a.context);
+    const int place = static_cast<int>(threadIdx.x), query = next_tile * count + place;
+    if (place < count) {
       const bool there = query < a.context;
-      copy_8(stage_rows + step % 2 * count + lane, a.rows + 2 * ((b * a.heads + h) * a.context + (there ? query : 0)),
-             there);
+      copy_8(stage_rows + parity * count + place,
+             a.rows + 2 * ((b * a.heads + next_head) * a.context + (there ? query : 0)), there);
     }
+    parity ^= 1;
+    if (++next_tile == end) next_tile = begin, ++next_head;
   };
   load_panel<D, Tile::keys, Tile::threads>(k, a.k.data + sequence * a.k.stride + kv * D, a.k.stride, first, a.context);
   load_panel<D, Tile::keys, Tile::threads>(v, a.v.data + sequence * a.v.stride + kv * D, a.v.stride, first, a.context);
-  load(0);
+  load();
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * atoms * 16;
   bf16 *const own_k = k + row * panel_stride<D>, *const own_v = v + row * panel_stride<D>;
   float dk[atoms][D / 8][4] = {}, dv[atoms][D / 8][4] = {};
-  for (int step = 0; step < group * tiles; ++step) {
+  int tile = begin;
+  for (int steps = group * (end - begin); steps > 0; --steps, tile = tile + 1 == end ? begin : tile + 1) {
+    const int before = first + row - tile * count;  // key − query of the warp's and the tile's first ones
+    const bf16 *const q = stages + (parity ^ 1) * 2 * panel, *const dout = q + panel;
+    const auto of_rows = reinterpret_cast<const float4*>(stage_rows + (parity ^ 1) * count);  // two queries each
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
-    if (step + 1 < group * tiles) load(step + 1);
-    const int query = (begin + step % tiles) * count;
-    const int before = first + row - query;  // key − query of the warp's and the tile's first ones
-    if (before > count - 1) continue;        // all its queries come before this warp's keys
-    const bf16 *const q = stages + step % 2 * 2 * panel, *const dout = q + panel;
-    const float4* const of_rows = reinterpret_cast<const float4*>(stage_rows + step % 2 * count);  // two queries each
+    if (steps > 1) load();
+    if (before > count - 1) continue;  // all its queries come before this warp's keys
 
     float p[atoms][count / 8][4], ds[atoms][count / 8][4];
     multiply_rows<D, atoms, count>(p, own_k, q);
@@ -143,10 +141,9 @@ __global__ void __launch_bounds__(KeyTile<D>::threads, KeyTile<D>::blocks)
 }
 
 /// dq. Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <int D>
-__global__ void __launch_bounds__(QueryTile<D>::threads, QueryTile<D>::blocks)
-    attention_backward_queries(const AttentionTiles a) {
-  using Tile = QueryTile<D>;
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_queries(const AttentionTiles a) {
+  constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::keys, panel = count * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
   bf16* const q = reinterpret_cast<bf16*>(attention_shared);

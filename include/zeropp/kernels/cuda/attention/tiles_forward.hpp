@@ -8,11 +8,11 @@
 
 namespace zeropp::kernels::detail {
 
-template <int D>
+/// Heads of D elements; `Blocks` share a multiprocessor.
+template <int D, int Keys = 64, int Blocks = 2>
 struct ForwardTile {
-  static constexpr int warps = 4, atoms = 2, threads = warps * 32;
-  static constexpr int queries = warps * atoms * 16, keys = 64;
-  static constexpr int blocks = 2;  ///< that share a multiprocessor
+  static constexpr int head_size = D, warps = 4, atoms = 2, threads = warps * 32;
+  static constexpr int queries = warps * atoms * 16, keys = Keys, blocks = Blocks;
   static constexpr int shared_bytes = (queries + 4 * keys) * panel_stride<D> * 2;
 };
 
@@ -65,10 +65,9 @@ __device__ void online_softmax(float (&s)[Atoms][Keys / 8][4], float (&top)[Atom
 }
 
 /// Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <int D>
-__global__ void __launch_bounds__(ForwardTile<D>::threads, ForwardTile<D>::blocks)
-    attention_forward_tiles(const AttentionTiles a) {
-  using Tile = ForwardTile<D>;
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_forward_tiles(const AttentionTiles a) {
+  constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, keys = Tile::keys, panel = keys * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
   bf16* const queries = reinterpret_cast<bf16*>(attention_shared);
