@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on a GPU: TFLOP/s of each backend forward and backward, next to each other, and the product of matrices that
-// bounds them, measured in the same run. The causal half is counted: 2 products forward, 5 backward, whatever a kernel
-// computes beyond. Inputs are random; every call takes another of several sets, larger than the L2 cache together.
+// Attention on a GPU: TFLOP/s of each backend forward and backward, next to each other, and the product of matrices
+// that bounds them, measured in the same run. The causal half is counted: 2 products forward, 5 backward, whatever a
+// kernel computes beyond. Inputs are random; every call takes another of several sets, larger than the L2 cache
+// together.
 //   gpu_attention              prints a table
 //   gpu_attention --variants   and the same of tiles of other sizes, each kernel by itself
 #include <cublasLt.h>
@@ -68,18 +69,17 @@ double product_tflops(Cuda& gpu) {
   int count = 0;
   std::size_t bytes = 32 << 20;
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  const bool ready =
-      cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) ==
-          CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, n, n, n) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                                           sizeof bytes) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulAlgoGetHeuristic(handle, product, layout, layout, layout, layout, preference, 1, &found, &count) ==
-          CUBLAS_STATUS_SUCCESS &&
-      count > 0;
+  const bool ready = cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                                    sizeof transposed) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, n, n, n) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                                          sizeof bytes) == CUBLAS_STATUS_SUCCESS &&
+                     cublasLtMatmulAlgoGetHeuristic(handle, product, layout, layout, layout, layout, preference, 1,
+                                                    &found, &count) == CUBLAS_STATUS_SUCCESS &&
+                     count > 0;
   if (!ready) return 0;
   const float one = 1, zero = 0;
   const double ms = median_ms(gpu, [&](int) {
@@ -105,8 +105,8 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
   const auto width = (s.heads + 2 * s.kv_heads) * s.head_size, heads = s.heads * s.head_size;
   const auto rows = s.batch * s.context;
   std::vector<Set> sets;
-  const auto count = std::max<std::int64_t>(
-      2, ceil_div(static_cast<std::int64_t>(2 * gpu.properties().l2_cache), rows * width * 2));
+  const auto count =
+      std::max<std::int64_t>(2, ceil_div(static_cast<std::int64_t>(2 * gpu.properties().l2_cache), rows * width * 2));
   for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 8); ++i)
     sets.push_back({random_tensor(gpu, rows * width, 10 + static_cast<std::uint64_t>(i)),
                     random_tensor(gpu, rows * heads, 20), random_tensor(gpu, rows * heads, 30),
@@ -144,8 +144,8 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
       for (std::size_t n = 0; n < sets.size(); ++n) forward(static_cast<int>(n));  // backward of its own outputs
       const double backward_ms = median_ms(gpu, backward);
       const double forward_rate = 2 * 2 * half / forward_ms * 1e-9, backward_rate = 5 * 2 * half / backward_ms * 1e-9;
-      std::printf("%4lld %5lld %3lld %4lld  %-25s %8.3f %7.0f %6.2f   %8.3f %7.0f %6.2f", static_cast<long long>(s.batch),
-                  static_cast<long long>(s.context), static_cast<long long>(s.heads),
+      std::printf("%4lld %5lld %3lld %4lld  %-25s %8.3f %7.0f %6.2f   %8.3f %7.0f %6.2f",
+                  static_cast<long long>(s.batch), static_cast<long long>(s.context), static_cast<long long>(s.heads),
                   static_cast<long long>(s.head_size), contender.name.c_str(), forward_ms, forward_rate,
                   forward_rate / ceiling, backward_ms, backward_rate, backward_rate / ceiling);
       if (contender.backend == AttentionBackend::cudnn) {  // what it asks for next to what a plan reckons with
@@ -189,9 +189,17 @@ class Variants {
     lse_ = Tensor<float, 1>(gpu.pool(), {rows * s.heads}), rows_ = Tensor<float, 1>(gpu.pool(), {2 * rows * s.heads});
     bf16 *const x = qkv_.data(), *const d = dqkv_.data();
     const auto key_at = heads_, value_at = heads_ + s.kv_heads * D;
-    call_ = {.s = s, .q = {x, width_}, .k = {x + key_at, width_}, .v = {x + value_at, width_},
-             .out = {out_.data(), heads_}, .lse = lse_.data(), .saved_out = {out_.data(), heads_},
-             .dout = {dout_.data(), heads_}, .saved_lse = lse_.data(), .dq = {d, width_}, .dk = {d + key_at, width_},
+    call_ = {.s = s,
+             .q = {x, width_},
+             .k = {x + key_at, width_},
+             .v = {x + value_at, width_},
+             .out = {out_.data(), heads_},
+             .lse = lse_.data(),
+             .saved_out = {out_.data(), heads_},
+             .dout = {dout_.data(), heads_},
+             .saved_lse = lse_.data(),
+             .dq = {d, width_},
+             .dk = {d + key_at, width_},
              .dv = {d + value_at, width_}};
     std::printf("\n%lld x %lld, %lld heads (%lld of keys) of %d\n", static_cast<long long>(s.batch),
                 static_cast<long long>(s.context), static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
@@ -203,8 +211,8 @@ class Variants {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
           [&] { kernels::detail::forward_by_tiles<Tiles>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_by_tiles<kernels::detail::KeyTile<D>, kernels::detail::QueryTile<D>>(
-        call_, rows_.data(), gpu_.stream());
+    kernels::detail::backward_by_tiles<kernels::detail::KeyTile<D>, kernels::detail::QueryTile<D>>(call_, rows_.data(),
+                                                                                                   gpu_.stream());
   }
   template <class... Tiles>
   void keys() {
@@ -235,8 +243,8 @@ class Variants {
   void time(const char* name, int queries, int keys, int warps, int blocks, int products, F f) {
     try {
       const double ms = median_ms(gpu_, [&](int) { f(); });
-      const double half = static_cast<double>(s_.batch * s_.heads * s_.context) *
-                          (static_cast<double>(s_.context) + 1) / 2 * D;
+      const double half =
+          static_cast<double>(s_.batch * s_.heads * s_.context) * (static_cast<double>(s_.context) + 1) / 2 * D;
       std::printf("%-8s %3d queries x %3d keys, %d warps, %d blocks: %8.3f ms %6.0f TFLOP/s\n", name, queries, keys,
                   warps, blocks, ms, products * 2 * half / ms * 1e-9);
     } catch (const Error& e) {
@@ -284,8 +292,8 @@ int main(int argc, char** argv) {
     Cuda gpu;
     const double ceiling = product_tflops(gpu);
     std::printf("%s; product of 8192³ in bf16: %.0f TFLOP/s\n", gpu.properties().name.c_str(), ceiling);
-    std::printf("   B     T   H    D  %-25s %8s %7s %6s   %8s %7s %6s   workspace, of planned\n", "", "fwd ms", "TFLOP/s",
-                "of it", "bwd ms", "TFLOP/s", "of it");
+    std::printf("   B     T   H    D  %-25s %8s %7s %6s   %8s %7s %6s   workspace, of planned\n", "", "fwd ms",
+                "TFLOP/s", "of it", "bwd ms", "TFLOP/s", "of it");
     for (const AttentionShape& s : {AttentionShape{64, 1024, 12, 12, 64}, AttentionShape{16, 1024, 25, 25, 64},
                                     AttentionShape{4, 4096, 16, 16, 64}, AttentionShape{2, 4096, 16, 16, 128},
                                     AttentionShape{2, 4096, 32, 8, 128}})

@@ -64,7 +64,8 @@ if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependen
 endif()
 
 # cuDNN comes with its library, its frontend as headers alone (from its repository or the wheel nvidia-cudnn-frontend).
-if(TARGET CUDA::cudart AND NOT TARGET zeropp::cudnn_library)
+if(("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies) AND TARGET CUDA::cudart
+   AND NOT TARGET zeropp::cudnn_library)
   find_path(ZEROPP_CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of cudnn.h")
   find_library(ZEROPP_CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDAToolkit_LIBRARY_DIR} DOC "libcudnn.so")
   file(GLOB zeropp_python_includes "$ENV{VIRTUAL_ENV}/lib/python3*/site-packages/include")

@@ -88,8 +88,8 @@ struct Case {
     kernels::causal_attention_forward<Cuda, T>(gpu, s, {p, w}, {p + key_at(), w}, {p + value_at(), w}, {o.data(), h},
                                                l.data());
     if (backward)
-      kernels::causal_attention_backward<Cuda, T>(gpu, s, {p, w}, {p + key_at(), w}, {p + value_at(), w},
-                                                  {o.data(), h}, l.data(), {g.data(), h}, {to, w}, {to + key_at(), w},
+      kernels::causal_attention_backward<Cuda, T>(gpu, s, {p, w}, {p + key_at(), w}, {p + value_at(), w}, {o.data(), h},
+                                                  l.data(), {g.data(), h}, {to, w}, {to + key_at(), w},
                                                   {to + value_at(), w});
     back(out, o), back(lse, l), back(dqkv, d);
   }
@@ -211,7 +211,9 @@ const std::uint64_t seed = std::random_device{}();
 TEST_CASE("every backend computes what the textbook says, in bf16") {
   Cuda gpu;
   std::mt19937_64 random(seed);
-  const auto up_to = [&](std::int64_t n) { return 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n)); };
+  const auto up_to = [&](std::int64_t n) {
+    return 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
   for (std::int64_t size : {16, 64, 80, 128})
     for (std::int64_t context : {1, 7, 63, 64, 65, 127, 128, 129, 200, 1024}) {
       const bool large = context == 1024;
@@ -219,8 +221,8 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
       const AttentionShape s{large ? 1 : up_to(3), context, kv_heads * group, kv_heads, size};
       Case<bf16> c(s, random());
       const Reference reference(c);
-      for (auto backend : {AttentionBackend::plain, AttentionBackend::tiles, AttentionBackend::cudnn,
-                           AttentionBackend::best}) {
+      for (auto backend :
+           {AttentionBackend::plain, AttentionBackend::tiles, AttentionBackend::cudnn, AttentionBackend::best}) {
         CAPTURE(seed);
         INFO(name_of(backend), ": B ", s.batch, " T ", s.context, " H ", s.heads, " Hkv ", s.kv_heads, " D ", size);
         if (backend == AttentionBackend::tiles && size != 64 && size != 128) continue;
@@ -317,4 +319,46 @@ TEST_CASE("a backend that cannot is refused in a sentence, and best finds one th
   CHECK_THROWS_WITH_AS((kernels::causal_attention_forward<Cuda, float>(gpu, uneven, {none, 16}, {none, 16}, {none, 16},
                                                                        {none, 16}, none)),
                        doctest::Contains("4 query heads cannot share 3 key heads"), ConfigError);
+}
+
+namespace {
+
+/// The peak of one forward and backward on a device that runs or one that plans.
+template <class D>
+std::size_t peak(D& device, const AttentionShape& s, kernels::CudaAttentionOptions options) {
+  device.template companion<CudaAttention>().options = options;
+  Pool::Program program(device.pool(), "attention");
+  const auto width = (s.heads + 2 * s.kv_heads) * s.head_size, h = s.heads * s.head_size, rows = s.batch * s.context;
+  {
+    const Tensor<bf16, 1> in(device.pool(), {rows * width}), d(device.pool(), {rows * width}),
+        out(device.pool(), {rows * h}), g(device.pool(), {rows * h});
+    const Tensor<float, 1> lse(device.pool(), {rows * s.heads});
+    const bf16* const p = in.data();
+    bf16* const to = d.data();
+    const auto key_at = h, value_at = h + s.kv_heads * s.head_size;
+    kernels::causal_attention_forward<D, bf16>(device, s, {p, width}, {p + key_at, width}, {p + value_at, width},
+                                               {out.data(), h}, lse.data());
+    kernels::causal_attention_backward<D, bf16>(device, s, {p, width}, {p + key_at, width}, {p + value_at, width},
+                                                {out.data(), h}, lse.data(), {g.data(), h}, {to, width},
+                                                {to + key_at, width}, {to + value_at, width});
+  }
+  program.finish();
+  device.synchronize();
+  return device.pool().peak().total();
+}
+
+}  // namespace
+
+TEST_CASE("a plan asks for the memory that a run takes") {
+  for (const AttentionShape& s : {AttentionShape{2, 256, 4, 4, 64}, AttentionShape{1, 1000, 4, 2, 128},
+                                  AttentionShape{3, 70, 2, 2, 80}, AttentionShape{0, 70, 2, 2, 64}})
+    for (auto backend : {AttentionBackend::plain, AttentionBackend::best})
+      for (bool deterministic : {true, false}) {
+        Cuda gpu;
+        DryCuda plan;
+        INFO("T ", s.context, " D ", s.head_size, " ", name_of(backend), deterministic ? " deterministic" : "");
+        const auto found = peak(gpu, s, {backend, deterministic});
+        CHECK(peak(plan, s, {backend, deterministic}) == found);
+        if (!gpu.companion<CudaAttention>().refusal().empty()) MESSAGE(gpu.companion<CudaAttention>().refusal());
+      }
 }

@@ -136,8 +136,17 @@ void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<con
   const auto cost = detail::attention_cost("attention backward", s, 5, sizeof(T));
   if constexpr (std::is_same_v<T, bf16>) {
     auto& attention = device.template companion<CudaAttention>();
-    const AttentionCall call{.s = s, .q = q, .k = k, .v = v, .out = {}, .saved_out = out, .dout = dout,
-                             .saved_lse = lse, .dq = dq, .dk = dk, .dv = dv,
+    const AttentionCall call{.s = s,
+                             .q = q,
+                             .k = k,
+                             .v = v,
+                             .out = {},
+                             .saved_out = out,
+                             .dout = dout,
+                             .saved_lse = lse,
+                             .dq = dq,
+                             .dk = dk,
+                             .dv = dv,
                              .deterministic = attention.options.deterministic};
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) {

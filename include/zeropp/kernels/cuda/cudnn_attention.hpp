@@ -40,8 +40,12 @@ class CudnnAttention final : public AttentionProvider {
     std::unordered_map<std::int64_t, void*> places{
         {q, writable(call.q.data)}, {k, writable(call.k.data)}, {v, writable(call.v.data)}};
     if (call.backward()) {
-      places.insert({{o, writable(call.saved_out.data)}, {lse, writable(call.saved_lse)},
-                     {dout, writable(call.dout.data)}, {dq, call.dq.data}, {dk, call.dk.data}, {dv, call.dv.data}});
+      places.insert({{o, writable(call.saved_out.data)},
+                     {lse, writable(call.saved_lse)},
+                     {dout, writable(call.dout.data)},
+                     {dq, call.dq.data},
+                     {dk, call.dk.data},
+                     {dv, call.dv.data}});
     } else {
       places.insert({{o, call.out.data}, {lse, call.lse}});
     }
@@ -68,10 +72,10 @@ class CudnnAttention final : public AttentionProvider {
     return const_cast<T*>(place);
   }
   static Key key_of(const AttentionCall& c) {
-    return {c.s.batch,    c.s.context,   c.s.heads,          c.s.kv_heads,  c.s.head_size,
-            c.q.stride,   c.k.stride,    c.v.stride,         c.out.stride,  c.saved_out.stride,
-            c.dout.stride, c.dq.stride,  c.dk.stride,        c.dv.stride,
-            c.backward() ? 1 + std::int64_t{c.deterministic} : 0};
+    return {
+        c.s.batch,     c.s.context, c.s.heads,   c.s.kv_heads, c.s.head_size,
+        c.q.stride,    c.k.stride,  c.v.stride,  c.out.stride, c.saved_out.stride,
+        c.dout.stride, c.dq.stride, c.dk.stride, c.dv.stride,  c.backward() ? 1 + std::int64_t{c.deterministic} : 0};
   }
 
   const Plan& plan_of(const AttentionCall& call) {
@@ -140,12 +144,10 @@ class CudnnAttention final : public AttentionProvider {
                              .set_diagonal_alignment(cudnn_frontend::DiagonalAlignment_t::TOP_LEFT)
                              .set_diagonal_band_right_bound(0)
                              .set_deterministic_algorithm(c.deterministic);
-    const auto outputs = graph.sdpa_backward(graph.tensor(heads_of(q, s, s.heads, c.q.stride)),
-                                             graph.tensor(heads_of(k, s, s.kv_heads, c.k.stride)),
-                                             graph.tensor(heads_of(v, s, s.kv_heads, c.v.stride)),
-                                             graph.tensor(heads_of(o, s, s.heads, c.saved_out.stride)),
-                                             graph.tensor(heads_of(dout, s, s.heads, c.dout.stride)),
-                                             graph.tensor(lse_of(s)), options);
+    const auto outputs = graph.sdpa_backward(
+        graph.tensor(heads_of(q, s, s.heads, c.q.stride)), graph.tensor(heads_of(k, s, s.kv_heads, c.k.stride)),
+        graph.tensor(heads_of(v, s, s.kv_heads, c.v.stride)), graph.tensor(heads_of(o, s, s.heads, c.saved_out.stride)),
+        graph.tensor(heads_of(dout, s, s.heads, c.dout.stride)), graph.tensor(lse_of(s)), options);
     is_result(outputs[0], heads_of(dq, s, s.heads, c.dq.stride));
     is_result(outputs[1], heads_of(dk, s, s.kv_heads, c.dk.stride));
     is_result(outputs[2], heads_of(dv, s, s.kv_heads, c.dv.stride));
@@ -156,10 +158,9 @@ class CudnnAttention final : public AttentionProvider {
 };
 
 namespace detail {
-inline const bool cudnn_attention_is_here =
-    (make_attention_provider = []() -> std::unique_ptr<AttentionProvider> {
-      return std::make_unique<CudnnAttention>();
-    }) != nullptr;
+inline const bool cudnn_attention_is_here = (make_attention_provider = []() -> std::unique_ptr<AttentionProvider> {
+                                              return std::make_unique<CudnnAttention>();
+                                            }) != nullptr;
 }
 
 }  // namespace zeropp::kernels

@@ -28,8 +28,8 @@ enum class AttentionBackend {
 struct AttentionCall {
   AttentionShape s;
   HeadsView<const bf16> q, k, v;
-  HeadsView<bf16> out;                       ///< forward
-  float* lse = nullptr;                      ///< [B, H, T]; forward
+  HeadsView<bf16> out;                        ///< forward
+  float* lse = nullptr;                       ///< [B, H, T]; forward
   HeadsView<const bf16> saved_out{}, dout{};  ///< backward
   const float* saved_lse = nullptr;
   HeadsView<bf16> dq{}, dk{}, dv{};
@@ -73,13 +73,16 @@ class CudaAttention {
       case AttentionBackend::plain: return AttentionBackend::plain;
       case AttentionBackend::tiles:
         if (!tiles_can(call))
-          throw ConfigError(text("attention by tiles was asked for; it takes heads of 64 or 128 elements whose rows "
-                                 "begin at multiples of 16 bytes, found ", call.s.head_size, "; use best"));
+          throw ConfigError(
+              text("attention by tiles was asked for; it takes heads of 64 or 128 elements whose rows "
+                   "begin at multiples of 16 bytes, found ",
+                   call.s.head_size, "; use best"));
         return AttentionBackend::tiles;
       case AttentionBackend::cudnn: {
         if (!make_attention_provider)
-          throw ConfigError("attention by cuDNN was asked for, and this program has no cuDNN: link zeropp::cudnn and "
-                            "include zeropp/kernels/cuda/cudnn_attention.hpp in one source file, or use best");
+          throw ConfigError(
+              "attention by cuDNN was asked for, and this program has no cuDNN: link zeropp::cudnn and "
+              "include zeropp/kernels/cuda/cudnn_attention.hpp in one source file, or use best");
         std::string why;
         if (!cudnn_can(call, why)) throw ConfigError(text("attention by cuDNN was asked for; ", why, "; use best"));
         return AttentionBackend::cudnn;
@@ -133,8 +136,9 @@ class CudaAttention {
   }
   bool cudnn_can(const AttentionCall& call, std::string& why) {
     if (call.s.head_size > 128 || !aligned(call)) {
-      why = text("it takes heads of a multiple of 8 up to 128 elements whose rows begin at multiples of 16 bytes, found ",
-                 call.s.head_size);
+      why =
+          text("it takes heads of a multiple of 8 up to 128 elements whose rows begin at multiples of 16 bytes, found ",
+               call.s.head_size);
       return false;
     }
     return dry_ || provider().prepare(call, why);

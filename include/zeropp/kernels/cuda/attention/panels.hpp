@@ -103,8 +103,8 @@ __device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms
 /// Stores c [Atoms · 16, D], row r times factor[r / 16][r / 8 % 2], as rows [first, …) of `to` below `end`, through
 /// `staging`: rows of a panel that this warp alone uses.
 template <int D, int Atoms>
-__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], bf16* staging,
-                            bf16* to, std::int64_t stride, int first, int end) {
+__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], bf16* staging, bf16* to,
+                            std::int64_t stride, int first, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   __syncwarp();
 #pragma unroll

@@ -20,7 +20,9 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ inline unsigned shared_address(const void* at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
+__device__ inline unsigned shared_address(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
 
 /// Four 8 × 8 matrices; lanes 8·i to 8·i + 7 point to the rows of number i.
 __device__ inline void load_matrices(unsigned (&r)[4], const bf16* at) {
@@ -39,8 +41,7 @@ __device__ inline void load_matrices_transposed(unsigned (&r)[4], const bf16* at
 
 /// 16 bytes to shared memory, or zeros. `from` is valid in any case.
 __device__ inline void copy_16(void* to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(there ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
                : "memory");
 }
 __device__ inline void copy_8(void* to, const void* from, bool there) {

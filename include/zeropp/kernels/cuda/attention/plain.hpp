@@ -66,9 +66,7 @@ __global__ void __launch_bounds__(plain_warps * 32) attention_forward_plain(cons
   const PlainRow<T> row(a.s, a.s.heads);
   const std::int64_t kv = row.head / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
   const T* const q = place_of(a.q, a.s, row.b, row.head, row.position);
-  const auto score = [&](std::int64_t key) {
-    return dot<C>(q, place_of(a.k, a.s, row.b, kv, key), size) * a.scale;
-  };
+  const auto score = [&](std::int64_t key) { return dot<C>(q, place_of(a.k, a.s, row.b, kv, key), size) * a.scale; };
   C top = -static_cast<C>(INFINITY), sum = 0;
   for (std::int64_t key = row.lane; key <= row.position; key += 32) {
     const C s = score(key), highest = s > top ? s : top;
