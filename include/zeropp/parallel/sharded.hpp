@@ -17,6 +17,7 @@
 #include <vector>
 
 #include <zeropp/comm/mesh.hpp>
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
@@ -61,9 +62,9 @@ class Sharded {
       : Sharded(mesh.data(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options) {}
 
   Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {})
-      : comm_(std::move(comm)),
-        tensor_(std::move(tensor)),
-        pipeline_(std::move(pipeline)),
+      : comm_(on_device(comm, device)),
+        tensor_(on_device(tensor, device)),
+        pipeline_(on_device(pipeline, device)),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
@@ -135,7 +136,7 @@ class Sharded {
       Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
       if constexpr (Pipelined<L>) {
         PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline_.broadcast(out, layer_.last_stage());
+        pipeline_.host().broadcast(out, layer_.last_stage());
       } else {
         forward(context, tokens);
       }
@@ -222,14 +223,14 @@ class Sharded {
     std::vector<double> sums(parts.size());
     f(std::span<const std::span<Gradient>>{parts}, std::span{sums});
     for (std::size_t i = 0; i < sums.size(); ++i) *places[i] += sums[i];
-    comm_.all_reduce(std::span{whole});
+    comm_.host().all_reduce(std::span{whole});
     if (tensor_.size() > 1) {
-      comm_.all_reduce(std::span{split});
-      tensor_.all_reduce(std::span{split});
+      comm_.host().all_reduce(std::span{split});
+      tensor_.host().all_reduce(std::span{split});
     }
     double sum = 0;
     for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-    if (pipeline_.size() > 1) pipeline_.all_reduce(std::span{whole});
+    if (pipeline_.size() > 1) pipeline_.host().all_reduce(std::span{whole});
     for (double one : whole) sum += one;
     return sum;
   }
@@ -272,8 +273,8 @@ class Sharded {
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {
-      pipeline_.broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline_.broadcast(std::span{&count, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&count, 1}, layer_.last_stage());
     }
     Loss all;
     all.add(sum, count);
