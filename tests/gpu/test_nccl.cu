@@ -21,6 +21,10 @@ using namespace std::chrono_literals;
 namespace {
 
 int gpus() { return std::min(cuda_devices(), 8); }
+bool one_gpu() {
+  if (gpus() == 1) MESSAGE("left out: this machine has one GPU");
+  return gpus() == 1;
+}
 
 /// body(comm over GPUs, gpu) on thread ranks with a GPU each.
 template <class Body>
@@ -86,7 +90,7 @@ TEST_CASE("long computing before an operation does not count against its limit")
 }
 
 TEST_CASE("ranks with a GPU each: every collective, dtype and count, on 2 and on all") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   for (const int ranks : {2, gpus()})
     on_gpus(ranks, [&](const Comm& comm, Cuda& gpu) {
       CHECK(comm.name() == "NCCL");
@@ -96,7 +100,7 @@ TEST_CASE("ranks with a GPU each: every collective, dtype and count, on 2 and on
 }
 
 TEST_CASE("two ranks: NCCL's sums have the bits of rank order") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   on_gpus(2, [](const Comm& comm, Cuda& gpu) {
     test::gpu_collectives_of<float>(comm, gpu, 100'003, 0, true);
     test::gpu_collectives_of<double>(comm, gpu, 4096, 0, true);
@@ -104,7 +108,7 @@ TEST_CASE("two ranks: NCCL's sums have the bits of rank order") {
 }
 
 TEST_CASE("two runs give the same bits, for whole parts and for uneven ones") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   std::vector<std::vector<float>> runs;
   for (int run = 0; run < 2; ++run)
     on_gpus(gpus(), [&](const Comm& comm, Cuda& gpu) {
@@ -121,7 +125,7 @@ TEST_CASE("two runs give the same bits, for whole parts and for uneven ones") {
 }
 
 TEST_CASE("groups of a group, and order between streams") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   on_gpus(gpus(), [](const Comm& comm, Cuda& gpu) {
     test::gpu_order(comm, gpu, 30, false);
     if (comm.size() >= 4) test::gpu_groups(comm, gpu, false);
@@ -129,7 +133,7 @@ TEST_CASE("groups of a group, and order between streams") {
 }
 
 TEST_CASE("ranks that call different things are named, before their GPUs meet") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   const auto fails = [](const char* sentence, const auto& body) {
     CHECK(seconds([&] { CHECK_THROWS_WITH_AS(on_gpus(2, body, 10s), doctest::Contains(sentence), CommError); }) < 10);
   };
@@ -153,7 +157,7 @@ TEST_CASE("ranks that call different things are named, before their GPUs meet") 
 }
 
 TEST_CASE("a rank that fails ends the others at once; one that does not come is named after the limit") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   CHECK(seconds([] {
           CHECK_THROWS_WITH_AS(on_gpus(gpus(),
                                        [](const Comm& comm, Cuda& gpu) {
@@ -184,7 +188,7 @@ TEST_CASE("a rank that fails ends the others at once; one that does not come is 
 }
 
 TEST_CASE("ranks with GPUs each read each other's memory without NCCL: the bits of rank order") {
-  if (gpus() < 2) return MESSAGE("left out: one GPU");
+  if (one_gpu()) return;
   const int ranks = std::min(gpus(), 4);
   run_ranks(ranks, {.limit = 20s}, [&](Comm host) {
     Cuda gpu{{.ordinal = host.rank()}};

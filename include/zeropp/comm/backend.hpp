@@ -88,6 +88,8 @@ class CommBackend {
 
   /// GPUs: the communicator over the same ranks that moves host memory. Null where this one does.
   virtual const Comm* host() const { return nullptr; }
+  /// Whether operations may go on after their calls, beside what computes.
+  virtual bool overlaps() const { return false; }
   /// GPUs: operations are enqueued on a stream of their own and numbered from 1; the number of the last one. 0 where an
   /// operation is over when its call returns.
   virtual std::uint64_t enqueued() const { return 0; }

@@ -45,6 +45,8 @@ class Comm {
   /// The communicator over the same ranks that moves host memory, for what the host decides together; itself unless it
   /// moves a GPU's. Memory given to any other operation is the host's or the GPU's, whichever this communicator moves.
   const Comm& host() const { return backend() && backend()->host() ? *backend()->host() : *this; }
+  /// Whether operations may go on after their calls, beside what computes.
+  bool overlaps() const { return backend() && backend()->overlaps(); }
   /// Equal for copies of one communicator, and for nothing else while one of them lives.
   const void* identity() const { return state_.get(); }
 

@@ -21,7 +21,8 @@ class DryBackend final : public CommBackend {
   int size() const override { return size_; }
   std::string_view name() const override { return "dry"; }
   bool moves() const override { return false; }
-  std::uint64_t enqueued() const override { return pending_ && size_ > 1 ? 1 : 0; }
+  bool overlaps() const override { return pending_ && size_ > 1; }
+  std::uint64_t enqueued() const override { return overlaps() ? 1 : 0; }
   void reduce_scatter(const Operation&, std::span<const Piece>) override {}
   void all_gather(const Operation&, std::span<const Piece>) override {}
   void broadcast(const Operation&, std::span<std::byte>) override {}

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -30,7 +31,9 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
+  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
+  /// 0 on the host, where it would only take memory.
+  std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
 };
 
@@ -70,7 +73,7 @@ class Sharded {
         layer_(std::move(layer)),
         units_((agree(), layer_), comm_, device, S),
         reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
-    if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
+    if (prefetch() < 0) throw ConfigError(text("prefetch counts units, got ", prefetch()));
     units_.initialise(options.seed, pipeline_);
   }
   Sharded(const Sharded&) = delete;
@@ -193,6 +196,10 @@ class Sharded {
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if constexpr (S == Stage::none) {
+      if (comm_.overlaps()) {
+        for (auto& unit : units()) unit.publish_gradients();
+        return;
+      }
       std::vector<Piece> pieces;
       for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
       comm_.all_gather(dtype_of<Gradient>, pieces);
@@ -241,8 +248,9 @@ class Sharded {
   }
 
  private:
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {
@@ -285,7 +293,7 @@ class Sharded {
   void agree() {
     std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
                                 static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                options_.prefetch, "\n");
+                                prefetch(), "\n");
     std::string names = settings, shapes = settings;
     visit_parameters(layer_, [&](Parameter& p) {
       names += p.name + p.tied_to + "\n";

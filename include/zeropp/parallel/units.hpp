@@ -195,18 +195,24 @@ class Units {
   /// `incomplete` says so.
   template <class F>
   void exchange_weights(const Comm& pipeline, F incomplete) {
-    std::vector<Piece> pieces;
+    std::vector<Unit<P, D>*> sending;
     for (auto& unit : units_)
-      if (incomplete(unit)) pieces.push_back(unit.weights_piece());
+      if (incomplete(unit)) sending.push_back(&unit);
     for (auto& tie : ties_) {
       if (tie.stage < 0) continue;
       if (tie.owner) {
         pipeline.send(tie.stage, std::span<const Weight>{tie.owner->shard_weights()});
       } else {
         pipeline.recv(tie.stage, tie.twin->shard_weights());
-        if (tie.twin->held() != tie.twin->shard()) pieces.push_back(tie.twin->weights_piece());
+        if (tie.twin->held() != tie.twin->shard()) sending.push_back(tie.twin);
       }
     }
+    if (comm_.overlaps()) {  // each waited for where it is needed first
+      for (auto* unit : sending) unit->publish();
+      return;
+    }
+    std::vector<Piece> pieces;
+    for (auto* unit : sending) pieces.push_back(unit->weights_piece());
     if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
   }
 

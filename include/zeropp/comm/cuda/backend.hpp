@@ -30,6 +30,7 @@ class GpuBackend : public CommBackend {
   const Comm* host() const override { return &host_; }
   std::chrono::nanoseconds limit() const override { return host_.limit(); }
 
+  bool overlaps() const override { return true; }
   std::uint64_t enqueued() const override { return number_; }
   void join(std::uint64_t number) override {
     if (number <= joined_) return;
