@@ -67,7 +67,8 @@ void by_nccl(ncclComm_t comm, int rank, int size, What what, std::span<float> da
     case What::reduce_scatter:
       return check(ncclReduceScatter(data.data(), part, each, ncclFloat, ncclSum, comm, stream));
     case What::all_gather: return check(ncclAllGather(part, data.data(), each, ncclFloat, comm, stream));
-    case What::broadcast: return check(ncclBroadcast(data.data(), data.data(), data.size(), ncclFloat, 0, comm, stream));
+    case What::broadcast:
+      return check(ncclBroadcast(data.data(), data.data(), data.size(), ncclFloat, 0, comm, stream));
   }
 }
 #endif
@@ -100,8 +101,8 @@ void run(const Comm& host, Cuda& gpu, const Comm& comm, std::size_t largest) {
       if (raw)
         theirs = milliseconds(host, gpu, 5, calls, [&] { by_nccl(raw_comm, rank, size, what, data, gpu.stream()); });
 #endif
-      const double links = size == 1 || what == What::broadcast ? 1
-                           : (what == What::all_reduce ? 2.0 : 1.0) * (size - 1) / size;
+      const double links =
+          size == 1 || what == What::broadcast ? 1 : (what == What::all_reduce ? 2.0 : 1.0) * (size - 1) / size;
       const auto rate = [&](double time) { return time > 0 ? links * static_cast<double>(bytes) / time / 1e6 : 0.0; };
       if (rank == 0)
         std::printf("%-15s %12zu %12.1f %10.1f %12.1f %10.1f %7.3f\n", names[static_cast<int>(what)], bytes, 1e3 * ours,

@@ -247,9 +247,7 @@ TEST_CASE("what is pending is joined once: by wait(), by the next one in its pla
   auto second = comm.reduce_scatter_async(DType::f32, none);
   second = std::move(first);
   CHECK(joined == std::vector<std::uint64_t>{1, 3});
-  {
-    const auto moved = std::move(second);
-  }
+  { const auto moved = std::move(second); }
   CHECK(joined == std::vector<std::uint64_t>{1, 3, 2});
 
   comm.all_gather(DType::f32, none);  // those that return when they are ordered join themselves

@@ -33,7 +33,8 @@ class OnGpu {
   operator std::span<T>() const { return span(); }
   operator std::span<const T>() const { return span(); }
   std::span<T> part(const Comm& comm) const {
-    const auto begin = part_begin(count_, comm.rank(), comm.size()), end = part_begin(count_, comm.rank() + 1, comm.size());
+    const auto begin = part_begin(count_, comm.rank(), comm.size()),
+               end = part_begin(count_, comm.rank() + 1, comm.size());
     return span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
   }
   std::vector<T> values() const {
@@ -60,7 +61,8 @@ void expect_sum(const std::vector<T>& got, const std::vector<T>& expected, int r
         const double difference = std::abs(static_cast<double>(static_cast<compute_t<T>>(got[i])) -
                                            static_cast<double>(static_cast<compute_t<T>>(expected[i])));
         if (!(difference <= 2 * ranks * unit * ranks * 0x1p15))
-          throw Error(text(what, " of ", got.size(), " ", name_of(dtype_of<T>), ": element ", i, " is off by ", difference));
+          throw Error(
+              text(what, " of ", got.size(), " ", name_of(dtype_of<T>), ": element ", i, " is off by ", difference));
       }
       return;
     }

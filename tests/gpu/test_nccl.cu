@@ -170,20 +170,21 @@ TEST_CASE("a rank that fails ends the others at once; one that does not come is 
                                doctest::Contains("rank 1: no more data"), DataError);
         }) < 30);
   CHECK(seconds([] {
-          CHECK_THROWS_WITH_AS(on_gpus(
-                                   2,
-                                   [](const Comm& comm, Cuda& gpu) {
-                                     test::OnGpu<float> data(gpu, 8);
-                                     comm.all_reduce(data.span());
-                                     gpu.synchronize();
-                                     if (comm.rank() == 1) std::this_thread::sleep_for(8s);
-                                     comm.all_reduce(data.span());
-                                     gpu.synchronize();
-                                   },
-                                   2s),
-                               doctest::Contains("rank 0 waited 2 s in all_reduce number 2 of 8 float32 (32 B) for rank "
-                                                 "1, which did not come"),
-                               CommError);
+          CHECK_THROWS_WITH_AS(
+              on_gpus(
+                  2,
+                  [](const Comm& comm, Cuda& gpu) {
+                    test::OnGpu<float> data(gpu, 8);
+                    comm.all_reduce(data.span());
+                    gpu.synchronize();
+                    if (comm.rank() == 1) std::this_thread::sleep_for(8s);
+                    comm.all_reduce(data.span());
+                    gpu.synchronize();
+                  },
+                  2s),
+              doctest::Contains("rank 0 waited 2 s in all_reduce number 2 of 8 float32 (32 B) for rank "
+                                "1, which did not come"),
+              CommError);
         }) < 30);
 }
 

@@ -79,9 +79,7 @@ class Comm {
     reduce_scatter(dtype_of<T>, {&piece, 1});
   }
   /// The same for several buffers at once: one rendezvous for all of them.
-  void reduce_scatter(DType dtype, std::span<const Piece> pieces) const {
-    reduce_scatter_async(dtype, pieces).wait();
-  }
+  void reduce_scatter(DType dtype, std::span<const Piece> pieces) const { reduce_scatter_async(dtype, pieces).wait(); }
   /// The same, under way: see Pending for what its memory may and may not be used for meanwhile.
   [[nodiscard]] Pending reduce_scatter_async(DType dtype, std::span<const Piece> pieces) const {
     return moves_parts(Collective::reduce_scatter, dtype, pieces);

@@ -25,8 +25,9 @@ Comm on_device(const Comm& comm, D& device) {
 #if defined(ZEROPP_CUDA) && defined(__CUDACC__)
     return comm.host().identity() == comm.identity() ? device.template companion<detail::GpuComms>().of(comm) : comm;
 #else
-    static_assert(D::dry, "zeropp: ranks of GPUs are compiled by nvcc: instantiate engines on Cuda in a .cu file of a "
-                          "target that links zeropp::cuda");
+    static_assert(D::dry,
+                  "zeropp: ranks of GPUs are compiled by nvcc: instantiate engines on Cuda in a .cu file of a "
+                  "target that links zeropp::cuda");
 #endif
   } else if constexpr (requires { requires D::cuda; }) {
     return device.template companion<detail::DryComms>().of(comm);

@@ -195,15 +195,7 @@ class Sharded {
   void finish_gradients() {
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
-    if constexpr (S == Stage::none) {
-      if (comm_.overlaps()) {
-        for (auto& unit : units()) unit.publish_gradients();
-        return;
-      }
-      std::vector<Piece> pieces;
-      for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
-      comm_.all_gather(dtype_of<Gradient>, pieces);
-    }
+    if constexpr (S == Stage::none) units_.publish_gradients();
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
   /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
@@ -291,9 +283,9 @@ class Sharded {
 
   /// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
   void agree() {
-    std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                                static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                prefetch(), "\n");
+    std::string settings =
+        text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+             static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ", prefetch(), "\n");
     std::string names = settings, shapes = settings;
     visit_parameters(layer_, [&](Parameter& p) {
       names += p.name + p.tied_to + "\n";

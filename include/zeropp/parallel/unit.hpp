@@ -233,9 +233,7 @@ class Unit {
     for (auto* p : list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;
   }
   bool keeps_whole() const { return stage_ < Stage::parameters || comm_.size() == 1; }
-  bool whole_gradients() const {
-    return role_ == Role::owner && (stage_ < Stage::gradients || comm_.size() == 1);
-  }
+  bool whole_gradients() const { return role_ == Role::owner && (stage_ < Stage::gradients || comm_.size() == 1); }
 
   int index_;
   Stage stage_;

@@ -103,8 +103,9 @@ class GpuBackend : public CommBackend {
     cudaPointerAttributes found{};
     cuda_check(cudaPointerGetAttributes(&found, place), "cudaPointerGetAttributes");
     if (found.type == cudaMemoryTypeUnregistered)
-      throw CommError(text(describe(op), " over GPUs was given memory of the host; give it the GPU's, or call it of "
-                                         "comm.host()"));
+      throw CommError(text(describe(op),
+                           " over GPUs was given memory of the host; give it the GPU's, or call it of "
+                           "comm.host()"));
   }
   void expect_gpu_memory(const Operation& op, std::span<const Piece> pieces) const {
     for (const auto& piece : pieces)

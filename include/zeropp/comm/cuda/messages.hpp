@@ -34,9 +34,9 @@ struct GpuMessage {
   std::byte* memory = nullptr;
   DType dtype = DType::u8;
   std::int64_t count = 0;
-  CudaEvent filled;                   ///< on the sender's stream
-  std::optional<CudaEvent> emptied;   ///< on the receiver's stream; an event records work of its own GPU only
-  std::atomic<bool> free{true};       ///< set by the receiver once `emptied` is recorded
+  CudaEvent filled;                  ///< on the sender's stream
+  std::optional<CudaEvent> emptied;  ///< on the receiver's stream; an event records work of its own GPU only
+  std::atomic<bool> free{true};      ///< set by the receiver once `emptied` is recorded
 };
 
 inline void expect_message(const Comm& host, const Operation& op, int from, DType dtype, std::int64_t count) {

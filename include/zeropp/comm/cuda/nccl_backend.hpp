@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GPUs that talk by NCCL. One communicator a group, on a stream of its own; a thread that watches it: errors that NCCL
-// reports in the background, ranks that failed, and operations that take longer than the limit end it on all ranks, with
-// a sentence that says who, in what, and why. Sums are taken in an order that NCCL chooses, the same in every run.
+// reports in the background, ranks that failed, and operations that take longer than the limit end it on all ranks,
+// with a sentence that says who, in what, and why. Sums are taken in an order that NCCL chooses, the same in every run.
 #pragma once
 
 #include <chrono>

@@ -23,7 +23,7 @@ class NcclBoard {
  public:
   struct Entry {
     Operation op;
-    std::vector<std::int64_t> counts;               ///< of the pieces
+    std::vector<std::int64_t> counts;                     ///< of the pieces
     std::vector<std::int64_t> sends = {}, receives = {};  ///< all_to_all: bytes by rank
   };
   struct Difference {
@@ -81,7 +81,9 @@ class NcclBoard {
   static bool same(const Entry& a, int rank_a, const Entry& b, int rank_b) {
     if (!(a.op == b.op) || a.counts != b.counts) return false;
     if (a.op.kind != Collective::all_to_all) return true;
-    const auto at = [](const std::vector<std::int64_t>& list, int rank) { return list[static_cast<std::size_t>(rank)]; };
+    const auto at = [](const std::vector<std::int64_t>& list, int rank) {
+      return list[static_cast<std::size_t>(rank)];
+    };
     return at(a.sends, rank_b) == at(b.receives, rank_a) && at(b.sends, rank_a) == at(a.receives, rank_b);
   }
 

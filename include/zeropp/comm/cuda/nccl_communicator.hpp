@@ -24,11 +24,9 @@ namespace zeropp::detail {
 inline void nccl_check(ncclResult_t result, std::string_view what, ncclComm_t comm = nullptr) {
   if (result == ncclSuccess || result == ncclInProgress) return;
   const char* last = ncclGetLastError(comm);
-  throw CommError(text(what, ": NCCL says ", ncclGetErrorString(result),
-                       last && *last ? text(" (", last, ")") : std::string{},
-                       result == ncclUnhandledCudaError || result == ncclSystemError
-                           ? "; NCCL_DEBUG=WARN makes it say more"
-                           : ""));
+  throw CommError(
+      text(what, ": NCCL says ", ncclGetErrorString(result), last && *last ? text(" (", last, ")") : std::string{},
+           result == ncclUnhandledCudaError || result == ncclSystemError ? "; NCCL_DEBUG=WARN makes it say more" : ""));
 }
 
 /// What NCCL sums in. Throws CommError where it can't.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which communicator serves the GPUs of a group: NCCL where each rank has one of its own; threads that read each other's
-// memory where they share one, or without NCCL; copies for one rank.
+// Which communicator serves the GPUs of a group: NCCL where each rank has one of its own; threads that read each
+// other's memory where they share one, or without NCCL; copies for one rank.
 #pragma once
 
 #include <unistd.h>
@@ -86,6 +86,7 @@ inline bool reach_peers(const std::vector<GpuSeat>& seats, const Cuda& device) {
 #ifdef __CUDACC__
 /// A collective over `host`.
 inline std::shared_ptr<CommBackend> gpu_backend(const Comm& host, Cuda& device) {
+  cuda_check(cudaSetDevice(device.ordinal()), "cudaSetDevice");
   if (host.size() == 1) return std::make_shared<OneGpuBackend>(host, device);
   const auto seats = gpu_seats(host, device);
   const bool one_process =
@@ -104,7 +105,8 @@ inline std::shared_ptr<CommBackend> gpu_backend(const Comm& host, Cuda& device) 
                : std::string("ranks of several processes need NCCL, and this program was built without it; link "
                              "zeropp::nccl, or start one process with --ranks N"));
   if (!reach)
-    throw CommError(text("the GPU of rank ", host.in_world(host.rank()), " cannot read the memory of another rank's; "
+    throw CommError(text("the GPU of rank ", host.in_world(host.rank()),
+                         " cannot read the memory of another rank's; "
                          "link zeropp::nccl with a GPU for each rank, or use one GPU"));
   const bool all_on_one =
       std::all_of(seats.begin(), seats.end(), [&](const GpuSeat& seat) { return seat.same_gpu(seats[0]); });

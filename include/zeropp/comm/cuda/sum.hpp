@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(256) sum_over_ranks(const __grid_constant__ Su
   }
   for (std::int64_t i = wide * width + first; i < count; i += step) {
     Sum sum = static_cast<Sum>(static_cast<const T*>(in[0])[i]);
-    for (int r = 1; r < table.ranks; ++r) sum = static_cast<Sum>(sum + static_cast<Sum>(static_cast<const T*>(in[r])[i]));
+    for (int r = 1; r < table.ranks; ++r)
+      sum = static_cast<Sum>(sum + static_cast<Sum>(static_cast<const T*>(in[r])[i]));
     out[i] = static_cast<T>(sum);
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks as threads of one process whose GPUs can read each other's memory: several on one GPU, or one each without
-// NCCL. As the host's thread ranks do, each publishes pointers and reads the others' memory directly, and sums are taken
-// in rank order: the same bits. Order is kept by events, of which the hosts only exchange the handles:
+// NCCL. As the host's thread ranks do, each publishes pointers and reads the others' memory directly, and sums are
+// taken in rank order: the same bits. Order is kept by events, of which the hosts only exchange the handles:
 //
 //   each rank    records that its memory is ready; meets the others; its stream waits for them, works, records that it
 //                has read; meets the others again; its stream waits until all have read.
@@ -36,37 +36,35 @@ struct GpuSlot {
 class ThreadGpuBackend final : public GpuBackend {
  public:
   /// `shared`: all ranks are on one GPU.
-  ThreadGpuBackend(Comm host, Cuda& device, bool shared)
-      : GpuBackend(std::move(host), device, true), shared_(shared) {}
+  ThreadGpuBackend(Comm host, Cuda& device, bool shared) : GpuBackend(std::move(host), device, true), shared_(shared) {}
   ~ThreadGpuBackend() override { static_cast<void>(cudaStreamSynchronize(stream_.get())); }
 
   std::string_view name() const override { return shared_ ? "threads on one GPU" : "threads with GPUs"; }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank(), size());
-    together({.op = op, .pieces = pieces.data(), .piece_count = std::ssize(pieces)},
-             [&](std::span<const GpuSlot> slots, cudaStream_t stream) {
-               RankSums sums(op.dtype, size(), device_.properties().multiprocessors, stream);
-               for (std::size_t p = 0; p < pieces.size(); ++p) {
-                 const auto [begin, end] = part(pieces[p], rank());
-                 const auto skip = bytes(begin, op);
-                 sums.add([&](int r) { return at(slots[index(r)].pieces[p].whole, skip); }, pieces[p].part, end - begin);
-               }
-               sums.launch();
-             });
+    together({.op = op, .pieces = pieces.data(), .piece_count = std::ssize(pieces)}, [&](std::span<const GpuSlot> slots,
+                                                                                         cudaStream_t stream) {
+      RankSums sums(op.dtype, size(), device_.properties().multiprocessors, stream);
+      for (std::size_t p = 0; p < pieces.size(); ++p) {
+        const auto [begin, end] = part(pieces[p], rank());
+        const auto skip = bytes(begin, op);
+        sums.add([&](int r) { return at(slots[index(r)].pieces[p].whole, skip); }, pieces[p].part, end - begin);
+      }
+      sums.launch();
+    });
   }
 
   void all_gather(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank(), size());
-    together({.op = op, .pieces = pieces.data(), .piece_count = std::ssize(pieces)},
-             [&](std::span<const GpuSlot> slots, cudaStream_t stream) {
-               for (std::size_t p = 0; p < pieces.size(); ++p)
-                 for (int r = 0; r < size(); ++r) {
-                   const auto [begin, end] = part(pieces[p], r);
-                   copy(at(pieces[p].whole, bytes(begin, op)), slots[index(r)].pieces[p].part, bytes(end - begin, op),
-                        stream);
-                 }
-             });
+    together({.op = op, .pieces = pieces.data(), .piece_count = std::ssize(pieces)}, [&](std::span<const GpuSlot> slots,
+                                                                                         cudaStream_t stream) {
+      for (std::size_t p = 0; p < pieces.size(); ++p)
+        for (int r = 0; r < size(); ++r) {
+          const auto [begin, end] = part(pieces[p], r);
+          copy(at(pieces[p].whole, bytes(begin, op)), slots[index(r)].pieces[p].part, bytes(end - begin, op), stream);
+        }
+    });
   }
 
   void broadcast(const Operation& op, std::span<std::byte> data) override {

@@ -110,8 +110,9 @@ TEST_CASE("ranks that call different things are named, all of them end") {
   fails("in 2 pieces, piece 0 of 3 elements", [](const Comm& comm, Cuda& gpu) {
     test::OnGpu<float> data(gpu, 8);
     const std::int64_t first = 3 + comm.rank();
-    const Piece pieces[] = {{data.data(), data.data() + part_begin(first, comm.rank(), 2), first},
-                            {data.data() + first, data.data() + first + part_begin(8 - first, comm.rank(), 2), 8 - first}};
+    const Piece pieces[] = {
+        {data.data(), data.data() + part_begin(first, comm.rank(), 2), first},
+        {data.data() + first, data.data() + first + part_begin(8 - first, comm.rank(), 2), 8 - first}};
     comm.all_gather(DType::f32, pieces);
   });
   fails("calls recv of 5 float32 from rank 0, rank 0 calls send of 4 float32", [](const Comm& comm, Cuda& gpu) {
