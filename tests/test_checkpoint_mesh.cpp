@@ -16,6 +16,14 @@ namespace {
 
 const ThreadOptions limit{.limit = std::chrono::seconds(60)};
 
+/// A device whose memory the host may not touch, as far as checkpoints look at it.
+struct Remote {
+  static constexpr bool cuda = true;
+  int copies = 0;
+  void upload(void* to, const void* from, std::size_t bytes) { ++copies, std::memcpy(to, from, bytes); }
+  void download(void* to, const void* from, std::size_t bytes) { upload(to, from, bytes); }
+};
+
 /// Tensors by name, put together from what all ranks hold; those who hold the same must agree.
 class Whole {
  public:
@@ -283,6 +291,55 @@ TEST_CASE("faults on a mesh: a rank that cannot write, a bit flipped in any file
     Checkpoints alone{Comm{}, folder / text("rank", world.rank())};
     CHECK(contains(sentence_of([&] { alone.save(model, adam, {}); }), "kept by 1 ranks, but 4 hold the model"));
   });
+}
+
+TEST_CASE("what the host may not touch is read and written through a buffer, the rest in place") {
+  std::vector<float> values{1, 2, 3}, buffer;
+  Cpu host;
+  Remote remote;
+  CHECK(detail::on_host(host, std::span<const float>{values}, buffer).data() == values.data());
+  const auto copy = detail::on_host(remote, std::span<const float>{values}, buffer);
+  CHECK(copy.data() == buffer.data());
+  CHECK(buffer == values);
+  const auto fill = [](float value) {
+    return [value](std::span<float> out) { std::fill(out.begin(), out.end(), value); };
+  };
+  detail::fill_from_host(host, std::span{values}.first(2), buffer, fill(7));
+  CHECK(values == std::vector<float>{7, 7, 3});
+  detail::fill_from_host(remote, std::span{values}.last(2), buffer, fill(8));
+  CHECK(values == std::vector<float>{7, 8, 8});
+  CHECK(remote.copies == 2);
+}
+
+TEST_CASE("optimizer pieces that overlap, leave holes or reach too far are refused") {
+  using Pieces = std::vector<std::pair<std::string, std::int64_t>>;  // place, elements
+  const auto check = [](std::vector<std::int64_t> shape, const Pieces& pieces) {
+    const Folder folder;
+    auto& files = FileSystem::system();
+    const auto count = static_cast<std::int64_t>(pieces.size());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto& [place, elements] = pieces[static_cast<std::size_t>(i)];
+      SafetensorsWriter writer(files, folder.path(), Manifest::optimizer_file(i, count),
+                               {{"p/first", DType::f32, {elements}}}, {{"p", place}});
+      const std::vector<float> values(static_cast<std::size_t>(elements));
+      writer.append(std::span<const float>{values});
+      writer.finish();
+    }
+    return sentence_of([&] {
+      OptimizerFiles(files, folder.path(), count, {{"p", shape}}).check<float>("p/first", shape);
+    });
+  };
+  CHECK(check({4}, {{"0", 2}, {"2", 2}}) == "no error");
+  CHECK(check({4, 2}, {{"0 1 0 1", 4}, {"2 1 1 2", 2}, {"0 1 1 2", 2}}) == "no error");
+  CHECK(check({6}, {{"0 0 0 1 4 6", 3}, {"0 0 1 4", 3}}) == "no error");
+  CHECK(contains(check({4}, {{"0", 2}, {"1", 2}}), "begins at element 1, expected 2"));
+  CHECK(contains(check({4}, {{"0", 2}, {"3", 1}}), "hold 3 of 4 elements of p/first"));
+  CHECK(contains(check({4}, {{"2", 4}}), "does not say where p/first begins"));
+  CHECK(contains(check({4}, {{"0", 4}, {"9223372036854775807", 1}}), "does not say where p/first begins"));
+  CHECK(contains(check({4, 2}, {{"0 1 0 1", 4}, {"0 1 0 2", 4}}), "begins at element 0, expected 1"));
+  CHECK(contains(check({4, 2}, {{"0 0 0 2", 4}, {"0 1 0 1", 4}}), "is cut along other axes"));
+  CHECK(contains(check({4, 2}, {{"0 0 0 1", 2}, {"0 1 0 1", 2}, {"0 1 1 2", 4}}), "begins at element 0, expected 2"));
+  CHECK(contains(check({4}, {{"0 4 0 1", 1}}), "does not say where"));
 }
 
 TEST_CASE("a place of a piece is read as it is written; others are refused") {

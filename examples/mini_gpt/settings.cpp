@@ -63,7 +63,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--chunks", s.chunks, "parts of the model on a stage; 0: the fewest that the schedule takes");
   app.add_option("--lr-schedule", s.lr_schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
-  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
+  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3; 1 on GPUs if not said"),
       app.add_option("--bucket-size", s.bucket_elements);
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
@@ -91,8 +91,8 @@ void Settings::check(int world_size) const {
   if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)
     refuse("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
            "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
-  const int others = mesh(world_size).tensor * pipeline;
-  (void)micro_batches(world_size / others);
+  const auto axes = mesh(world_size);
+  (void)micro_batches(world_size / (axes.tensor * axes.pipeline));
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
   const auto positive = [&](const char* flag, std::int64_t value) {
     if (value < 1) refuse(flag, " must be at least 1, got ", value);

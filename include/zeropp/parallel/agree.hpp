@@ -10,8 +10,8 @@
 #include <vector>
 
 #include <zeropp/base/random.hpp>
+#include <zeropp/comm/comm.hpp>
 #include <zeropp/layers/layer.hpp>
-#include <zeropp/parallel/model_comms.hpp>
 
 namespace zeropp::detail {
 
@@ -20,7 +20,7 @@ namespace zeropp::detail {
 inline void agree(const Comm& comm, std::string_view axis, const std::string& what) {
   const auto mine = static_cast<std::int64_t>(hash_of(what));
   std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm.size()), mine);
-  comm.all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
+  comm.host().all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
   for (std::size_t r = 1; r < hashes.size(); ++r)
     if (hashes[r] != hashes[0])
       throw CommError(text(axis, "rank ", r, " built another model than ", axis,
@@ -28,17 +28,17 @@ inline void agree(const Comm& comm, std::string_view axis, const std::string& wh
                            "same program and settings"));
 }
 
-/// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
+/// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others. A collective.
 template <class L>
-void agree_on_model(const ModelComms& comms, L& layer, const std::string& settings) {
+void agree(L& layer, const Comm& comm, const Comm& tensor, const Comm& pipeline, const std::string& settings) {
   std::string names = settings, shapes = settings;
   visit_parameters(layer, [&](Parameter& p) {
     names += p.name + p.tied_to + "\n";
     shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
   });
-  agree(comms.data, "", shapes);
-  agree(comms.tensor, "tensor ", names);
-  agree(comms.pipeline, "pipeline ", settings);
+  agree(comm, "", shapes);
+  agree(tensor, "tensor ", names);
+  agree(pipeline, "pipeline ", settings);
 }
 
 }  // namespace zeropp::detail

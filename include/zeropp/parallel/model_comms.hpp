@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concepts>
+#include <utility>
 
 #include <zeropp/comm/mesh.hpp>
 
@@ -17,6 +18,8 @@ struct ModelComms {
   /// Data ranks only: a Comm, or a World.
   template <std::convertible_to<const Comm&> C>
   ModelComms(const C& comm) : world(comm), data(comm) {}
+  ModelComms(Comm all, Comm same, Comm shared, Comm stages)
+      : world(std::move(all)), data(std::move(same)), tensor(std::move(shared)), pipeline(std::move(stages)) {}
   ModelComms(const Mesh& mesh)
       : world(mesh.world()), data(mesh.data()), tensor(mesh.tensor()), pipeline(mesh.pipeline()) {}
 };

@@ -19,6 +19,13 @@ struct ModelParameter {
   std::int64_t size() const { return element_count(shape); }
 };
 
+/// Elements of all of them.
+inline std::int64_t count_of(const std::vector<ModelParameter>& parameters) {
+  std::int64_t count = 0;
+  for (auto& p : parameters) count += p.size();
+  return count;
+}
+
 /// Of a model that no pipeline cuts, in the order of its forward; tied ones are left out.
 template <class L>
 std::vector<ModelParameter> parameters_of(L& layer) {

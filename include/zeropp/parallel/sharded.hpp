@@ -11,15 +11,19 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/cpu.hpp>
+#include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/gradient_sums.hpp>
 #include <zeropp/parallel/model_comms.hpp>
 #include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
@@ -29,7 +33,9 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
+  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
+  /// 0 on the host, where it would only take memory.
+  std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
 };
 
@@ -54,21 +60,24 @@ class Sharded {
   /// Mesh: the state is partitioned over its data axis; layers under TensorParallel or PipelineStage were built with
   /// its other axes. A collective: ranks whose models differ are refused. Throws ConfigError, MemoryError, CommError.
   Sharded(const ModelComms& comms, D& device, L layer, ShardedOptions options = {})
-      : comms_(comms),
+      : world_(comms.world),
+        comm_(on_device(comms.data, device)),
+        tensor_(on_device(comms.tensor, device)),
+        pipeline_(on_device(comms.pipeline, device)),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
-        units_((agree(), layer_), comm(), device, S),
-        reducer_(comm(), {.bucket_bytes = options.bucket_bytes}) {
-    if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
-    units_.initialise(options.seed, pipeline());
+        units_((agree(), layer_), comm_, device, S),
+        reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
+    if (prefetch() < 0) throw ConfigError(text("prefetch counts units, got ", prefetch()));
+    units_.initialise(options.seed, pipeline_);
   }
   Sharded(const Sharded&) = delete;
   Sharded& operator=(const Sharded&) = delete;
 
   L& layer() { return layer_; }
-  const Comm& comm() const { return comms_.data; }  ///< the ranks that the state is partitioned over
-  const ModelComms& comms() const { return comms_; }
+  const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
+  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_}; }
   D& device() { return device_; }
   const ShardedOptions& options() const { return options_; }
   std::deque<Unit<P, D>>& units() { return units_.all(); }
@@ -81,12 +90,7 @@ class Sharded {
     else
       return parameters_of(layer_);
   }
-  /// Number of parameters of the whole model, the Ψ of the ZeRO paper; tied ones count once.
-  std::int64_t parameters() {
-    std::int64_t count = 0;
-    for (auto& p : model_parameters()) count += p.size();
-    return count;
-  }
+  std::int64_t parameters() { return count_of(model_parameters()); }  ///< the Ψ of the ZeRO paper
 
   std::int64_t step() const { return step_; }  ///< optimizer steps done: enters dropout and schedules
   void set_step(std::int64_t step) { step_ = step; }
@@ -111,7 +115,7 @@ class Sharded {
           begin_micro_batch(m == 0, m + 1 == options.micro_batches);
           auto out = forward(context, micro_batches.tokens(m));
           backward(context, 1.0f, std::move(out.saved));
-          total.add(out.output.sum(), out.output.count());
+          total.add(out.output);
         }
       }
       finish_gradients();
@@ -137,7 +141,7 @@ class Sharded {
       Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
       if constexpr (Pipelined<L>) {
         PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline().broadcast(out, layer_.last_stage());
+        pipeline_.host().broadcast(out, layer_.last_stage());
       } else {
         forward(context, tokens);
       }
@@ -191,52 +195,30 @@ class Sharded {
   }
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
-    units_.join_ties(pipeline());
-    if (tensor().size() > 1) units_.sum_over_tensor(tensor());
-    if constexpr (S == Stage::none) {
-      std::vector<Piece> pieces;
-      for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
-      comm().all_gather(dtype_of<Gradient>, pieces);
-    }
+    units_.join_ties(pipeline_);
+    if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
+    if constexpr (S == Stage::none) units_.publish_gradients();
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
-  /// neither stage nor pipeline. f takes a span of gradients. A collective.
+  /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
+  /// collective.
   template <class F>
   double sum_over_gradients(F&& f) {
-    std::size_t slots = units().size();
-    const bool cut = Pipelined<L> && pipeline().size() > 1;  // other stages have the units between
+    int in_model = 0;
     if constexpr (Pipelined<L>)
-      if (cut) slots = static_cast<std::size_t>(layer_.parameters_in_model());
-    std::vector<double> whole(slots), split(slots);
-    for (std::size_t i = 0; i < units().size(); ++i) {
-      auto& unit = units()[i];
-      const auto slot = cut ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
-      if (tensor().size() == 1) {
-        whole[slot] = f(unit.shard_gradients());
-        continue;
-      }
-      for (auto* p : unit.parameters()) (p->split() ? split : whole)[slot] += f(unit.shard_gradients(*p));
-    }
-    comm().all_reduce(std::span{whole});
-    if (tensor().size() > 1) {
-      comm().all_reduce(std::span{split});
-      tensor().all_reduce(std::span{split});
-    }
-    double sum = 0;
-    for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-    if (pipeline().size() > 1) pipeline().all_reduce(std::span{whole});
-    for (double one : whole) sum += one;
-    return sum;
+      if (pipeline_.size() > 1) in_model = layer_.parameters_in_model();
+    return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
     units_.release();
-    units_.publish_weights(pipeline());
+    units_.publish_weights(pipeline_);
   }
 
  private:
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {
@@ -259,35 +241,30 @@ class Sharded {
   }
 
   std::int64_t count_labels(const Batch& batch) {
-    std::int64_t count = 0;
-    device_.run({.name = "count labels"}, [&](auto&) {
-      for (auto label : batch.labels.span()) count += label >= 0;
-    });
-    return comm().sum(count);
+    return comm_.sum(batch.labels_here >= 0 ? batch.labels_here
+                                            : kernels::count_labels(device_, std::span{batch.labels.span()}));
   }
   Loss over_ranks(const Loss& mine) {
-    double sum = comm().sum(mine.sum());
-    auto count = comm().sum(mine.count());
+    if (comm_.size() == 1 && pipeline_.size() == 1) return mine;  // and who reads it waits for it
+    double sum = comm_.sum(mine.sum());
+    auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {
-      pipeline().broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline().broadcast(std::span{&count, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&count, 1}, layer_.last_stage());
     }
     Loss all;
     all.add(sum, count);
     return all;
   }
 
-  const Comm& tensor() const { return comms_.tensor; }
-  const Comm& pipeline() const { return comms_.pipeline; }
-
   void agree() {
-    detail::agree_on_model(comms_, layer_,
-                           text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                                static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                options_.prefetch, "\n"));
+    detail::agree(
+        layer_, comm_, tensor_, pipeline_,
+        text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+             static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ", prefetch(), "\n"));
   }
 
-  ModelComms comms_;
+  Comm world_, comm_, tensor_, pipeline_;
   D& device_;
   ShardedOptions options_;
   L layer_;

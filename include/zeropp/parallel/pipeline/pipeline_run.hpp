@@ -96,15 +96,16 @@ class PipelineRun {
     return &at(schedule_.chunk_of(part), op.micro_batch);
   }
 
+  Comm comm() { return on_device(stage_.options().comm, model_.device()); }
   Activation receive(const PipelineOp& op) {
     const auto& options = stage_.options();
     Activation x(model_.device().pool(),
                  {batches_.rows(op.micro_batch), batches_.context() / options.parts_of_context, options.width});
-    options.comm.recv(op.peer, x.span());
+    comm().recv(op.peer, x.span());
     return x;
   }
   void send(const PipelineOp& op, Activation& x) {
-    stage_.options().comm.send(op.peer, std::span<const T>{x.span()});
+    comm().send(op.peer, std::span<const T>{x.span()});
     x = {};
   }
 
@@ -126,7 +127,7 @@ class PipelineRun {
     flight.saved.reset();
     auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved),
                                  op.kind == PipelineOp::Kind::backward_input ? &flight.weights : nullptr);
-    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss.sum(), flight.loss.count());
+    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss);
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
   }

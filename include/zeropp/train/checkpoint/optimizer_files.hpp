@@ -16,6 +16,7 @@
 
 #include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/stage.hpp>
+#include <zeropp/train/checkpoint/host_copy.hpp>
 #include <zeropp/train/checkpoint/manifest.hpp>
 #include <zeropp/train/checkpoint/place.hpp>
 #include <zeropp/train/checkpoint/read_ahead.hpp>
@@ -32,7 +33,7 @@ inline constexpr std::string_view first_moment = "/first", second_moment = "/sec
 template <class Model, class Adam>
 FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Adam& adam) {
   using Moment = typename Adam::Moment;
-  const auto& comms = model.comms();
+  const auto comms = model.comms();
   std::vector<TensorSpec> specs;
   std::map<std::string, std::string> places;
   const auto each = [&](auto&& body) {
@@ -56,7 +57,10 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
   each([&](auto& unit, std::size_t index, const auto&, Range mine) {
     const auto at = static_cast<std::size_t>(mine.begin - unit.update().begin),
                n = static_cast<std::size_t>(mine.size());
-    const auto put = [&]<class T>(std::span<T> values) { writer.append(std::span<const T>{values.subspan(at, n)}); };
+    const auto put = [&]<class T>(std::span<T> values) {
+      std::vector<T> buffer;
+      writer.append(detail::on_host(model.device(), std::span<const T>{values.subspan(at, n)}, buffer));
+    };
     put(adam.first(index));
     put(adam.second(index));
     if (!unit.remainder().empty()) put(unit.remainder());
@@ -83,7 +87,8 @@ class OptimizerFiles {
         auto place = parameter == by_name.end() || words == file->metadata().end()
                          ? std::nullopt
                          : place_from(words->second, parameter->second->shape);
-        if (!place) throw DataError(text(file->path(), " does not say where ", tensor.name, " begins"));
+        if (!place || place->second > count_of(place->first) - tensor.count())
+          throw DataError(text(file->path(), " does not say where ", tensor.name, " begins"));
         auto& [part, begin] = *place;
         pieces_[tensor.name].push_back({file.get(), &tensor, std::move(part), {begin, begin + tensor.count()}});
       }
@@ -166,14 +171,17 @@ class OptimizerFiles {
 template <class Model, class Adam>
 void read_moments(Model& model, Adam& adam, OptimizerFiles& files) {
   using Moment = typename Adam::Moment;
+  std::vector<Moment> buffer;
   std::size_t index = 0;
   for (auto& unit : model.units()) {
     for (auto* p : unit.parameters()) {
       const auto mine = unit.update().clipped({p->offset, p->offset + p->size()});
+      const Range range{mine.begin - p->offset, mine.end - p->offset};
       const auto fill = [&](std::string_view kind, std::span<Moment> moments) {
-        files.read(p->name + std::string(kind), part_of(*p), {mine.begin - p->offset, mine.end - p->offset},
-                   moments.subspan(static_cast<std::size_t>(mine.begin - unit.update().begin),
-                                   static_cast<std::size_t>(mine.size())));
+        const auto at = static_cast<std::size_t>(mine.begin - unit.update().begin);
+        detail::fill_from_host(
+            model.device(), moments.subspan(at, static_cast<std::size_t>(mine.size())), buffer,
+            [&](std::span<Moment> out) { files.read(p->name + std::string(kind), part_of(*p), range, out); });
       };
       if (mine.size() == 0) continue;
       fill(detail::first_moment, adam.first(index));

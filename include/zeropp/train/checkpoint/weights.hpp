@@ -89,6 +89,7 @@ template <class Model, class Remainder>
 void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& remainder) {
   using Master = master_of<Model>;
   std::vector<Master> master;
+  std::vector<weight_of<Model>> upper;
   std::vector<std::int16_t> low;
   for (auto& unit : model.units()) {
     const auto update = unit.update(), held = unit.held();
@@ -116,16 +117,19 @@ void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& rem
               master[i] = split.master();
             }
         }
-        const auto to = static_cast<std::size_t>(at - held.begin), to_low = static_cast<std::size_t>(at - update.begin);
-        for (std::size_t i = 0; i < n; ++i) {
-          if constexpr (std::is_same_v<weight_of<Model>, bf16>) {
-            const auto split = SplitMaster::from(master[i]);
-            weights[to + i] = split.weight;
-            remainders[to_low + i] = split.remainder;
-          } else {
-            weights[to + i] = master[i];
-          }
-        }
+        fill_from_host(model.device(), weights.subspan(static_cast<std::size_t>(at - held.begin), n), upper,
+                       [&](auto out) {
+                         for (std::size_t i = 0; i < n; ++i)
+                           if constexpr (std::is_same_v<weight_of<Model>, bf16>)
+                             out[i] = SplitMaster::from(master[i]).weight;
+                           else
+                             out[i] = master[i];
+                       });
+        if constexpr (std::is_same_v<weight_of<Model>, bf16>)
+          fill_from_host(model.device(), remainders.subspan(static_cast<std::size_t>(at - update.begin), n), low,
+                         [&](auto out) {
+                           for (std::size_t i = 0; i < n; ++i) out[i] = SplitMaster::from(master[i]).remainder;
+                         });
       }
     }
   }

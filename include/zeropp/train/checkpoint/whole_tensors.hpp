@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <zeropp/parallel/model_parameters.hpp>
+#include <zeropp/train/checkpoint/host_copy.hpp>
 #include <zeropp/train/checkpoint/place.hpp>
 #include <zeropp/train/checkpoint/together.hpp>
 
@@ -16,7 +17,8 @@ namespace zeropp::detail {
 
 /// What rank `from` has, on rank 0: `out` holds as much there, and nothing elsewhere. A collective.
 template <class T>
-void bring_to_first(const Comm& comm, int from, std::span<const T> mine, std::span<T> out) {
+void bring_to_first(const Comm& group, int from, std::span<const T> mine, std::span<T> out) {
+  const auto& comm = group.host();
   std::vector<std::int64_t> send(static_cast<std::size_t>(comm.size())), receive(send.size());
   if (comm.rank() == from) send[0] = static_cast<std::int64_t>(mine.size());
   receive[static_cast<std::size_t>(from)] = static_cast<std::int64_t>(out.size());
@@ -51,11 +53,11 @@ template <class Model, class F>
 void for_each_whole_tensor(Model& model, F&& f) {
   using Weight = typename Model::Precision::Weight;
   using Unit = typename std::remove_reference_t<decltype(model.units())>::value_type;
-  const auto& comms = model.comms();
+  const auto comms = model.comms();
   int leased = -1;
   std::optional<typename Unit::Lease> lease;
   for (auto& p : model.model_parameters()) {
-    std::vector<Weight> whole;
+    std::vector<Weight> part, whole;
     std::span<const Weight> values;
     if (p.stage == comms.pipeline.rank()) {
       const auto& here = *model.parameters_by_name().find(p.name)->second;
@@ -64,8 +66,12 @@ void for_each_whole_tensor(Model& model, F&& f) {
         lease.reset();
         lease.emplace(unit);
       }
-      values = unit.whole().subspan(static_cast<std::size_t>(here.offset), static_cast<std::size_t>(here.size()));
-      if (p.split && comms.data.rank() == 0) values = whole = join_parts(comms.tensor, here, values);
+      if (comms.data.rank() == 0) {
+        values = on_host(
+            model.device(),
+            unit.whole().subspan(static_cast<std::size_t>(here.offset), static_cast<std::size_t>(here.size())), part);
+        if (p.split) values = whole = join_parts(comms.tensor, here, values);
+      }
     }
     if (p.stage != 0 && comms.data.rank() == 0 && comms.tensor.rank() == 0) {
       std::vector<Weight> arrived(static_cast<std::size_t>(comms.pipeline.rank() == 0 ? p.size() : 0));
