@@ -30,7 +30,9 @@ class Whole {
   template <class T>
   void add(const std::string& name, const Parameter& p, std::span<const T> values, Range held) {
     const std::lock_guard lock(mutex_);
-    auto& [bytes, seen] = tensors_[name];
+    auto& tensor = tensors_[name];
+    auto& bytes = tensor.bytes;
+    auto& seen = tensor.seen;
     const auto count = static_cast<std::size_t>(element_count(p.whole_shape()));
     bytes.resize(count * sizeof(T));
     seen.resize(count);
