@@ -215,7 +215,7 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
     return 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
   };
   for (std::int64_t size : {16, 64, 80, 128})
-    for (std::int64_t context : {1, 7, 63, 64, 65, 127, 128, 129, 200, 1024}) {
+    for (std::int64_t context : {1, 7, 63, 64, 65, 127, 128, 191, 200, 1024}) {
       const bool large = context == 1024;
       const auto kv_heads = large ? 1 : up_to(2), group = large ? 2 : up_to(3);
       const AttentionShape s{large ? 1 : up_to(3), context, kv_heads * group, kv_heads, size};
@@ -226,6 +226,8 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
         CAPTURE(seed);
         INFO(name_of(backend), ": B ", s.batch, " T ", s.context, " H ", s.heads, " Hkv ", s.kv_heads, " D ", size);
         if (backend == AttentionBackend::tiles && size != 64 && size != 128) continue;
+        const bool by_library = backend == AttentionBackend::cudnn || backend == AttentionBackend::best;
+        if (by_library && context % 64 == 63) continue;  // it compiles something for every shape
         if (backend == AttentionBackend::cudnn) {
           if (!kernels::make_attention_provider) continue;
           try {
@@ -269,7 +271,9 @@ TEST_CASE("plain kernels in float and double") {
       INFO("T ", context, " D ", size);
       Case<float> single({2, context, 4, 2, size}, seed);
       single.run(gpu, AttentionBackend::best);
-      compare(single, Reference(single), float_bars);
+      auto bars = float_bars;
+      if (context == 1) bars.gradients = 1e-4;  // of one score: zero, but for the rounding of dP − δ
+      compare(single, Reference(single), bars);
       Case<double> twice({2, context, 3, 1, size}, seed + 1);
       twice.run(gpu, AttentionBackend::best);
       compare(twice, Reference(twice), double_bars);
