@@ -2,6 +2,7 @@
 // Checkpoints: what is saved comes back bit for bit, on the same ranks and stage, on others, and in another precision;
 // weights under Hugging Face's names; what is not a checkpoint of this model is refused.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include "support/checkpoints.hpp"
 #include "support/tiny_gpt.hpp"
@@ -304,6 +305,20 @@ TEST_CASE("a shard that lies wholly in the padding rows is filled with zeros") {
           CHECK(run.bits() == bits);
         });
     });
+}
+
+TEST_CASE("many ranks as threads open few files at a time") {
+  const Folder folder;
+  const auto bits = save_at<Fp32>(folder.path(), 16, Stage::parameters);
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  auto low = before;
+  low.rlim_cur = names("/proc/self/fd").size() + 64;  // 16 ranks of 16 files each would be 256
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &low) == 0);
+  std::string resumed;
+  CHECK_NOTHROW(resumed = resume_at<Fp32>(folder.path(), 16, Stage::parameters));
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(resumed == bits);
 }
 
 TEST_CASE("a folder of format 1, from before there were meshes, loads") {

@@ -92,6 +92,7 @@ class OptimizerFiles {
         auto& [part, begin] = *place;
         pieces_[tensor.name].push_back({file.get(), &tensor, std::move(part), {begin, begin + tensor.count()}});
       }
+      file->close();  // ranks x files would be too many
     }
     for (auto& [name, pieces] : pieces_) std::sort(pieces.begin(), pieces.end(), before);
   }
@@ -142,6 +143,7 @@ class OptimizerFiles {
         stored.read(there - piece.range.begin,
                     out.subspan(static_cast<std::size_t>(here - mine.begin), static_cast<std::size_t>(n)));
       });
+      piece.file->close();
     }
   }
 

@@ -71,26 +71,28 @@ class Safetensors {
 
   /// Opens a file and checks all of its header. Throws DataError.
   explicit Safetensors(FileSystem& files, const std::string& path, File::Links links = File::Links::refuse)
-      : file_(File::read(files, path, links)) {
+      : files_(&files), path_(path), links_(links), file_(File::read(files, path, links)), size_(file_->size()) {
     std::array<unsigned char, 8> prefix{};
-    if (file_.size() < 8)
-      throw DataError(text(path, " holds ", file_.size(), " bytes: too short for a safetensors file, it is truncated"));
-    file_.read_at(0, std::as_writable_bytes(std::span{prefix}));
+    if (size_ < 8)
+      throw DataError(text(path, " holds ", size_, " bytes: too short for a safetensors file, it is truncated"));
+    file_->read_at(0, std::as_writable_bytes(std::span{prefix}));
     std::uint64_t length = 0;
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | prefix[i];
     if (length > static_cast<std::uint64_t>(longest_header))
       throw DataError(text(path, ": a header of ", length, " bytes; safetensors allow ", longest_header));
-    if (length > static_cast<std::uint64_t>(file_.size()) - 8)
-      throw DataError(text(path, ": the header needs ", length, " bytes, the file holds ", file_.size() - 8,
+    if (length > static_cast<std::uint64_t>(size_) - 8)
+      throw DataError(text(path, ": the header needs ", length, " bytes, the file holds ", size_ - 8,
                            " after its length: it is truncated"));
     std::string header(length, '\0');
-    file_.read_at(8, std::as_writable_bytes(std::span{header}));
+    file_->read_at(8, std::as_writable_bytes(std::span{header}));
     if (header.empty() || header[0] != '{') throw DataError(text(path, ": the header does not begin with {"));
     parse(parse_strict_json(header, path + " (header)"), 8 + static_cast<std::int64_t>(length));
     check_layout(8 + static_cast<std::int64_t>(length));
   }
 
-  const std::string& path() const { return file_.path(); }
+  const std::string& path() const { return path_; }
+  /// Until the next read: a reader of many files keeps few of them open.
+  void close() { file_.reset(); }
   /// In the order of the file.
   const std::vector<StoredTensor>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -112,8 +114,9 @@ class Safetensors {
     if (first < 0 || first > tensor.count() || count > tensor.count() - first)
       throw DataError(text(path(), ": elements ", first, " to ", first + count, " of tensor ", tensor.name,
                            ", which has ", tensor.count()));
+    if (!file_) reopen();
     const auto offset = tensor.begin + first * tensor.type.bytes;
-    if (tensor.type.type == dtype_of<T>) return file_.read_at(offset, std::as_writable_bytes(out));
+    if (tensor.type.type == dtype_of<T>) return file_->read_at(offset, std::as_writable_bytes(out));
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
       if (tensor.type.type == DType::bf16) return convert<bf16>(offset, out);
       if constexpr (std::is_same_v<T, double>)
@@ -124,12 +127,17 @@ class Safetensors {
   }
 
  private:
+  void reopen() {
+    file_.emplace(File::read(*files_, path_, links_));
+    if (file_->size() != size_)
+      throw DataError(text(path_, " holds ", file_->size(), " bytes, and held ", size_, " when it was checked"));
+  }
   template <class From, class T>
   void convert(std::int64_t offset, std::span<T> out) {
     std::vector<From> buffer(std::min<std::size_t>(out.size(), 1 << 16));
     while (!out.empty()) {
       const auto n = std::min(buffer.size(), out.size());
-      file_.read_at(offset, std::as_writable_bytes(std::span{buffer}.first(n)));
+      file_->read_at(offset, std::as_writable_bytes(std::span{buffer}.first(n)));
       for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<float>(buffer[i]));
       offset += static_cast<std::int64_t>(n * sizeof(From));
       out = out.subspan(n);
@@ -167,8 +175,8 @@ class Safetensors {
     if (offsets.size() != 2 || offsets[1] < offsets[0] || offsets[1] - offsets[0] != bytes)
       throw DataError(text(where, " of ", type->name, " ", shape_text(tensor.shape), " needs ", bytes,
                            " bytes, its data_offsets are ", shape_text(offsets)));
-    if (offsets[1] > file_.size() - data)
-      throw DataError(text(where, " ends at byte ", offsets[1], " of the data, the file holds ", file_.size() - data,
+    if (offsets[1] > size_ - data)
+      throw DataError(text(where, " ends at byte ", offsets[1], " of the data, the file holds ", size_ - data,
                            ": it is truncated"));
     tensor.begin = data + offsets[0];
     tensor.end = data + offsets[1];
@@ -199,11 +207,15 @@ class Safetensors {
       at = tensor.end;
       by_name_.emplace(tensor.name, i);
     }
-    if (at != file_.size())
-      throw DataError(text(path(), ": ", file_.size() - at, " bytes follow the last tensor; they belong to nothing"));
+    if (at != size_)
+      throw DataError(text(path(), ": ", size_ - at, " bytes follow the last tensor; they belong to nothing"));
   }
 
-  File file_;
+  FileSystem* files_;
+  std::string path_;
+  File::Links links_;
+  std::optional<File> file_;
+  std::int64_t size_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::size_t, std::less<>> by_name_;
   std::map<std::string, std::string> metadata_;
