@@ -17,6 +17,7 @@ class DryBackend final : public CommBackend {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string_view name() const override { return "dry"; }
+  bool buffers_sends() const override { return true; }
   bool moves() const override { return false; }
   void reduce_scatter(const Operation&, std::span<const Piece>) override {}
   void all_gather(const Operation&, std::span<const Piece>) override {}

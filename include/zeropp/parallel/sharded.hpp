@@ -78,6 +78,10 @@ class Sharded {
   const Comm& comm() const { return comm_; }
   bool has_other_parts() const { return tensor_.size() > 1 || pipeline_.size() > 1; }  ///< on tensor, pipeline ranks
   D& device() { return device_; }
+  /// Where its passes are recorded: what its communicators were given; or null.
+  Recorder* recorder() const {
+    return comm_.recorder() ? comm_.recorder() : pipeline_.recorder() ? pipeline_.recorder() : tensor_.recorder();
+  }
   const ShardedOptions& options() const { return options_; }
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
@@ -153,11 +157,13 @@ class Sharded {
 
   template <class X>
   auto forward(Context& context, X x) {
+    const Recording span(recorder(), SpanKind::forward, micro_batch_);
     return forward_of(layer_, context, std::move(x));
   }
   /// Backward of one micro-batch: adds its gradients to those of the step, or begins with them (begin_micro_batch).
   template <class Dy, class Saved>
   auto backward(Context& context, Dy dy, Saved saved) {
+    const Recording span(recorder(), SpanKind::backward, micro_batch_);
     return backward_of(layer_, context, std::move(dy), std::move(saved));
   }
   /// The same for a part of the model: a chunk of a pipeline.
@@ -183,6 +189,7 @@ class Sharded {
   }
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
+    micro_batch_ = first ? 0 : micro_batch_ + 1;
     first_micro_batch_ = first;
     last_micro_batch_ = last;
   }
@@ -231,7 +238,7 @@ class Sharded {
 
  private:
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
+    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_, recorder()};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {
@@ -293,7 +300,7 @@ class Sharded {
   L layer_;
   Units<P, D> units_;
   BucketedReducer<Gradient> reducer_;
-  std::int64_t step_ = 0;
+  std::int64_t step_ = 0, micro_batch_ = 0;
   bool first_micro_batch_ = true, last_micro_batch_ = true;
 };
 
