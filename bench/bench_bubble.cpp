@@ -56,7 +56,7 @@ double seconds_of_step(PipelineKind kind, int chunks, const PassTimes& times, Tr
 void write(const std::string& folder, const std::string& name, const std::string& content) {
   if (folder.empty()) return;
   std::ofstream file(folder + "/" + name);
-  if (!(file << content)) throw Error("bench_bubble cannot write " + folder + "/" + name);
+  if (!(file << content)) throw Error("cannot write " + folder + "/" + name);
 }
 
 struct Case {
@@ -67,11 +67,12 @@ struct Case {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   double unit = 40e-3;
   std::string json, svg, traces;
-  for (int i = 1; i + 1 < argc; i += 2) {
+  for (int i = 1; i < argc; i += 2) {
     const std::string flag = argv[i];
+    if (i + 1 == argc) return std::fprintf(stderr, "bench_bubble: no value follows %s\n", flag.c_str()), 2;
     if (flag == "--milliseconds")
       unit = std::atof(argv[i + 1]) * 1e-3;
     else if (flag == "--json")
@@ -115,4 +116,7 @@ int main(int argc, char** argv) {
           << ", \"simulated_seconds\": " << simulated << ", \"measured_seconds\": " << seconds
           << ", \"timeline_bubble\": " << line.bubble() << ", \"measured_bubble\": " << bubble << "}\n";
   }
+} catch (const Error& error) {
+  std::fprintf(stderr, "bench_bubble: %s\n", error.what());
+  return static_cast<int>(error.exit_code());
 }

@@ -203,6 +203,9 @@ TEST_CASE("what a cluster cannot be is refused in a sentence") {
   wrong.mesh.data = 0;
   CHECK_THROWS_WITH_AS(simulate_cube(wrong), doctest::Contains("do not fill 9"), ConfigError);
   wrong = cube();
+  wrong.mesh.context = 2;
+  CHECK_THROWS_WITH_AS(simulate_cube(wrong), doctest::Contains("no context axis"), ConfigError);
+  wrong = cube();
   wrong.rows = 9;
   CHECK_THROWS_WITH_AS(simulate_cube(wrong), doctest::Contains("the nearest that is: 8"), ConfigError);
   wrong = cube();

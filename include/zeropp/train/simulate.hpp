@@ -83,6 +83,8 @@ namespace detail {
 /// One rank of each stage: the first of the cluster along every other axis. Also fills in the size of the data axis.
 inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
   if (ranks < 1) throw ConfigError(text("a cluster has at least 1 rank, got ", ranks));
+  if (mesh.context > 1)
+    throw ConfigError(text("the simulator has no context axis, got ", mesh.context, " ranks of one; use 1"));
   for (auto [size, name] : {std::pair{mesh.tensor, "tensor"}, {mesh.pipeline, "pipeline"}, {mesh.context, "context"}})
     if (size < 1) throw ConfigError(text("mesh: the ", name, " axis needs at least 1 rank, got ", size));
   const auto others = std::int64_t{mesh.tensor} * mesh.pipeline * mesh.context;

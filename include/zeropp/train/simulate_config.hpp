@@ -27,7 +27,7 @@ struct SimulationFile {
 
 namespace detail {
 
-inline void read_link(ConfigSection links, const std::string& key, Link& link) {
+inline void read_link(ConfigSection& links, const std::string& key, Link& link) {
   auto section = links.section(key);
   section.read("bandwidth", link.bandwidth, 1, 1e18);
   section.read("latency", link.latency, 0, 1e3);
@@ -67,7 +67,6 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   links.read("ranks_per_node", o.links.ranks_per_node, 1, 1e6);
   detail::read_link(links, "node", o.links.node);
   detail::read_link(links, "network", o.links.network);
-  links.section("node"), links.section("network");
   links.read("overlap", o.links.overlap);
   links.finish();
 
@@ -76,7 +75,6 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   mesh.read("data", o.mesh.data, 0, 1e6);
   mesh.read("tensor", o.mesh.tensor, 1, 1e6);
   mesh.read("pipeline", o.mesh.pipeline, 1, 1024);
-  mesh.read("context", o.mesh.context, 1, 1e6);
   mesh.finish();
 
   auto model = root.section("model");
