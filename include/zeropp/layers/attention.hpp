@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include <zeropp/kernels/attention.hpp>
@@ -51,17 +52,11 @@ class AttentionCore {
 
   template <class C, class T>
   auto forward(C& ctx, Tensor<T, 3> x) {
-    auto [packed, x_saved] = ctx.forward(qkv, std::move(x));
-    const auto s = shape(packed);
-    if (options_.rope_base > 0) turn(ctx, packed, s, kernels::Turn::forward);
-    auto lse = ctx.template make<3, compute_t<T>>({s.batch, s.heads, s.context});
-    auto heads = ctx.template make<3>({s.batch, s.context, options_.width});
-    kernels::causal_attention_forward<typename C::Device, T>(ctx.device, s, query(packed), key(packed), value(packed),
-                                                             view(heads), lse.data());
-    auto saved = ctx.save(Saved<T>{std::move(x_saved), std::move(packed), std::move(lse), {}});
-    auto [y, heads_saved] = ctx.forward(projection, std::move(heads));
-    saved.heads = std::move(heads_saved);
-    return Forward{std::move(y), std::move(saved)};
+    return attend(ctx, std::move(x), None{});
+  }
+  template <class C, class T>
+  auto forward_onto(C& ctx, Tensor<T, 3> x, Tensor<T, 3> onto) {
+    return attend(ctx, std::move(x), std::move(onto));
   }
   template <class C, class T>
   auto backward(C& ctx, Tensor<T, 3> dy, Saved<T> saved) {
@@ -78,6 +73,28 @@ class AttentionCore {
   }
 
  private:
+  /// Forward; `onto` is what the output is added onto, or None.
+  template <class C, class T, class Onto>
+  auto attend(C& ctx, Tensor<T, 3> x, Onto onto) {
+    auto [packed, x_saved] = ctx.forward(qkv, std::move(x));
+    const auto s = shape(packed);
+    if (options_.rope_base > 0) turn(ctx, packed, s, kernels::Turn::forward);
+    auto lse = ctx.template make<3, compute_t<T>>({s.batch, s.heads, s.context});
+    auto heads = ctx.template make<3>({s.batch, s.context, options_.width});
+    kernels::causal_attention_forward<typename C::Device, T>(ctx.device, s, query(packed), key(packed), value(packed),
+                                                             view(heads), lse.data());
+    auto saved = ctx.save(Saved<T>{std::move(x_saved), std::move(packed), std::move(lse), {}});
+    auto [y, heads_saved] = project(ctx, std::move(heads), std::move(onto));
+    saved.heads = std::move(heads_saved);
+    return Forward{std::move(y), std::move(saved)};
+  }
+  template <class C, class T, class Onto>
+  auto project(C& ctx, Tensor<T, 3> heads, Onto onto) {
+    if constexpr (std::is_same_v<Onto, None>)
+      return ctx.forward(projection, std::move(heads));
+    else
+      return ctx.forward_onto(projection, std::move(heads), std::move(onto));
+  }
   template <class T>
   kernels::AttentionShape shape(const Tensor<T, 3>& packed) const {
     return {packed.extent(0), packed.extent(1), options_.heads, options_.kv_heads, size_};
@@ -124,6 +141,8 @@ class AttentionCore {
 /// names them.
 class CausalSelfAttention : public detail::AttentionCore<Linear, Linear> {
  public:
+  using OutputOnto = CausalSelfAttention;
+
   CausalSelfAttention(const std::string& name, const AttentionOptions& o)
       : CausalSelfAttention(Checked{checked(name, o)}, name) {}
 

@@ -18,6 +18,7 @@
 
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/device/cpu.hpp>
+#include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
@@ -112,7 +113,7 @@ class Sharded {
           begin_micro_batch(m == 0, m + 1 == options.micro_batches);
           auto out = forward(context, micro_batches.tokens(m));
           backward(context, 1.0f, std::move(out.saved));
-          total.add(out.output.sum(), out.output.count());
+          total.add(out.output);
         }
       }
       finish_gradients();
@@ -204,21 +205,30 @@ class Sharded {
     }
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
-  /// neither stage nor pipeline. f takes a span of gradients. A collective.
+  /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
+  /// collective.
   template <class F>
   double sum_over_gradients(F&& f) {
     std::size_t slots = units().size();
     if constexpr (Pipelined<L>) slots = static_cast<std::size_t>(layer_.parameters_in_model());
     std::vector<double> whole(slots), split(slots);
+    std::vector<std::span<Gradient>> parts;
+    std::vector<double*> places;
     for (std::size_t i = 0; i < units().size(); ++i) {
       auto& unit = units()[i];
       const auto slot = Pipelined<L> ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
-      if (tensor_.size() == 1) {
-        whole[slot] = f(unit.shard_gradients());
-        continue;
-      }
-      for (auto* p : unit.parameters()) (p->split() ? split : whole)[slot] += f(unit.shard_gradients(*p));
+      const auto add = [&](std::span<Gradient> part, std::vector<double>& sums) {
+        parts.push_back(part);
+        places.push_back(&sums[slot]);
+      };
+      if (tensor_.size() == 1)
+        add(unit.shard_gradients(), whole);
+      else
+        for (auto* p : unit.parameters()) add(unit.shard_gradients(*p), p->split() ? split : whole);
     }
+    std::vector<double> sums(parts.size());
+    f(std::span<const std::span<Gradient>>{parts}, std::span{sums});
+    for (std::size_t i = 0; i < sums.size(); ++i) *places[i] += sums[i];
     comm_.all_reduce(std::span{whole});
     if (tensor_.size() > 1) {
       comm_.all_reduce(std::span{split});
@@ -261,13 +271,11 @@ class Sharded {
   }
 
   std::int64_t count_labels(const Batch& batch) {
-    std::int64_t count = 0;
-    device_.run({.name = "count labels"}, [&](auto&) {
-      for (auto label : batch.labels.span()) count += label >= 0;
-    });
-    return comm_.sum(count);
+    return comm_.sum(batch.labels_here >= 0 ? batch.labels_here
+                                            : kernels::count_labels(device_, std::span{batch.labels.span()}));
   }
   Loss over_ranks(const Loss& mine) {
+    if (comm_.size() == 1 && pipeline_.size() == 1) return mine;  // and who reads it waits for it
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {
