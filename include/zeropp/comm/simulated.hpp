@@ -31,10 +31,9 @@ struct Links {
   int ranks_per_node = 8;
   Link node{232e9, 3e-6};    ///< inside a node
   Link network{22e9, 6e-6};  ///< between nodes, a rank
-  /// Sums of gradients, and the gathering of units ahead, run beside the computing, on a stream of their own, as a
-  /// GPU's do. Without it a rank waits for each, as on the CPU.
+  /// Operations go on beside the computing until the engine waits for them, as a GPU's do (Pending). Without it a rank
+  /// waits for each, as on the CPU.
   bool overlap = false;
-  int prefetch = 0;  ///< units gathered ahead (ShardedOptions): with overlap, a gather may take until so many later
 
   const Link& between(int a, int b) const { return a / ranks_per_node == b / ranks_per_node ? node : network; }
 };
@@ -98,24 +97,17 @@ class SimulatedBackend final : public CommBackend {
   std::string_view name() const override { return "simulated"; }
   bool buffers_sends() const override { return true; }
   bool moves() const override { return false; }
-  void label(std::string_view axis) override { overlaps_ = links_.overlap && axis == "data"; }
-
-  void reduce_scatter(const Operation& op, std::span<const Piece>) override {
-    const double seconds = times_.part(bytes_of(op));
-    if (overlaps_)
-      start(seconds);
-    else
-      together(seconds);
-  }
-  void all_gather(const Operation& op, std::span<const Piece>) override {
-    const double seconds = times_.part(bytes_of(op));
-    if (!overlaps_ || links_.prefetch == 0) return together(seconds);
-    gathers_.push_back(start(seconds));
-    while (static_cast<int>(gathers_.size()) > links_.prefetch) {
-      clock_->wait_communication(gathers_.front());
-      gathers_.pop_front();
+  bool overlaps() const override { return links_.overlap && size() > 1; }
+  std::uint64_t enqueued() const override { return number_; }
+  void join(std::uint64_t number) override {
+    for (; !under_way_.empty() && joined_ < number; ++joined_, under_way_.pop_front()) {
+      clock_->wait_until(under_way_.front().begin);
+      clock_->wait_communication(under_way_.front().end);
     }
   }
+
+  void reduce_scatter(const Operation& op, std::span<const Piece>) override { together(times_.part(bytes_of(op))); }
+  void all_gather(const Operation& op, std::span<const Piece>) override { together(times_.part(bytes_of(op))); }
   void broadcast(const Operation& op, std::span<std::byte>) override { together(times_.broadcast(bytes_of(op))); }
   void all_to_all(const Operation&, std::span<const std::byte> in, std::span<const std::int64_t>, std::span<std::byte>,
                   std::span<const std::int64_t>) override {
@@ -174,25 +166,24 @@ class SimulatedBackend final : public CommBackend {
     const auto at = std::lower_bound(represented_.begin(), represented_.end(), rank);
     return at != represented_.end() && *at == rank ? static_cast<int>(at - represented_.begin()) : -1;
   }
-  /// All begin when the last one is there and what this group has begun before has ended.
+  /// Begins when the last rank is there and what the group has begun before has ended.
   void together(double seconds) {
-    clock_->wait_communication(stream_);
-    meet();
+    const double begin = std::max(all_there(), stream_);
+    stream_ = begin + seconds;
+    if (overlaps()) {
+      under_way_.push_back({begin, stream_});
+      ++number_;
+      return;
+    }
+    clock_->wait_until(begin);
     clock_->communicate(seconds);
-    stream_ = clock_->now();
-    gathers_.clear();
   }
-  /// Begins it beside the computing; returns when it will have ended.
-  double start(double seconds) {
-    meet();
-    return stream_ = std::max(stream_, clock_->now()) + seconds;
-  }
-  void meet() {
-    if (live_.size() == 1) return;
+  double all_there() const {
     const double now = clock_->now();
+    if (live_.size() == 1) return now;
     std::vector<double> all(static_cast<std::size_t>(live_.size()));
     live_.all_gather(std::span<const double>{&now, 1}, std::span{all});
-    clock_->wait_until(*std::max_element(all.begin(), all.end()));
+    return *std::max_element(all.begin(), all.end());
   }
 
   Links links_;
@@ -202,9 +193,12 @@ class SimulatedBackend final : public CommBackend {
   std::vector<int> represented_;
   Comm live_;
   CollectiveTimes times_;
-  bool overlaps_ = false;
-  double stream_ = 0;             ///< when what was begun beside the computing will have ended
-  std::deque<double> gathers_;    ///< ends of gathers that nobody has waited for
+  double stream_ = 0;  ///< when all that was begun will have ended
+  struct UnderWay {
+    double begin, end;
+  };
+  std::deque<UnderWay> under_way_;  ///< numbers joined_ + 1 to number_
+  std::uint64_t number_ = 0, joined_ = 0;
   std::deque<double> to_others_;  ///< arrivals of messages to ranks that are not represented
   std::map<int, double> link_free_;
 };

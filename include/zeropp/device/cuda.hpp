@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <type_traits>
 #include <typeindex>
 #include <utility>
+#include <vector>
 
 #include <zeropp/device/cuda/faults.hpp>
 #include <zeropp/device/cuda/profile.hpp>
@@ -119,7 +121,10 @@ class Cuda {
   void synchronize() {
     stream_.wait();
     check_faults();
+    for (const auto& check : checks_) check();
   }
+  /// `check` is called whenever the host has waited, to throw what others have found wrong meanwhile.
+  void when_waited(std::function<void()> check) { checks_.push_back(std::move(check)); }
 
   /// Mapped host memory where kernels note what they find wrong.
   CudaFaults* faults() const { return faults_.get(); }
@@ -157,6 +162,7 @@ class Cuda {
   CudaProfile profile_;
   CudaStream stream_;
   Pinned<CudaFaults> faults_;
+  std::vector<std::function<void()>> checks_;
   Pool pool_;
   detail::Companions companions_;  // gone before the pool that they took memory from
 };

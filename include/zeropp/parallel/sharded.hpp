@@ -11,12 +11,14 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <zeropp/comm/mesh.hpp>
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
@@ -29,7 +31,9 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
+  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
+  /// 0 on the host, where it would only take memory.
+  std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
 };
 
@@ -61,15 +65,15 @@ class Sharded {
       : Sharded(mesh.data(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options) {}
 
   Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {})
-      : comm_(std::move(comm)),
-        tensor_(std::move(tensor)),
-        pipeline_(std::move(pipeline)),
+      : comm_(on_device(comm, device)),
+        tensor_(on_device(tensor, device)),
+        pipeline_(on_device(pipeline, device)),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
         units_((agree(), layer_), comm_, device, S),
         reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
-    if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
+    if (prefetch() < 0) throw ConfigError(text("prefetch counts units, got ", prefetch()));
     units_.initialise(options.seed, pipeline_);
   }
   Sharded(const Sharded&) = delete;
@@ -139,7 +143,7 @@ class Sharded {
       Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
       if constexpr (Pipelined<L>) {
         PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline_.broadcast(out, layer_.last_stage());
+        pipeline_.host().broadcast(out, layer_.last_stage());
       } else {
         forward(context, tokens);
       }
@@ -198,11 +202,7 @@ class Sharded {
   void finish_gradients() {
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
-    if constexpr (S == Stage::none) {
-      std::vector<Piece> pieces;
-      for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
-      comm_.all_gather(dtype_of<Gradient>, pieces);
-    }
+    if constexpr (S == Stage::none) units_.publish_gradients();
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
   /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
@@ -229,14 +229,14 @@ class Sharded {
     std::vector<double> sums(parts.size());
     f(std::span<const std::span<Gradient>>{parts}, std::span{sums});
     for (std::size_t i = 0; i < sums.size(); ++i) *places[i] += sums[i];
-    comm_.all_reduce(std::span{whole});
+    comm_.host().all_reduce(std::span{whole});
     if (tensor_.size() > 1) {
-      comm_.all_reduce(std::span{split});
-      tensor_.all_reduce(std::span{split});
+      comm_.host().all_reduce(std::span{split});
+      tensor_.host().all_reduce(std::span{split});
     }
     double sum = 0;
     for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-    if (pipeline_.size() > 1) pipeline_.all_reduce(std::span{whole});
+    if (pipeline_.size() > 1) pipeline_.host().all_reduce(std::span{whole});
     for (double one : whole) sum += one;
     return sum;
   }
@@ -247,8 +247,9 @@ class Sharded {
   }
 
  private:
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_, recorder()};
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {
@@ -279,8 +280,8 @@ class Sharded {
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {
-      pipeline_.broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline_.broadcast(std::span{&count, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&count, 1}, layer_.last_stage());
     }
     Loss all;
     all.add(sum, count);
@@ -289,9 +290,9 @@ class Sharded {
 
   /// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
   void agree() {
-    std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                                static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                options_.prefetch, "\n");
+    std::string settings =
+        text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+             static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ", prefetch(), "\n");
     std::string names = settings, shapes = settings;
     visit_parameters(layer_, [&](Parameter& p) {
       names += p.name + p.tied_to + "\n";

@@ -128,7 +128,6 @@ SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
         text("a step of ", o.rows, " rows is not ", o.mesh.data, " data ranks x ", o.micro_batches,
              " micro-batches x a number of rows; the nearest that is: ",
              std::max<std::int64_t>(1, (o.rows + passes / 2) / std::max<std::int64_t>(passes, 1)) * passes));
-  o.links.prefetch = o.sharded.prefetch;
   SimulatedStep result;
   result.simulation = o;
   result.ranks.resize(represented.size());

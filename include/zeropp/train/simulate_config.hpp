@@ -101,7 +101,7 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
 
   auto zero = root.section("zero_optimization");
   zero.read("stage", s.stage, 0, 3);
-  zero.read("prefetch_units", o.sharded.prefetch, 0, 1e6);
+  if (int units = 0; zero.read("prefetch_units", units, 0, 1e6)) o.sharded.prefetch = units;
   bool every = true;
   if (zero.read("reduce_every_micro_batch", every) && !every) o.sharded.reduction = Reduction::once;
   zero.finish();

@@ -98,10 +98,11 @@ class PipelineRun {
     return &at(schedule_.chunk_of(part), op.micro_batch);
   }
 
+  Comm comm() { return on_device(stage_.options().comm, model_.device()); }
   /// The schedule receives as early as it can be sure that stages don't lock; where sends return at once it is late
   /// enough when a pass needs what comes, so that passes before it, of weights above all, don't wait for the link.
   void expect(const PipelineOp& op) {
-    if (stage_.options().comm.buffers_sends())
+    if (comm().buffers_sends())
       expected_[op.peer].push_back(op);
     else
       arrived(op) = receive(op);
@@ -120,11 +121,11 @@ class PipelineRun {
     const auto& options = stage_.options();
     Activation x(model_.device().pool(),
                  {batches_.rows(op.micro_batch), batches_.context() / options.parts_of_context, options.width});
-    options.comm.recv(op.peer, x.span());
+    comm().recv(op.peer, x.span());
     return x;
   }
   void send(const PipelineOp& op, Activation& x) {
-    stage_.options().comm.send(op.peer, std::span<const T>{x.span()});
+    comm().send(op.peer, std::span<const T>{x.span()});
     x = {};
   }
 
