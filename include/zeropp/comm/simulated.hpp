@@ -113,7 +113,10 @@ class SimulatedBackend final : public CommBackend {
                   std::span<const std::int64_t>) override {
     together(times_.all_to_all(static_cast<double>(in.size()) * (size() - 1) / size()));
   }
-  void barrier(const Operation&) override { together(times_.barrier()); }
+  void barrier(const Operation&) override {
+    together(times_.barrier());
+    join(number_);
+  }
 
   /// Returns at once; messages to one rank share a link.
   void send(const Operation&, int to, std::span<const std::byte> data) override {

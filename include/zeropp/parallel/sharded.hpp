@@ -184,13 +184,13 @@ class Sharded {
     auto residents = resident();
     Residency<D, P> residency(context, residents, later);
     auto dx = residency.backward(part, std::move(dy), std::move(saved));
-    reducer_.flush();  // the next micro-batch needs the units' buffers
+    end_backward();
     return dx;
   }
   void weight_gradients_of(Context& context, WeightWork<D, P> left) {
     auto residents = resident();
     Residency<D, P>(context, residents).weight_gradients(std::move(left));
-    reducer_.flush();
+    end_backward();
   }
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
@@ -200,6 +200,7 @@ class Sharded {
   }
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
+    reducer_.flush();
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if constexpr (S == Stage::none) units_.publish_gradients();
@@ -247,6 +248,9 @@ class Sharded {
   }
 
  private:
+  /// The next micro-batch needs the units' buffers. After the last one sums may go on, while a pipeline's stages before
+  /// this one get its gradients.
+  void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
   int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
     return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
