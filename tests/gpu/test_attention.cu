@@ -271,7 +271,9 @@ TEST_CASE("plain kernels in float and double") {
       INFO("T ", context, " D ", size);
       Case<float> single({2, context, 4, 2, size}, seed);
       single.run(gpu, AttentionBackend::best);
-      compare(single, Reference(single), float_bars);
+      auto bars = float_bars;
+      if (context == 1) bars.gradients = 1e-4;  // of one score: zero, but for the rounding of dP − δ
+      compare(single, Reference(single), bars);
       Case<double> twice({2, context, 3, 1, size}, seed + 1);
       twice.run(gpu, AttentionBackend::best);
       compare(twice, Reference(twice), double_bars);

@@ -143,7 +143,7 @@ struct Head {
     for (auto label : labels) count += label >= 0;
     CHECK(got.loss.count == count);
     CHECK(got.loss.sum == again.loss.sum);
-    CHECK(got.evaluated == got.loss.sum);
+    CHECK(got.evaluated == doctest::Approx(got.loss.sum).epsilon(1e-6));  // long rows are summed in other parts
     CHECK(same_bits(got.dx, again.dx));
     CHECK(same_bits(got.dw, again.dw));
     const auto error = errors(got, true);

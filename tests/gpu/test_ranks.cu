@@ -102,7 +102,7 @@ TEST_CASE("ranks that call different things are named, all of them end") {
     test::OnGpu<float> data(gpu, 8 + comm.rank());
     comm.all_reduce(data.span());
   });
-  fails("of 4 float32, rank 1 calls broadcast number 0 of 4 int32", [](const Comm& comm, Cuda& gpu) {
+  fails("of 4 float32 from rank 0, rank 1 calls broadcast number 0 of 4 int32", [](const Comm& comm, Cuda& gpu) {
     test::OnGpu<float> floats(gpu, 4);
     test::OnGpu<std::int32_t> ints(gpu, 4);
     comm.rank() == 0 ? comm.broadcast(floats.span(), 0) : comm.broadcast(ints.span(), 0);
@@ -120,8 +120,8 @@ TEST_CASE("ranks that call different things are named, all of them end") {
     comm.rank() == 0 ? comm.send(1, std::span<const float>(data.span())) : comm.recv(0, data.span());
   });
   fails("bytes to rank 1, which expects", [](const Comm& comm, Cuda& gpu) {
-    test::OnGpu<float> data(gpu, 4), out(gpu, comm.rank() ? 3 : 2);
-    const std::vector<std::int64_t> send{2, 2}, receive{1 + comm.rank(), comm.rank() ? 2 : 1};
+    test::OnGpu<float> data(gpu, 4), out(gpu, 4 + comm.rank());
+    const std::vector<std::int64_t> send{2, 2}, receive{2, 2 + comm.rank()};
     comm.all_to_all(std::span<const float>(data.span()), send, out.span(), receive);
   });
 }

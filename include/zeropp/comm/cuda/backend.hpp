@@ -53,6 +53,7 @@ class GpuBackend : public CommBackend {
   }
   /// Returns when all ranks have come and this one's device has done all it was given.
   void barrier(const Operation&) override {
+    stream_.wait();
     device_.synchronize();
     host_.barrier();
   }

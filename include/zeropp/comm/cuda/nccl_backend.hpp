@@ -199,8 +199,9 @@ class NcclBackend final : public GpuBackend {
             group.end();
           },
           state_->board->come(rank()));
-      // While the pool records a program it gives blocks back to the GPU, which then waits for all its work under
-      // locks that other ranks' threads may need to start theirs: so then nothing stays under way.
+      // While the pool records a program it gives blocks back to the GPU, and kernels are loaded at their first use.
+      // Both may wait for all that runs there, under locks that other ranks' threads need to start what it waits for.
+      // So then nothing stays under way.
       if (device_.pool().recording()) stream_.wait();
     } catch (...) {
       state_->raise();  // where it was aborted meanwhile, that is the cause

@@ -90,7 +90,7 @@ class NcclCommunicator {
   }
   bool aborted() const { return aborted_.load(); }
 
-  /// Collectives between its begin and end() are one operation. They take it as their first argument.
+  /// Collectives between its begin and end() are one operation. The handle that they need is had from a group only.
   class Group {
    public:
     explicit Group(NcclCommunicator& comm) : comm_(comm), use_(comm.use_) {
@@ -115,7 +115,7 @@ class NcclCommunicator {
   };
 
  private:
-  /// The handle, for the last time: nobody else uses it from now on.
+  /// The handle, to be had once: nobody uses it from then on.
   ncclComm_t handle() noexcept {
     std::unique_lock use(use_, std::chrono::seconds(1));
     const std::lock_guard lock(handle_);

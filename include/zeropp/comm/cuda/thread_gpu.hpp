@@ -30,13 +30,27 @@ struct GpuSlot {
   std::int64_t piece_count = 0;
   const std::byte* data = nullptr;
   const std::int64_t *send_bytes = nullptr, *receive_bytes = nullptr;
-  cudaEvent_t ready = nullptr, has_read = nullptr;
+};
+
+/// Two events of a rank serve all its operations: it records them anew only between meetings at which the others have
+/// made their streams wait for what was recorded before. The ranks own them together: one that has ended may still be
+/// waited for.
+struct GpuEvents {
+  CudaEvent ready, has_read;
 };
 
 class ThreadGpuBackend final : public GpuBackend {
  public:
-  /// `shared`: all ranks are on one GPU.
-  ThreadGpuBackend(Comm host, Cuda& device, bool shared) : GpuBackend(std::move(host), device, true), shared_(shared) {}
+  /// `shared`: all ranks are on one GPU. A collective over `host`.
+  ThreadGpuBackend(Comm host, Cuda& device, bool shared)
+      : GpuBackend(std::move(host), device, true), shared_(shared), events_(index(size())) {
+    const auto mine = std::make_shared<GpuEvents>();
+    const auto* place = &mine;
+    std::vector<const std::shared_ptr<GpuEvents>*> places(events_.size());
+    host_.all_gather(std::as_bytes(std::span{&place, 1}), std::as_writable_bytes(std::span{places}));
+    for (std::size_t r = 0; r < places.size(); ++r) events_[r] = *places[r];
+    host_.barrier();  // all have taken theirs
+  }
   ~ThreadGpuBackend() override { static_cast<void>(cudaStreamSynchronize(stream_.get())); }
 
   std::string_view name() const override { return shared_ ? "threads on one GPU" : "threads with GPUs"; }
@@ -103,14 +117,11 @@ class ThreadGpuBackend final : public GpuBackend {
   }
 
   template <class Work>
-  void together(GpuSlot mine, const Work& work) {
+  void together(const GpuSlot& mine, const Work& work) {
     if (mine.piece_count) expect_gpu_memory(mine.op, {mine.pieces, static_cast<std::size_t>(mine.piece_count)});
     expect_gpu_memory(mine.op, mine.data);
-    // Two events serve all operations: a rank records them anew only between meetings at which the others have made
-    // their streams wait for what was recorded before.
-    ready_.record(device_.stream());
-    mine.ready = ready_.get();
-    mine.has_read = has_read_.get();
+    GpuEvents& events = *events_[index(rank())];
+    events.ready.record(device_.stream());
     std::vector<GpuSlot> slots(index(size()));
     host_.all_gather(std::as_bytes(std::span<const GpuSlot>{&mine, 1}), std::as_writable_bytes(std::span{slots}));
 
@@ -122,9 +133,9 @@ class ThreadGpuBackend final : public GpuBackend {
       verdict = compare(slots);
       if (verdict.empty())
         enqueue(mine.op, [&](cudaStream_t stream) {
-          hold_for(slots, &GpuSlot::ready, stream);
+          hold_for(&GpuEvents::ready, stream);
           work(slots, stream);
-          has_read_.record(stream);
+          events.has_read.record(stream);
         });
     } catch (...) {
       error = std::current_exception();
@@ -132,13 +143,12 @@ class ThreadGpuBackend final : public GpuBackend {
     host_.barrier();
     if (error) std::rethrow_exception(error);
     if (!verdict.empty()) throw CommError(verdict);
-    enqueue(mine.op, [&](cudaStream_t stream) { hold_for(slots, &GpuSlot::has_read, stream); });
+    enqueue(mine.op, [&](cudaStream_t stream) { hold_for(&GpuEvents::has_read, stream); });
   }
 
-  void hold_for(std::span<const GpuSlot> slots, cudaEvent_t GpuSlot::*event, cudaStream_t stream) const {
+  void hold_for(CudaEvent GpuEvents::*event, cudaStream_t stream) const {
     for (int r = 0; r < size(); ++r)
-      if (r != rank())
-        cuda_check(cudaStreamWaitEvent(stream, slots[index(r)].*event, 0), "waiting for another rank's GPU");
+      if (r != rank()) ((*events_[index(r)]).*event).hold(stream);
   }
 
   std::string compare(std::span<const GpuSlot> slots) const {
@@ -171,7 +181,7 @@ class ThreadGpuBackend final : public GpuBackend {
   }
 
   const bool shared_;
-  CudaEvent ready_, has_read_;
+  std::vector<std::shared_ptr<GpuEvents>> events_;  // by rank
 };
 
 }  // namespace zeropp::detail
