@@ -49,6 +49,38 @@ Record piped(int data, int stages, PipelineKind schedule, const RunOptions& o, i
   return out;
 }
 
+/// Sends that return when their receiver has what they sent.
+class Rendezvous final : public CommBackend {
+ public:
+  explicit Rendezvous(const Comm& comm) : data_(comm), answers_(comm.split(0, comm.rank())) {}
+  int rank() const override { return data_.rank(); }
+  int size() const override { return data_.size(); }
+  std::string_view name() const override { return "rendezvous"; }
+  void send(const Operation&, int to, std::span<const std::byte> data) override {
+    data_.send(to, std::span{reinterpret_cast<const std::uint8_t*>(data.data()), data.size()});
+    std::uint8_t answer = 0;
+    answers_.recv(to, std::span{&answer, 1});
+  }
+  void recv(const Operation&, int from, std::span<std::byte> data) override {
+    data_.recv(from, std::span{reinterpret_cast<std::uint8_t*>(data.data()), data.size()});
+    const std::uint8_t answer = 1;
+    answers_.send(from, std::span{&answer, 1});
+  }
+  // What else a pipeline's ranks do together goes over the mesh.
+  void reduce_scatter(const Operation&, std::span<const Piece>) override { FAIL("not over this communicator"); }
+  void all_gather(const Operation&, std::span<const Piece>) override { FAIL("not over this communicator"); }
+  void broadcast(const Operation&, std::span<std::byte>) override { FAIL("not over this communicator"); }
+  void all_to_all(const Operation&, std::span<const std::byte>, std::span<const std::int64_t>, std::span<std::byte>,
+                  std::span<const std::int64_t>) override {
+    FAIL("not over this communicator");
+  }
+  void barrier(const Operation&) override { FAIL("not over this communicator"); }
+  std::shared_ptr<CommBackend> subset(const Operation&, std::span<const int>) override { return nullptr; }
+
+ private:
+  Comm data_, answers_;
+};
+
 template <class G>
 Record piped(Stage stage, int data, int stages, PipelineKind schedule, const RunOptions& o, int chunks = 1) {
   switch (stage) {
@@ -102,6 +134,30 @@ TEST_CASE("every schedule: the bytes of the whole model") {
         same(piped<Plain>(Stage::parameters, data, stages, kind, o, chunks), base);
         same(piped<Recomputed>(Stage::gradients, data, stages, kind, o, chunks), base);
       }
+  }
+}
+
+TEST_CASE("sends that wait for their receiver lock no stage, and change no byte") {
+  RunOptions o{.micro_batches = 8, .steps = 2};
+  o.config.layers = 8;
+  const auto base = whole<Plain>(1, o);
+  for (const auto& schedule : {std::pair{PipelineKind::gpipe, 1},
+                               {PipelineKind::one_forward_one_backward, 1},
+                               {PipelineKind::interleaved, 2},
+                               {PipelineKind::zb_h1, 1},
+                               {PipelineKind::zb_v, 2}}) {
+    CAPTURE(name_of(schedule.first));
+    run_ranks(4, within, [&](Comm comm) {
+      Cpu device;
+      const Mesh mesh{comm, {.pipeline = 4}};
+      const Comm waiting{std::make_shared<Rendezvous>(comm)};
+      CHECK_FALSE(waiting.buffers_sends());
+      PipelineStage<Plain> stage{
+          {.comm = waiting, .schedule = schedule.first, .chunks = schedule.second, .width = o.config.width},
+          Plain{o.config}};
+      Sharded<PipelineStage<Plain>, Stage::gradients> model{mesh, device, std::move(stage)};
+      CHECK(record(model, mesh.data(), o).steps == base.steps);
+    });
   }
 }
 

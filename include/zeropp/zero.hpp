@@ -7,8 +7,10 @@
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/random.hpp>
 #include <zeropp/base/shape.hpp>
+#include <zeropp/base/trace.hpp>
 #include <zeropp/base/version.hpp>
 
+#include <zeropp/device/clock.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/device/tensor.hpp>
@@ -17,6 +19,7 @@
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/launch.hpp>
 #include <zeropp/comm/mesh.hpp>
+#include <zeropp/comm/simulated.hpp>
 #include <zeropp/comm/thread.hpp>
 
 #include <zeropp/kernels/adam.hpp>
@@ -73,9 +76,12 @@
 #include <zeropp/train/log/console.hpp>
 #include <zeropp/train/log/curve.hpp>
 #include <zeropp/train/log/metrics.hpp>
+#include <zeropp/train/log/timeline.hpp>
+#include <zeropp/train/log/trace_json.hpp>
 #include <zeropp/train/machine.hpp>
 #include <zeropp/train/plan.hpp>
 #include <zeropp/train/plan_report.hpp>
 #include <zeropp/train/sampler.hpp>
 #include <zeropp/train/schedule.hpp>
 #include <zeropp/train/settings.hpp>
+#include <zeropp/train/simulate.hpp>

@@ -95,6 +95,8 @@ class CommBackend {
   virtual std::uint64_t enqueued() const { return 0; }
   /// GPUs: what the device computes from now on runs after operation `number`.
   virtual void join(std::uint64_t) {}
+  /// True if a send returns before its receiver arrives, whatever its size: then no order of receives can lock ranks.
+  virtual bool buffers_sends() const { return false; }
 
   /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
   virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;
@@ -104,7 +106,7 @@ class CommBackend {
   /// Sends send_bytes[r] consecutive bytes of `in` to rank r; receives receive_bytes[r] from it into `out`.
   virtual void all_to_all(const Operation&, std::span<const std::byte> in, std::span<const std::int64_t> send_bytes,
                           std::span<std::byte> out, std::span<const std::int64_t> receive_bytes) = 0;
-  /// Buffered: returns before the receiver arrives. Messages between two ranks keep their order.
+  /// Messages between two ranks keep their order.
   virtual void send(const Operation&, int to, std::span<const std::byte> data) = 0;
   virtual void recv(const Operation&, int from, std::span<std::byte> data) = 0;
   virtual void barrier(const Operation&) = 0;

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/base/trace.hpp>
 #include <zeropp/comm/backend.hpp>
 #include <zeropp/comm/pending.hpp>
 
@@ -49,6 +50,14 @@ class Comm {
   bool overlaps() const { return backend() && backend()->overlaps(); }
   /// Equal for copies of one communicator, and for nothing else while one of them lives.
   const void* identity() const { return state_.get(); }
+  /// Whether sends return before their receivers arrive.
+  bool buffers_sends() const { return !backend() || backend()->buffers_sends(); }
+  /// From now on collectives of this group are recorded; a Mesh hands it on to the communicators of its axes.
+  void record(Recorder* recorder) const { state_->recorder = recorder; }
+  Recorder* recorder() const { return state_->recorder; }
+  /// Says in traces which axis of a mesh the group runs along.
+  void label(std::string_view axis) const { state_->axis = axis; }
+  const std::string& label() const { return state_->axis; }
 
   /// Sum over ranks, in place. It *is* reduce_scatter followed by all_gather, so its bits equal theirs.
   template <class T>
@@ -57,7 +66,7 @@ class Comm {
     auto op = next(Collective::all_reduce, dtype_of<T>, count);
     if (size() == 1) return;
     const Piece piece{data.data(), data.data() + part_begin(count, rank(), size()), count};
-    sent(Collective::all_reduce, 2 * elsewhere(count) * sizeof(T));
+    const auto span = sent(Collective::all_reduce, 2 * static_cast<std::size_t>(elsewhere(count)) * sizeof(T));
     backend()->reduce_scatter(op, {&piece, 1});
     op.sequence = state_->sequence++;
     backend()->all_gather(op, {&piece, 1});
@@ -102,7 +111,7 @@ class Comm {
     expect_rank(root, Collective::broadcast);
     auto op = next(Collective::broadcast, dtype_of<T>, static_cast<std::int64_t>(data.size()), root);
     if (size() == 1) return;
-    sent(op.kind, rank() == root ? (size() - 1) * data.size_bytes() : 0);
+    const auto span = sent(op.kind, rank() == root ? static_cast<std::size_t>(size() - 1) * data.size_bytes() : 0);
     backend()->broadcast(op, std::as_writable_bytes(data));
     started().wait();
   }
@@ -122,7 +131,7 @@ class Comm {
   void send(int to, std::span<const T> data) const {
     expect_rank(to, Collective::send);
     const Operation op{0, Collective::send, dtype_of<T>, static_cast<std::int64_t>(data.size()), to};
-    sent(op.kind, data.size_bytes());
+    const auto span = sent(op.kind, data.size_bytes());
     backend()->send(op, to, std::as_bytes(data));
     started().wait();
   }
@@ -130,14 +139,14 @@ class Comm {
   void recv(int from, std::span<T> data) const {
     expect_rank(from, Collective::recv);
     const Operation op{0, Collective::recv, dtype_of<T>, static_cast<std::int64_t>(data.size()), from};
-    sent(op.kind, 0);
+    const auto span = sent(op.kind, 0, data.size_bytes());
     backend()->recv(op, from, std::as_writable_bytes(data));
     started().wait();
   }
 
   void barrier() const {
     auto op = next(Collective::barrier, DType::u8, 0);
-    sent(op.kind, 0);
+    const auto span = sent(op.kind, 0);
     if (size() > 1) backend()->barrier(op);
   }
 
@@ -162,15 +171,20 @@ class Comm {
     std::shared_ptr<CommBackend> backend;
     std::uint64_t sequence = 0;
     Traffic traffic;
+    Recorder* recorder = nullptr;
+    std::string axis;
   };
 
   CommBackend* backend() const { return state_->backend.get(); }
   Operation next(Collective kind, DType dtype, std::int64_t count, int root = 0) const {
     return {state_->sequence++, kind, dtype, count, root};
   }
-  void sent(Collective kind, std::size_t bytes) const {
+  /// Counts a call, and records it while the result lives.
+  [[nodiscard]] Recording sent(Collective kind, std::size_t bytes, std::size_t received = 0) const {
     state_->traffic.calls[static_cast<std::size_t>(kind)] += 1;
     state_->traffic.bytes[static_cast<std::size_t>(kind)] += static_cast<std::int64_t>(bytes);
+    return Recording(state_->recorder, SpanKind::collective, name_of(kind), state_->axis,
+                     static_cast<std::int64_t>(bytes + received));
   }
   /// Elements of `count` that belong to other ranks.
   std::int64_t elsewhere(std::int64_t count) const {
@@ -200,7 +214,8 @@ inline Pending Comm::moves_parts(Collective kind, DType dtype, std::span<const P
       }
     return {};
   }
-  if (size() > 1) sent(kind, static_cast<std::size_t>(away) * size_of(dtype));
+  const auto span = size() > 1 ? sent(kind, static_cast<std::size_t>(away) * size_of(dtype))
+                               : Recording(nullptr, SpanKind::collective);
   kind == Collective::all_gather ? backend()->all_gather(op, pieces) : backend()->reduce_scatter(op, pieces);
   return started();
 }
@@ -224,7 +239,9 @@ void Comm::all_to_all(std::span<const T> in, std::span<const std::int64_t> send_
   }
   // The counts may differ by rank; only the kind and the type are compared.
   const auto op = next(Collective::all_to_all, dtype_of<T>, 0);
-  if (ranks > 1) sent(op.kind, in.size_bytes() - static_cast<std::size_t>(send[static_cast<std::size_t>(rank())]));
+  const auto span =
+      ranks > 1 ? sent(op.kind, in.size_bytes() - static_cast<std::size_t>(send[static_cast<std::size_t>(rank())]))
+                : Recording(nullptr, SpanKind::collective);
   backend()->all_to_all(op, std::as_bytes(in), send, std::as_writable_bytes(out), receive);
   started().wait();
 }

@@ -47,7 +47,11 @@ class Mesh {
     sizes_ = {options.data, options.tensor, options.pipeline, options.context};
     fill(options.data == 0);
     place(options.order);
-    for (const Axis axis : options.order) comms_[index(axis)] = along(axis);
+    for (const Axis axis : options.order) {
+      comms_[index(axis)] = along(axis);
+      comms_[index(axis)].label(name_of(axis));
+      comms_[index(axis)].record(world.recorder());
+    }
   }
 
   const Comm& world() const { return world_; }

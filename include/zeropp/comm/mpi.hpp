@@ -120,6 +120,7 @@ class MpiBackend final : public CommBackend {
     });
   }
 
+  bool buffers_sends() const override { return true; }
   void send(const Operation& op, int to, std::span<const std::byte> data) override {
     guarded(call_of(op), [&](const std::string& call) {
       std::erase_if(shared_->sends, [&](auto& send) { return send->requests.progress(call), send->requests.empty(); });

@@ -110,6 +110,7 @@ class ThreadBackend final : public CommBackend {
     });
   }
 
+  bool buffers_sends() const override { return true; }
   void send(const Operation& op, int to, std::span<const std::byte> data) override {
     if (world().failed()) world().follow(call(op));
     ThreadMessage message{op.dtype, op.count, {data.begin(), data.end()}};

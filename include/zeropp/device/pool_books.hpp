@@ -22,6 +22,8 @@ using Storage = std::shared_ptr<std::byte>;
 
 struct PoolOptions {
   std::size_t limit = 0;  ///< bytes this pool may hold; 0: whatever the device has
+  /// False: programs are recorded each time and never packed; for simulations, whose steps may make 10^5 requests.
+  bool pack = true;
 };
 
 namespace detail {
@@ -96,7 +98,8 @@ struct PoolBooks {
       throw MemoryError(text("program '", program_name, "' made ", cursor, " requests, its first run ",
                              recording.requests.size(), "; give a step of another shape a program name of its own"));
     program = nullptr;
-    if (recording.packed) return;
+    if (!options.pack) recording.requests.clear();
+    if (recording.packed || !options.pack) return;
     pack(recording);
     if (recording.extent > arena_bytes) {
       if (arena) memory->deallocate(arena, arena_bytes);

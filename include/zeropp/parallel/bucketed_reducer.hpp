@@ -50,6 +50,29 @@ class BucketedReducer {
     for (auto& bucket : std::exchange(under_way_, {})) finish(bucket);
   }
 
+  /// Begins to reduce what is pending. Memory that waits for the bucket before is free then; so no more than two
+  /// buckets of it are held.
+  void start() {
+    if (pending_.empty()) return;
+    auto entries = std::exchange(pending_, {});
+    pending_bytes_ = 0;
+    std::vector<Piece> pieces, whole;
+    Bucket bucket;
+    for (auto& entry : entries) {
+      pieces.push_back(entry.piece);
+      if (entry.whole) whole.push_back(entry.piece);
+      if (entry.done) bucket.done.push_back(std::move(entry.done));
+    }
+    bucket.sum = comm_.reduce_scatter_async(dtype_of<T>, pieces);
+    if (!whole.empty()) bucket.gathered = comm_.all_gather_async(dtype_of<T>, whole);
+    for (auto& before : under_way_)
+      if (!before.done.empty()) finish(before);
+    if (bucket.sum.under_way())
+      under_way_.push_back(std::move(bucket));
+    else
+      finish(bucket);
+  }
+
   std::size_t pending_bytes() const { return pending_bytes_; }
   const Comm& comm() const { return comm_; }
 
@@ -83,28 +106,6 @@ class BucketedReducer {
       sum.wait();
     }
   };
-  /// Begins to reduce what is pending. Memory that waits for the bucket before is free then; so no more than two
-  /// buckets of it are held.
-  void start() {
-    if (pending_.empty()) return;
-    auto entries = std::exchange(pending_, {});
-    pending_bytes_ = 0;
-    std::vector<Piece> pieces, whole;
-    Bucket bucket;
-    for (auto& entry : entries) {
-      pieces.push_back(entry.piece);
-      if (entry.whole) whole.push_back(entry.piece);
-      if (entry.done) bucket.done.push_back(std::move(entry.done));
-    }
-    bucket.sum = comm_.reduce_scatter_async(dtype_of<T>, pieces);
-    if (!whole.empty()) bucket.gathered = comm_.all_gather_async(dtype_of<T>, whole);
-    for (auto& before : under_way_)
-      if (!before.done.empty()) finish(before);
-    if (bucket.sum.under_way())
-      under_way_.push_back(std::move(bucket));
-    else
-      finish(bucket);
-  }
   static void finish(Bucket& bucket) {
     bucket.wait();
     for (auto& done : std::exchange(bucket.done, {})) done();

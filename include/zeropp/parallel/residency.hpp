@@ -5,7 +5,9 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <zeropp/layers/context.hpp>
 #include <zeropp/parallel/units.hpp>
@@ -20,6 +22,7 @@ struct Residents {
   Reduction reduction;
   int prefetch;  ///< sites to gather ahead of the running one
   bool first_micro_batch = true, last_micro_batch = true;
+  Recorder* recorder = nullptr;
 
   enum class Direction { forward = 1, backward = -1 };
 
@@ -39,6 +42,20 @@ struct Residents {
       }
       if (!needed) unit->release();
     }
+  }
+
+  /// What the names of a site's parameters have in common: "h.0", "ln_f".
+  std::string name_of(int site) const {
+    std::string common;
+    for (auto* unit : units.of_site(site))
+      for (auto* p : unit->parameters()) {
+        if (common.empty()) common = p->name.substr(0, p->name.rfind('.'));
+        const auto differ = std::mismatch(common.begin(), common.end(), p->name.begin(), p->name.end()).first;
+        if (differ == common.end()) continue;
+        const auto dot = common.rfind('.', static_cast<std::size_t>(differ - common.begin()));
+        if (dot != std::string::npos) common.resize(dot);
+      }
+    return common;
   }
 
   void begin_gradients(int site) {
@@ -95,6 +112,7 @@ class Residency : public Context<D, P> {
   template <class L, class X>
   auto forward_unit(L& child, X x) {
     const int site = residents_->units.site_of(child);
+    const auto span = recording(site);
     if (site >= 0) residents_->enter(site, Direction::forward);
     auto out = child.forward(base(), std::move(x));
     if (site >= 0) residents_->leave(site, Direction::forward, this->training());
@@ -104,6 +122,7 @@ class Residency : public Context<D, P> {
   auto backward_unit(L& child, Dy dy, S saved) {
     const int site = residents_->units.site_of(child);
     if (site < 0) return child.backward(base(), std::move(dy), std::move(saved));
+    const auto span = recording(site);
     residents_->enter(site, Direction::backward);
     const bool split = later_ && splits_backward(child);
     if (split)
@@ -119,6 +138,7 @@ class Residency : public Context<D, P> {
   /// The other half of a backward.
   void weight_gradients(WeightWork<D, P> left) {
     for (auto& [site, work] : left.sites) {
+      const auto span = recording(site);
       residents_->begin_gradients(site);
       for (auto& one : work) std::exchange(one, {})(base());
       residents_->end_gradients(site);
@@ -126,6 +146,10 @@ class Residency : public Context<D, P> {
   }
 
  private:
+  Recording recording(int site) const {
+    auto* recorder = site < 0 ? nullptr : residents_->recorder;
+    return {recorder, SpanKind::unit, recorder ? residents_->name_of(site) : std::string()};
+  }
   Base& base() { return *this; }  // inside a unit nobody stands between any more
 
   Residents<P, D>* residents_;

@@ -79,6 +79,10 @@ class Sharded {
   const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
   ModelComms comms() const { return {world_, comm_, tensor_, pipeline_}; }
   D& device() { return device_; }
+  /// Where its passes are recorded: what its communicators were given; or null.
+  Recorder* recorder() const {
+    return comm_.recorder() ? comm_.recorder() : pipeline_.recorder() ? pipeline_.recorder() : tensor_.recorder();
+  }
   const ShardedOptions& options() const { return options_; }
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
@@ -160,11 +164,13 @@ class Sharded {
 
   template <class X>
   auto forward(Context& context, X x) {
+    const Recording span(recorder(), SpanKind::forward, micro_batch_);
     return forward_of(layer_, context, std::move(x));
   }
   /// Backward of one micro-batch: adds its gradients to those of the step, or begins with them (begin_micro_batch).
   template <class Dy, class Saved>
   auto backward(Context& context, Dy dy, Saved saved) {
+    const Recording span(recorder(), SpanKind::backward, micro_batch_);
     return backward_of(layer_, context, std::move(dy), std::move(saved));
   }
   /// The same for a part of the model: a chunk of a pipeline.
@@ -180,21 +186,23 @@ class Sharded {
     auto residents = resident();
     Residency<D, P> residency(context, residents, later);
     auto dx = residency.backward(part, std::move(dy), std::move(saved));
-    reducer_.flush();  // the next micro-batch needs the units' buffers
+    end_backward();
     return dx;
   }
   void weight_gradients_of(Context& context, WeightWork<D, P> left) {
     auto residents = resident();
     Residency<D, P>(context, residents).weight_gradients(std::move(left));
-    reducer_.flush();
+    end_backward();
   }
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
+    micro_batch_ = first ? 0 : micro_batch_ + 1;
     first_micro_batch_ = first;
     last_micro_batch_ = last;
   }
   /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
   void finish_gradients() {
+    reducer_.flush();
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if constexpr (S == Stage::none) units_.publish_gradients();
@@ -216,9 +224,12 @@ class Sharded {
   }
 
  private:
+  /// The next micro-batch needs the units' buffers. After the last one sums may go on, while a pipeline's stages before
+  /// this one get its gradients.
+  void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
   int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_};
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {
@@ -270,7 +281,7 @@ class Sharded {
   L layer_;
   Units<P, D> units_;
   BucketedReducer<Gradient> reducer_;
-  std::int64_t step_ = 0;
+  std::int64_t step_ = 0, micro_batch_ = 0;
   bool first_micro_batch_ = true, last_micro_batch_ = true;
 };
 

@@ -52,6 +52,7 @@ class FusedAdam {
       return false;
     }
     ++steps_;
+    const Recording span(model_.recorder(), SpanKind::optimizer);
     const auto bias = [&](float beta) { return 1 - std::pow(static_cast<double>(beta), static_cast<double>(steps_)); };
     kernels::AdamStep step{.learning_rate = learning_rate,
                            .beta1 = options_.beta1,

@@ -31,6 +31,7 @@ class GpuBackend : public CommBackend {
   std::chrono::nanoseconds limit() const override { return host_.limit(); }
 
   bool overlaps() const override { return true; }
+  bool buffers_sends() const override { return true; }
   std::uint64_t enqueued() const override { return number_; }
   void join(std::uint64_t number) override {
     if (number <= joined_) return;
@@ -153,6 +154,7 @@ class OneGpuBackend final : public CommBackend {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   std::string_view name() const override { return "one GPU"; }
+  bool buffers_sends() const override { return true; }
   const Comm* host() const override { return &host_; }
   std::chrono::nanoseconds limit() const override { return host_.limit(); }
 

@@ -120,8 +120,10 @@ class GpuComms {
   const Comm& of(const Comm& host) {
     for (const auto& [from, made] : made_)
       if (from.identity() == host.identity()) return made;
-    made_.emplace_back(host, Comm{gpu_backend(host, device_)});
-    return made_.back().second;
+    const auto& made = made_.emplace_back(host, Comm{gpu_backend(host, device_)}).second;
+    made.label(host.label());
+    made.record(host.recorder());
+    return made;
   }
 
  private:

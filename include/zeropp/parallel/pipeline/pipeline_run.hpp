@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <map>
 #include <optional>
 #include <span>
 #include <utility>
@@ -39,10 +41,10 @@ class PipelineRun {
   void train(Loss& total) {
     for (const auto& op : schedule_.instructions(stage_.options().comm.rank())) {
       switch (op.kind) {
-        case PipelineOp::Kind::receive_activation: at(op).in = receive(op); break;
+        case PipelineOp::Kind::receive_activation:
+        case PipelineOp::Kind::receive_gradient: expect(op); break;
         case PipelineOp::Kind::forward: forward(op); break;
         case PipelineOp::Kind::send_activation: send(op, at(op).out); break;
-        case PipelineOp::Kind::receive_gradient: at(op).dy = receive(op); break;
         case PipelineOp::Kind::backward:
         case PipelineOp::Kind::backward_input: backward(op, total); break;
         case PipelineOp::Kind::backward_weight: backward_weight(op); break;
@@ -97,6 +99,24 @@ class PipelineRun {
   }
 
   Comm comm() { return on_device(stage_.options().comm, model_.device()); }
+  /// The schedule receives as early as it can be sure that stages don't lock; where sends return at once it is late
+  /// enough when a pass needs what comes, so that passes before it, of weights above all, don't wait for the link.
+  void expect(const PipelineOp& op) {
+    if (comm().buffers_sends())
+      expected_[op.peer].push_back(op);
+    else
+      arrived(op) = receive(op);
+  }
+  Activation& arrived(const PipelineOp& op) {
+    return op.kind == PipelineOp::Kind::receive_activation ? at(op).in : at(op).dy;
+  }
+  /// Receives from the neighbour's stage, in the order of its sends, until `input` is there.
+  void await(const PipelineOp& op, int direction, const Activation& input) {
+    const int part = part_of(op) + direction;
+    if (input || part < 0 || part >= schedule_.parts()) return;
+    for (auto& expected = expected_[schedule_.stage_of(part)]; !input && !expected.empty(); expected.pop_front())
+      arrived(expected.front()) = receive(expected.front());
+  }
   Activation receive(const PipelineOp& op) {
     const auto& options = stage_.options();
     Activation x(model_.device().pool(),
@@ -109,8 +129,13 @@ class PipelineRun {
     x = {};
   }
 
+  Recording recorded(SpanKind kind, const PipelineOp& op) const {
+    return {model_.recorder(), kind, op.micro_batch, op.chunk};
+  }
   void forward(const PipelineOp& op) {
     auto& flight = at(op);
+    await(op, -1, flight.in);
+    const auto span = recorded(SpanKind::forward, op);
     PipelineValue<T> value{.x = std::move(flight.in)};
     if (part_of(op) == 0) value.tokens = batches_.tokens(op.micro_batch);
     Context context(model_.device(), batches_.run(op.micro_batch));
@@ -122,16 +147,20 @@ class PipelineRun {
   }
   void backward(const PipelineOp& op, Loss& total) {
     auto& flight = at(op);
+    await(op, 1, flight.dy);
+    const bool split = op.kind == PipelineOp::Kind::backward_input;
+    const auto span = recorded(split ? SpanKind::backward_input : SpanKind::backward, op);
     auto context = begin(op);
     auto saved = std::move(*flight.saved);
     flight.saved.reset();
     auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved),
-                                 op.kind == PipelineOp::Kind::backward_input ? &flight.weights : nullptr);
+                                 split ? &flight.weights : nullptr);
     if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss);
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
   }
   void backward_weight(const PipelineOp& op) {
+    const auto span = recorded(SpanKind::backward_weight, op);
     auto context = begin(op);
     model_.weight_gradients_of(context, std::exchange(at(op).weights, {}));
   }
@@ -146,6 +175,7 @@ class PipelineRun {
   MicroBatches batches_;
   PipelineSchedule schedule_;
   std::vector<Flight> flights_;
+  std::map<int, std::deque<PipelineOp>> expected_;  ///< by stage: what it has sent or will, not yet received
 };
 
 }  // namespace zeropp

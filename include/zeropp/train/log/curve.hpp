@@ -61,7 +61,7 @@ class Curve {
         "font-size=\"13\">\n<style>text{fill:#333}.g{stroke:#8884}.t{stroke:#5b8def66;fill:none}"
         ".m{stroke:#2f6fde;fill:none;stroke-width:2}.v{fill:#e0662f}@media(prefers-color-scheme:dark){text{fill:#ddd}"
         ".m{stroke:#7aa7ff}}</style>\n<text x=\"",
-        left, "\" y=\"22\" font-size=\"15\">", escaped(title), "</text>\n");
+        left, "\" y=\"22\" font-size=\"15\">", xml_text(title), "</text>\n");
     for (double y = low; y <= high + step_y / 2; y += step_y)
       out += text("<line class=\"g\" x1=\"", left, "\" x2=\"", width - right, "\" y1=\"", fixed(y_of(y), 1), "\" y2=\"",
                   fixed(y_of(y), 1), "\"/><text x=\"", left - 8, "\" y=\"", fixed(y_of(y) + 4, 1),
@@ -101,11 +101,6 @@ class Curve {
     for (double factor : {1.0, 2.0, 5.0})
       if (raw <= factor * power) return factor * power;
     return 10 * power;
-  }
-  static std::string escaped(const std::string& title) {
-    std::string out;
-    for (char c : title) c == '<' ? out += "&lt;" : c == '&' ? out += "&amp;" : out += c;
-    return out;
   }
 
   std::vector<std::pair<double, double>> training_, validation_;

@@ -49,6 +49,13 @@ inline std::string duration_text(double seconds) {
   return std::to_string(s) + "s";
 }
 
+/// Text as the content of an XML element.
+inline std::string xml_text(const std::string& plain) {
+  std::string out;
+  for (char c : plain) c == '<' ? out += "&lt;" : c == '&' ? out += "&amp;" : out += c;
+  return out;
+}
+
 /// A word as a shell reads it back: quoted where it must be.
 inline std::string shell_word(const std::string& word) {
   const auto plain = [](char c) {
