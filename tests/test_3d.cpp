@@ -105,6 +105,31 @@ TEST_CASE("in double, tensor ranks agree with one to 1e-12, with and without a s
       }
 }
 
+TEST_CASE(
+    "with context ranks, each mesh of up to eight ranks: the same bytes at every stage, and the losses of one rank") {
+  auto o = mesh_options();
+  o.config.context = 16;
+  o.config.heads = 4;
+  const auto one = steps_of<Plain>(Stage::none, {}, o);
+  for (auto attention : {ContextAttention::ulysses, ContextAttention::ring})
+    for (int context : {2, 4})
+      for (auto [data, tensor, pipeline] :
+           {std::array{1, 1, 1}, {2, 1, 1}, {1, 2, 1}, {1, 1, 2}, {2, 2, 1}, {2, 1, 2}, {1, 2, 2}}) {
+        Layout layout{.data = data, .tensor = tensor, .pipeline = pipeline};
+        layout.context = context;
+        layout.attention = attention;
+        if (layout.ranks() > 8) continue;
+        if (attention == ContextAttention::ulysses && context * tensor > 4) continue;  // 4 heads
+        CAPTURE(text(name_of(attention), " ", context, " context ", data, " data ", tensor, " tensor ", pipeline,
+                     " pipeline"));
+        const auto base = steps_of<Plain>(Stage::none, layout, o);
+        for (auto stage : {Stage::optimizer_states, Stage::gradients, Stage::parameters})
+          CHECK(steps_of<Plain>(stage, layout, o) == base);
+        CHECK(steps_of<Recomputed>(Stage::parameters, layout, o) == base);
+        CHECK(apart(base, one) < 1e-5);
+      }
+}
+
 TEST_CASE("weights of a model in parts are refused rather than saved in part") {
   run_ranks(2, {.limit = std::chrono::seconds(20)}, [&](Comm comm) {
     const auto o = mesh_options();

@@ -12,6 +12,7 @@
 #include <zeropp/base/random.hpp>
 #include <zeropp/device/device.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/precision.hpp>
 
@@ -34,6 +35,7 @@ struct RunState {
   double loss_scale = 1;  ///< factor on the gradient of the *sum* of the losses; 1 / labels of the step for a mean
   Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
+  ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these
 };
 
 template <Device Device_, Precision Precision_>

@@ -11,6 +11,7 @@
 
 #include <zeropp/base/random.hpp>
 #include <zeropp/comm/comm.hpp>
+#include <zeropp/layers/layer.hpp>
 
 namespace zeropp::detail {
 
@@ -25,6 +26,19 @@ inline void agree(const Comm& comm, std::string_view axis, const std::string& wh
       throw CommError(text(axis, "rank ", r, " built another model than ", axis,
                            "rank 0 (parameters, shapes, stage, precision or seed differ); start all ranks with the "
                            "same program and settings"));
+}
+
+/// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others. A collective.
+template <class L>
+void agree(L& layer, const Comm& comm, const Comm& tensor, const Comm& pipeline, const std::string& settings) {
+  std::string names = settings, shapes = settings;
+  visit_parameters(layer, [&](Parameter& p) {
+    names += p.name + p.tied_to + "\n";
+    shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
+  });
+  agree(comm, "", shapes);
+  agree(tensor, "tensor ", names);
+  agree(pipeline, "pipeline ", settings);
 }
 
 }  // namespace zeropp::detail

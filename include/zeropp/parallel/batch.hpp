@@ -36,4 +36,14 @@ struct Batch {
   }
 };
 
+/// Labels that count; 0 on the dry device.
+template <Device D>
+std::int64_t count_labels(D& device, const Batch& batch) {
+  std::int64_t count = 0;
+  device.run({.name = "count labels"}, [&](auto&) {
+    for (auto label : batch.labels.span()) count += label >= 0;
+  });
+  return count;
+}
+
 }  // namespace zeropp

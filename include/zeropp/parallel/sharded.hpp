@@ -21,20 +21,11 @@
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/context_parallel.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
+#include <zeropp/parallel/sharded_options.hpp>
 
 namespace zeropp {
-
-struct ShardedOptions {
-  std::uint64_t seed = 1337;
-  Reduction reduction = Reduction::every_micro_batch;
-  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
-  std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
-};
-
-struct TrainOptions {
-  std::int64_t micro_batches = 1;  ///< the batch's rows are cut into so many passes; their gradients add up
-};
 
 template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
 class Sharded {
@@ -54,15 +45,17 @@ class Sharded {
   Sharded(Comm comm, D& device, L layer, ShardedOptions options = {})
       : Sharded(std::move(comm), Comm{}, Comm{}, device, std::move(layer), options) {}
 
-  /// The same on a mesh: sharded over its data axis. Layers under TensorParallel or PipelineStage were built with the
-  /// mesh's other axes.
+  /// The same on a mesh: sharded over its data and context axes. Layers under TensorParallel or PipelineStage were
+  /// built with the mesh's other axes. Context ranks share sequences, and give the same batch each.
   Sharded(const Mesh& mesh, D& device, L layer, ShardedOptions options = {})
-      : Sharded(mesh.data(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options) {}
+      : Sharded(mesh.sharding(), mesh.tensor(), mesh.pipeline(), device, std::move(layer), options,
+                ContextPart{mesh.context(), options.context_attention}) {}
 
-  Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {})
+  Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {}, ContextPart part = {})
       : comm_(std::move(comm)),
         tensor_(std::move(tensor)),
         pipeline_(std::move(pipeline)),
+        part_(std::move(part)),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
@@ -79,6 +72,7 @@ class Sharded {
   bool has_other_parts() const { return tensor_.size() > 1 || pipeline_.size() > 1; }  ///< on tensor, pipeline ranks
   D& device() { return device_; }
   const ShardedOptions& options() const { return options_; }
+  const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
   const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
@@ -90,12 +84,13 @@ class Sharded {
 
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
   /// Returns the loss over all ranks. A collective.
-  Loss train(const Batch& batch, TrainOptions options = {}) {
+  Loss train(const Batch& whole, TrainOptions options = {}) {
     if (options.micro_batches < 1)
       throw ConfigError(text("micro_batches must be at least 1, got ", options.micro_batches));
-    return guarded(text("train ", batch.rows(), "x", batch.context(), "/", options.micro_batches), [&] {
+    return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches), [&] {
+      const auto batch = part_of(whole);
       auto run = run_state(batch, Mode::training);
-      const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
+      const auto labels = batch.labels_in_step ? batch.labels_in_step : comm_.sum(count_labels(device_, batch));
       run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
       const MicroBatches micro_batches{batch, run, options.micro_batches};
       Loss total;
@@ -117,8 +112,9 @@ class Sharded {
   }
 
   /// The loss of a batch over all ranks, without gradients. A collective.
-  Loss evaluate(const Batch& batch) {
-    return guarded(text("evaluate ", batch.rows(), "x", batch.context()), [&] {
+  Loss evaluate(const Batch& whole) {
+    return guarded(text("evaluate ", whole.rows(), "x", whole.context()), [&] {
+      const auto batch = part_of(whole);
       Context context(device_, run_state(batch, Mode::evaluation));
       if constexpr (Pipelined<L>)
         return over_ranks(PipelineRun(*this, layer_, layer_.layout(), {batch, context, 1}).evaluate());
@@ -129,17 +125,20 @@ class Sharded {
 
   /// Logits of some rows of `tokens` [B, T] (row b·T + t): out is [rows, vocabulary]. A collective.
   void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows, std::span<float> out) {
-    guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", rows.size()), [&] {
-      LogitsRequest request{rows, out};
-      Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
-      if constexpr (Pipelined<L>) {
-        PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline_.broadcast(out, layer_.last_stage());
-      } else {
-        forward(context, tokens);
-      }
+    SharedLogits shared(part_, tokens.shape(), rows, out);
+    auto& request = shared.request();
+    guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", request.rows.size()), [&] {
+      const auto batch = part_of({.tokens = tokens, .labels = {}});
+      Context context(device_, run_state(batch, Mode::evaluation));
+      context.logits = &request;
+      if constexpr (Pipelined<L>)
+        PipelineRun(*this, layer_, layer_.layout(), {batch, context, 1}).evaluate();
+      else
+        forward(context, batch.tokens);
       return 0;
     });
+    shared.collect();
+    if constexpr (Pipelined<L>) pipeline_.broadcast(out, layer_.last_stage());
   }
 
   // ---- for a loop of your own: context, forward, backward, then finish_gradients() before the optimizer's step
@@ -148,8 +147,12 @@ class Sharded {
   Context context(RunState run = {}) {
     run.seed = options_.seed;
     run.step = step_;
+    run.part = part_;
     return Context(device_, std::move(run));
   }
+
+  /// This rank's positions of a batch: what forward takes where context ranks share sequences.
+  Batch part_of(const Batch& whole) { return zeropp::part_of(device_, whole, part_); }
 
   template <class X>
   auto forward(Context& context, X x) {
@@ -234,8 +237,12 @@ class Sharded {
     return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
-    return {
-        .mode = mode, .seed = options_.seed, .step = step_, .first_sample = batch.first_sample, .labels = batch.labels};
+    return {.mode = mode,
+            .seed = options_.seed,
+            .step = step_,
+            .first_sample = batch.first_sample,
+            .labels = batch.labels,
+            .part = part_};
   }
 
   /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
@@ -253,13 +260,6 @@ class Sharded {
     }
   }
 
-  std::int64_t count_labels(const Batch& batch) {
-    std::int64_t count = 0;
-    device_.run({.name = "count labels"}, [&](auto&) {
-      for (auto label : batch.labels.span()) count += label >= 0;
-    });
-    return comm_.sum(count);
-  }
   Loss over_ranks(const Loss& mine) {
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
@@ -272,22 +272,16 @@ class Sharded {
     return all;
   }
 
-  /// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others.
   void agree() {
-    std::string settings = text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                                static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                                options_.prefetch, "\n");
-    std::string names = settings, shapes = settings;
-    visit_parameters(layer_, [&](Parameter& p) {
-      names += p.name + p.tied_to + "\n";
-      shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
-    });
-    detail::agree(comm_, "", shapes);
-    detail::agree(tensor_, "tensor ", names);
-    detail::agree(pipeline_, "pipeline ", settings);
+    if (part_.size() > 1) detail::check_context(layer_, part_);
+    detail::agree(layer_, comm_, tensor_, pipeline_,
+                  text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+                       static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
+                       options_.prefetch, " context ", name_of(options_.context_attention), "\n"));
   }
 
   Comm comm_, tensor_, pipeline_;
+  ContextPart part_;
   D& device_;
   ShardedOptions options_;
   L layer_;
