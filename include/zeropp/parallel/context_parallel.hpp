@@ -38,7 +38,7 @@ Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
 /// A request for logits of rows b·T + t of whole sequences, of which each context rank has some.
 class SharedLogits {
  public:
-  /// `out` is [rows, vocabulary]. Throws ConfigError for rows outside [0, B·T).
+  /// `out` is [rows, vocabulary]. Throws ConfigError for rows outside [0, B·T), and for other room than for the rows.
   SharedLogits(const ContextPart& part, Extents<2> tokens, std::span<const std::int64_t> rows, std::span<float> out)
       : part_(part), request_{rows, out} {
     if (part.size() == 1) return;
@@ -57,6 +57,8 @@ class SharedLogits {
       }
     }
     vocabulary_ = rows.empty() ? 0 : out.size() / rows.size();
+    if (rows.size() * vocabulary_ != out.size())
+      throw ConfigError(text("logits of ", rows.size(), " rows are asked for, got room for ", out.size(), " numbers"));
     mine_.resize(rows_.size() * vocabulary_);
     request_ = {rows_, mine_};
     whole_ = out;
