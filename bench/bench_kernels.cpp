@@ -67,7 +67,8 @@ void linear(benchmark::State& state) {
     if constexpr (P == Pass::forward)
       linear_forward(device(), x.data(), w.data(), static_cast<const T*>(nullptr), y.data(), n, in, out);
     if constexpr (P == Pass::input) linear_backward_input(device(), y.data(), w.data(), x.data(), n, in, out);
-    if constexpr (P == Pass::weight) linear_backward_weight(device(), y.data(), x.data(), dw.data(), n, in, out);
+    if constexpr (P == Pass::weight)
+      linear_backward_weight(device(), y.data(), x.data(), dw.data(), decltype(dw.data()){}, n, in, out);
   });
 }
 void gpt_shapes(benchmark::internal::Benchmark* b) {

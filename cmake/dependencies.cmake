@@ -43,3 +43,22 @@ if("mpi" IN_LIST zeropp_dependencies OR "mpi_if_found" IN_LIST zeropp_dependenci
            "MPI_CXX_COMPILER to its mpicxx, or do without (ZEROPP_MPI=OFF). ")
   endif()
 endif()
+
+if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies)
+  find_package(CUDAToolkit 12.4 QUIET)
+  if(NOT TARGET CUDA::cudart OR NOT TARGET CUDA::cublasLt)
+    if("cuda" IN_LIST zeropp_dependencies)
+      string(APPEND zeropp_missing "zeropp::cuda needs the CUDA toolkit (12.4 or later, with cuBLAS), found "
+             "'${CUDAToolkit_VERSION}'; set CUDAToolkit_ROOT to its folder, or do without (ZEROPP_CUDA=OFF). ")
+    endif()
+  elseif(NOT TARGET zeropp::nccl_library)
+    find_path(ZEROPP_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of nccl.h")
+    find_library(ZEROPP_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${CUDAToolkit_LIBRARY_DIR} DOC "libnccl.so")
+    mark_as_advanced(ZEROPP_NCCL_INCLUDE_DIR ZEROPP_NCCL_LIBRARY)
+    if(ZEROPP_NCCL_INCLUDE_DIR AND ZEROPP_NCCL_LIBRARY)
+      add_library(zeropp::nccl_library UNKNOWN IMPORTED)
+      set_target_properties(zeropp::nccl_library PROPERTIES IMPORTED_LOCATION "${ZEROPP_NCCL_LIBRARY}"
+                            INTERFACE_INCLUDE_DIRECTORIES "${ZEROPP_NCCL_INCLUDE_DIR}")
+    endif()
+  endif()
+endif()

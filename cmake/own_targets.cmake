@@ -16,7 +16,25 @@ endif()
 set(CMAKE_CXX_EXTENSIONS OFF)
 add_library(zeropp_own INTERFACE)
 target_link_libraries(zeropp_own INTERFACE zeropp)
-target_compile_options(zeropp_own INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror -march=native)
+set(ZEROPP_MARCH native CACHE STRING "-march of our own programs; a portable one for programs that run elsewhere")
+target_compile_options(zeropp_own INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror -march=${ZEROPP_MARCH})
+
+# Engines on GPUs are compiled by nvcc, for Hopper unless CMAKE_CUDA_ARCHITECTURES says otherwise. Its front end knows
+# neither GCC's unroll pragma (1675) nor that a variable may serve one branch of an `if constexpr` only (177).
+if(TARGET zeropp_cuda)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES OR CMAKE_CUDA_ARCHITECTURES STREQUAL "native")
+    set(CMAKE_CUDA_ARCHITECTURES 90)
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  if(ZEROPP_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${ZEROPP_CCACHE})
+  endif()
+  add_library(zeropp_own_gpu INTERFACE)
+  target_link_libraries(zeropp_own_gpu INTERFACE zeropp_cuda $<TARGET_NAME_IF_EXISTS:zeropp_nccl>)
+  target_compile_options(zeropp_own_gpu INTERFACE -Werror=all-warnings -diag-suppress=1675,177
+    -Xcompiler=-Wall,-Wextra,-Werror,-march=${ZEROPP_MARCH})
+endif()
 
 if(ZEROPP_SANITIZE STREQUAL "address")
   set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
@@ -40,4 +58,11 @@ function(zeropp_program name)
   if(program_MPI AND TARGET zeropp_mpi)
     target_link_libraries(${name} PRIVATE zeropp_mpi)
   endif()
+endfunction()
+
+# A program of ours on a GPU, of .cu files, with NCCL where it is there.
+#   zeropp_gpu_program(name sources...)
+function(zeropp_gpu_program name)
+  add_executable(${name} ${ARGN})
+  target_link_libraries(${name} PRIVATE zeropp_own_gpu)
 endfunction()

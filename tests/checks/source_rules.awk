@@ -106,6 +106,7 @@ header {
     word = substr(rest, RSTART, RLENGTH)
     rest = substr(rest, RSTART + RLENGTH)
     if (word !~ /^_[A-Z]/ && word !~ /__/) continue
+    if (name ~ /\/cuda\//) continue  # CUDA's own words begin so
     # what compilers and systems define may be used
     if (word ~ /^__(builtin_|has_|restrict|attribute|extension|m[0-9]|mmask|AVX|FMA|F16C|SSE|ARM|aarch64|x86_64|CUDA|cplusplus|linux|GNUC|clang|SANITIZE|int128|BYTE_ORDER|ORDER|FILE|LINE|VA_|func|PRETTY|cpuid|get_cpuid)/) continue
     if (word ~ /^_(Float16|Exit|OPENMP|GNU_SOURCE|Pragma|SC_.*)$/) continue
@@ -131,8 +132,8 @@ function reach(start,    todo, now, next_ones, i, j, count) {
 
 END {
   finish_file()
-  # zero.hpp is the list of what there is. MPI comes where it is asked for; what parses JSON takes a second to compile
-  # and is included by name.
+  # zero.hpp is the list of what there is. MPI, CUDA and NCCL come where they are asked for; what parses JSON takes a
+  # second to compile and is included by name.
   umbrella = "include/zeropp/zero.hpp"
   if (umbrella in is_header) {
     for (h in is_header) {
@@ -146,7 +147,7 @@ END {
       faults++
     }
     for (h in is_header)
-      if (!(h in reached) && !(h in by_name) && h !~ /\/mpi[a-z_]*\.hpp$/) {
+      if (!(h in reached) && !(h in by_name) && h !~ /\/(mpi|nccl)[a-z_]*\.hpp$/ && h !~ /\/cuda(\/|\.hpp$)/) {
         printf "%s:1: zero.hpp does not reach it; add it to the list there\n", h
         faults++
       }

@@ -16,15 +16,15 @@ struct bf16 {
   std::uint16_t bits = 0;
 
   bf16() = default;
-  explicit bf16(float value) {
+  constexpr explicit bf16(float value) {
     auto b = std::bit_cast<std::uint32_t>(value);
     if ((b & 0x7fffffffu) > 0x7f800000u)
       bits = static_cast<std::uint16_t>(b >> 16 | 0x40u);  // NaN stays NaN: rounding could carry it into infinity
     else
       bits = static_cast<std::uint16_t>((b + 0x7fffu + (b >> 16 & 1u)) >> 16);
   }
-  operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-  bf16& operator+=(float value) { return *this = bf16(*this + value); }
+  constexpr operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+  constexpr bf16& operator+=(float value) { return *this = bf16(*this + value); }
 };
 
 /// A float32 master weight kept in 2 + 2 bytes: `weight` is the master rounded to nearest, ties away from zero, and the
@@ -34,14 +34,14 @@ struct SplitMaster {
   bf16 weight;
   std::int16_t remainder = 0;
 
-  static SplitMaster from(float master) {
+  static constexpr SplitMaster from(float master) {
     auto b = std::bit_cast<std::uint32_t>(master);
     SplitMaster split;
     split.weight.bits = static_cast<std::uint16_t>((b + 0x8000u) >> 16);
     split.remainder = static_cast<std::int16_t>(static_cast<std::uint16_t>(b));
     return split;
   }
-  float master() const {
+  constexpr float master() const {
     auto high = static_cast<std::uint32_t>(weight.bits) << 16;
     return std::bit_cast<float>(high + static_cast<std::uint32_t>(static_cast<std::int32_t>(remainder)));
   }

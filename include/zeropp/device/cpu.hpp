@@ -2,6 +2,8 @@
 // The host as a device: operations run at once, on the caller's thread and the workers of this rank.
 #pragma once
 
+#include <cstring>
+
 #include <zeropp/device/device.hpp>
 #include <zeropp/device/workers.hpp>
 
@@ -25,6 +27,12 @@ class Cpu {
   void run(const Cost&, Body&& body) {
     body(workers_);
   }
+
+  void upload(void* to, const void* from, std::size_t bytes) {
+    if (bytes) std::memcpy(to, from, bytes);
+  }
+  void download(void* to, const void* from, std::size_t bytes) { upload(to, from, bytes); }
+  void synchronize() {}
 
  private:
   Workers workers_;

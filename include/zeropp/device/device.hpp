@@ -4,6 +4,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -18,13 +19,24 @@ struct Cost {
   double bytes = 0;       ///< read and written in memory, each element once
 };
 
-/// A device: `pool()`, and `run(cost, body)` where `body(workers)` may call
-/// `workers.for_each(count, grain, [](std::int64_t begin, std::int64_t end) {...})`.
+namespace detail {
+struct AnyBody {
+  template <class Where>
+  void operator()(Where&&) const {}
+};
+}  // namespace detail
+
+/// A device: `pool()`; `run(cost, body)`, where `body` gets what the device runs on: the host's workers, on which it may
+/// call `workers.for_each(count, grain, [](std::int64_t begin, std::int64_t end) {...})`, or a stream of a GPU; copies
+/// from and to the host; and `synchronize()`, which returns when all operations have run.
 template <class D>
-concept Device = requires(D& device, Cost cost) {
+concept Device = requires(D& device, Cost cost, void* to, const void* from) {
   { device.pool() } -> std::same_as<Pool&>;
   { D::dry } -> std::convertible_to<bool>;
-  device.run(cost, [](auto&) {});
+  device.run(cost, detail::AnyBody{});
+  device.upload(to, from, std::size_t{});
+  device.download(to, from, std::size_t{});
+  device.synchronize();
 };
 
 }  // namespace zeropp

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
+#include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
 
 namespace zeropp::kernels {
@@ -34,6 +35,12 @@ struct AdamStep {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
   float gradient_scale = 1;                           ///< clipping
   double bias_correction1 = 1, bias_correction2 = 1;  ///< 1 - beta^step
+};
+
+/// Consecutive elements with one weight decay.
+struct AdamRun {
+  Range range;
+  float weight_decay = 0;
 };
 
 namespace detail {
@@ -163,4 +170,23 @@ void adam(D& device, const AdamSpan<W, G, M>& s, const AdamStep& step) {
              });
 }
 
+/// The same over some runs of the buffers; step.weight_decay is not read.
+template <Device D, class W, class G, class M>
+void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, AdamStep step) {
+  for (const auto& run : runs) {
+    const auto part = [&](auto span) {
+      return span.empty()
+                 ? span
+                 : span.subspan(static_cast<std::size_t>(run.range.begin), static_cast<std::size_t>(run.range.size()));
+    };
+    step.weight_decay = run.weight_decay;
+    adam(device, AdamSpan<W, G, M>{part(s.weight), part(s.remainder), part(s.gradient), part(s.first), part(s.second)},
+         step);
+  }
+}
+
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/adam.hpp>
+#endif

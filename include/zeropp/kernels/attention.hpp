@@ -204,3 +204,7 @@ void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<con
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/attention.hpp>
+#endif

@@ -155,6 +155,16 @@ LossSum for_each_logits(D& device, const X* x, const W* w, std::span<const std::
 
 }  // namespace detail
 
+/// Labels that count: those that are not negative. Waits for the device; 0 on the dry one.
+template <Device D>
+std::int64_t count_labels(D& device, std::span<const std::int32_t> labels) {
+  std::int64_t count = 0;
+  device.run({.name = "count labels", .bytes = static_cast<double>(labels.size_bytes())}, [&](auto&) {
+    for (auto label : labels) count += label >= 0;
+  });
+  return count;
+}
+
 /// The loss of x [n, width] against labels [n]; negative labels do not count. w is [vocabulary, width], of which `used`
 /// rows are real. Nothing is computed on the dry device (0, 0). Throws DataError for a label that is not below `used`.
 template <Device D, class X, class W>
@@ -189,3 +199,7 @@ void linear_logits(D& device, const X* x, const W* w, std::span<const std::int64
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/cross_entropy.hpp>
+#endif

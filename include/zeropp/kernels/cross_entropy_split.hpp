@@ -130,3 +130,7 @@ LossSum linear_cross_entropy_part_backward(D& device, const X* x, const W* w, st
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/cross_entropy_split.hpp>
+#endif

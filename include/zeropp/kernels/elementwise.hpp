@@ -59,6 +59,12 @@ void fill(D& device, std::span<T> x, T value) {
       device, "fill", 0, [value] { return value; }, x);
 }
 
+template <Device D, class T>
+void copy(D& device, std::span<const T> from, std::span<T> to) {
+  detail::map(
+      device, "copy", 0, [](auto v) { return v; }, to, from);
+}
+
 template <Device D, class A, class B>
 void convert(D& device, std::span<A> in, std::span<B> out) {
   detail::map(
@@ -144,3 +150,7 @@ void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& r
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/elementwise.hpp>
+#endif

@@ -99,3 +99,7 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/embedding.hpp>
+#endif

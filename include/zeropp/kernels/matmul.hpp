@@ -10,6 +10,7 @@
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/gemm.hpp>
 
 namespace zeropp::kernels {
@@ -142,27 +143,6 @@ void matmul(D& device, MatrixView<A> a, MatrixView<B> b, MatrixView<T> c, Into i
   });
 }
 
-/// y [n, out] = x [n, in] · wᵀ + bias, with w [out, in]; bias [out] may be null.
-template <Device D, class X, class W, class Y>
-void linear_forward(D& device, const X* x, const W* w, const W* bias, Y* y, std::int64_t n, std::int64_t in,
-                    std::int64_t out) {
-  matmul(device, row_major(x, n, in), row_major(w, out, in).t(), row_major(y, n, out), Into::overwrite, bias);
-}
-
-/// dx [n, in] = dy [n, out] · w [out, in].
-template <Device D, class Dy, class W, class Dx>
-void linear_backward_input(D& device, const Dy* dy, const W* w, Dx* dx, std::int64_t n, std::int64_t in,
-                           std::int64_t out, Into into = Into::overwrite) {
-  matmul(device, row_major(dy, n, out), row_major(w, out, in), row_major(dx, n, in), into);
-}
-
-/// dw [out, in] += dyᵀ · x.
-template <Device D, class Dy, class X, class G>
-void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, std::int64_t n, std::int64_t in,
-                            std::int64_t out) {
-  matmul(device, row_major(dy, n, out).t(), row_major(x, n, in), row_major(dw, out, in), Into::add);
-}
-
 /// sum [width] += the rows of x [n, width], in order.
 template <Device D, class X, class G>
 void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width) {
@@ -179,4 +159,51 @@ void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t widt
   });
 }
 
+/// y [n, out] = x [n, in] · wᵀ + bias, with w [out, in]; bias [out] may be null. Where `onto` [n, out] is not null it
+/// is added: the sum of a residual. y overlaps neither x nor onto.
+template <Device D, class X, class W, class Y>
+void linear_forward(D& device, const X* x, const W* w, const W* bias, Y* y, std::int64_t n, std::int64_t in,
+                    std::int64_t out, const Y* onto = nullptr) {
+  matmul(device, row_major(x, n, in), row_major(w, out, in).t(), row_major(y, n, out), Into::overwrite, bias);
+  const auto size = static_cast<std::size_t>(n * out);
+  if (onto) add(device, std::span<Y>{y, size}, std::span<Y>{const_cast<Y*>(onto), size}, std::span<Y>{y, size});
+}
+
+/// pre [n, out] = x · wᵀ + bias, y = gelu(pre).
+template <Device D, class X, class W, class Y>
+void linear_gelu_forward(D& device, const X* x, const W* w, const W* bias, Y* pre, Y* y, std::int64_t n,
+                         std::int64_t in, std::int64_t out) {
+  linear_forward(device, x, w, bias, pre, n, in, out);
+  const auto size = static_cast<std::size_t>(n * out);
+  gelu_forward(device, std::span<Y>{pre, size}, std::span<Y>{y, size});
+}
+
+/// dx [n, in] = dy [n, out] · w [out, in].
+template <Device D, class Dy, class W, class Dx>
+void linear_backward_input(D& device, const Dy* dy, const W* w, Dx* dx, std::int64_t n, std::int64_t in,
+                           std::int64_t out, Into into = Into::overwrite) {
+  matmul(device, row_major(dy, n, out), row_major(w, out, in), row_major(dx, n, in), into);
+}
+
+/// dx [n, in] = gelu'(pre) ∘ (dy · w): through a linear layer and the gelu before it.
+template <Device D, class Dy, class W, class Dx>
+void linear_gelu_backward_input(D& device, const Dy* dy, const W* w, const Dx* pre, Dx* dx, std::int64_t n,
+                                std::int64_t in, std::int64_t out) {
+  linear_backward_input(device, dy, w, dx, n, in, out);
+  const auto size = static_cast<std::size_t>(n * in);
+  gelu_backward(device, std::span<Dx>{const_cast<Dx*>(pre), size}, std::span<Dx>{dx, size}, std::span<Dx>{dx, size});
+}
+
+/// dw [out, in] += dyᵀ · x; dbias [out], where it is not null, += the rows of dy.
+template <Device D, class Dy, class X, class G>
+void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias, std::int64_t n, std::int64_t in,
+                            std::int64_t out) {
+  matmul(device, row_major(dy, n, out).t(), row_major(x, n, in), row_major(dw, out, in), Into::add);
+  if (dbias) column_sum(device, dy, dbias, n, out);
+}
+
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/matmul.hpp>
+#endif

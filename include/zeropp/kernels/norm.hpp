@@ -57,11 +57,12 @@ void layer_norm_forward(D& device, const X* x, const W* gamma, const W* beta, co
   });
 }
 
-/// Overwrites dx; adds to dgamma and dbeta. dx may be dy. A null dx is left out (then gamma is not read), and so are
-/// null dgamma and dbeta.
+/// Overwrites dx, with `onto` [n, C] added where it is not null; adds to dgamma and dbeta. dx may be dy or onto. A null
+/// dx is left out (then gamma is not read), and so are null dgamma and dbeta.
 template <Device D, class X, class W, class G>
 void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* mean,
-                         const compute_t<X>* rstd, X* dx, G* dgamma, G* dbeta, std::int64_t n, std::int64_t width) {
+                         const compute_t<X>* rstd, X* dx, G* dgamma, G* dbeta, std::int64_t n, std::int64_t width,
+                         const X* onto = nullptr) {
   using C = compute_t<X>;
   const auto count = static_cast<double>(n * width);
   device.run({.name = "layer norm backward", .flops = 14 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
@@ -84,7 +85,8 @@ void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, con
                     C(width);
         for (std::int64_t i = 0; i < width; ++i) {
           const C h = (C(from[i]) - m) * r, g = C(d[i]);
-          to[i] = static_cast<X>(r * (g * C(gamma[i]) - a - h * b));
+          const auto value = static_cast<X>(r * (g * C(gamma[i]) - a - h * b));
+          to[i] = onto ? static_cast<X>(C(value) + C(onto[row * width + i])) : value;
         }
       }
     });
@@ -117,10 +119,10 @@ void rms_norm_forward(D& device, const X* x, const W* gamma, compute_t<X> epsilo
   });
 }
 
-/// Overwrites dx; adds to dgamma. dx may be dy. Null dx or dgamma: as above.
+/// Overwrites dx, with `onto` added; adds to dgamma. What may be null or the same: as above.
 template <Device D, class X, class W, class G>
 void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* rstd, X* dx, G* dgamma,
-                       std::int64_t n, std::int64_t width) {
+                       std::int64_t n, std::int64_t width, const X* onto = nullptr) {
   using C = compute_t<X>;
   const auto count = static_cast<double>(n * width);
   device.run({.name = "rms norm backward", .flops = 9 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
@@ -137,7 +139,8 @@ void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const
         const C b =
             detail::lane_sum<C>(width, [&](auto i) { return C(d[i]) * C(gamma[i]) * C(from[i]); }) * r * r / C(width);
         for (std::int64_t i = 0; i < width; ++i) {
-          to[i] = static_cast<X>(r * (C(d[i]) * C(gamma[i]) - C(from[i]) * b));
+          const auto value = static_cast<X>(r * (C(d[i]) * C(gamma[i]) - C(from[i]) * b));
+          to[i] = onto ? static_cast<X>(C(value) + C(onto[row * width + i])) : value;
         }
       }
     });
@@ -148,3 +151,7 @@ void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/norm.hpp>
+#endif

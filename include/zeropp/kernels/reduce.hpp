@@ -46,4 +46,14 @@ double sum_of_squares(D& device, std::span<T> x) {
   return sum;
 }
 
+/// out[i] = Σ x² of parts[i]. A device that computes apart from the host waits once for all of them.
+template <Device D, class T>
+void sums_of_squares(D& device, std::span<const std::span<T>> parts, std::span<double> out) {
+  for (std::size_t i = 0; i < parts.size(); ++i) out[i] = sum_of_squares(device, parts[i]);
+}
+
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/reduce.hpp>
+#endif

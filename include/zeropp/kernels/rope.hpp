@@ -48,3 +48,7 @@ void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/rope.hpp>
+#endif

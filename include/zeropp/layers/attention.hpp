@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include <zeropp/kernels/rope.hpp>
@@ -63,14 +64,11 @@ class AttentionCore {
 
   template <class C, class T>
   auto forward(C& ctx, Tensor<T, 3> x) {
-    auto packed = ctx.forward(qkv, std::move(x));
-    turn(ctx, packed.output, kernels::Turn::forward);
-    auto attended = on_part(ctx, [&](auto attention) { return attention.forward(ctx, std::move(packed.output)); });
-    auto output = std::exchange(attended.output, {});
-    auto saved = ctx.save(Saved<T>{std::move(packed.saved), std::move(attended)});
-    auto [y, output_saved] = ctx.forward(projection, std::move(output));
-    saved.attended.output = std::move(output_saved);
-    return Forward{std::move(y), std::move(saved)};
+    return attend(ctx, std::move(x), None{});
+  }
+  template <class C, class T>
+  auto forward_onto(C& ctx, Tensor<T, 3> x, Tensor<T, 3> onto) {
+    return attend(ctx, std::move(x), std::move(onto));
   }
   template <class C, class T>
   auto backward(C& ctx, Tensor<T, 3> dy, Saved<T> saved) {
@@ -82,6 +80,26 @@ class AttentionCore {
   }
 
  private:
+  /// Forward; `onto` is what the output is added onto, or None.
+  template <class C, class T, class Onto>
+  auto attend(C& ctx, Tensor<T, 3> x, Onto onto) {
+    auto packed = ctx.forward(qkv, std::move(x));
+    turn(ctx, packed.output, kernels::Turn::forward);
+    auto attended = on_part(ctx, [&](auto attention) { return attention.forward(ctx, std::move(packed.output)); });
+    auto output = std::exchange(attended.output, {});
+    auto saved = ctx.save(Saved<T>{std::move(packed.saved), std::move(attended)});
+    auto [y, output_saved] = project(ctx, std::move(output), std::move(onto));
+    saved.attended.output = std::move(output_saved);
+    return Forward{std::move(y), std::move(saved)};
+  }
+  template <class C, class T, class Onto>
+  auto project(C& ctx, Tensor<T, 3> output, Onto onto) {
+    if constexpr (std::is_same_v<Onto, None>)
+      return ctx.forward(projection, std::move(output));
+    else
+      return ctx.forward_onto(projection, std::move(output), std::move(onto));
+  }
+
   /// Calls f with the attention of this run: over whole sequences, or shared by context ranks.
   template <class C, class F>
   auto on_part(C& ctx, F f) {
@@ -118,6 +136,8 @@ class AttentionCore {
 /// names them.
 class CausalSelfAttention : public detail::AttentionCore<Linear, Linear> {
  public:
+  using OutputOnto = CausalSelfAttention;
+
   CausalSelfAttention(const std::string& name, const AttentionOptions& o)
       : CausalSelfAttention(Checked{checked(name, o)}, name) {}
 

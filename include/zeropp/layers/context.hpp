@@ -3,6 +3,8 @@
 // through it, so a wrapper can stand in between by deriving from it (see Residency in parallel/sharded.hpp).
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -12,6 +14,7 @@
 #include <zeropp/base/random.hpp>
 #include <zeropp/device/device.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/precision.hpp>
@@ -37,6 +40,16 @@ struct RunState {
   LogitsRequest* logits = nullptr;
   ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these
 };
+
+namespace detail {
+/// Throws ConfigError: what a residual adds must have one shape.
+template <std::size_t Rank>
+void expect_addable(const std::array<std::int64_t, Rank>& output, const std::array<std::int64_t, Rank>& input) {
+  if (output != input)
+    throw ConfigError(text("Residual: the output of the layers inside has shape ", shape_text(output), ", their input ",
+                           shape_text(input), "; only equal shapes can be added"));
+}
+}  // namespace detail
 
 template <Device Device_, Precision Precision_>
 class Context : public RunState {
@@ -104,7 +117,34 @@ class Context : public RunState {
   auto backward(L& child, D dy, S saved) {
     return child.backward(*this, std::move(dy), std::move(saved));
   }
-  /// The same for a child that is one unit even if it is a container: what Repeat calls.
+  /// forward, with the output added onto `onto`: in the child's own operation where it offers that.
+  template <class L, class X, class T>
+  auto forward_onto(L& child, X x, T onto) {
+    if constexpr (AddsOutputOnto<L>) {
+      return child.forward_onto(*this, std::move(x), std::move(onto));
+    } else {
+      auto out = forward(child, std::move(x));
+      out.output = sum(std::move(out.output), std::move(onto));
+      return out;
+    }
+  }
+  /// backward, with the gradient of the input added onto `onto`.
+  template <class L, class D, class S, class T>
+  auto backward_onto(L& child, D dy, S saved, T onto) {
+    if constexpr (AddsGradientOnto<L>)
+      return child.backward_onto(*this, std::move(dy), std::move(saved), std::move(onto));
+    else
+      return sum(backward(child, std::move(dy), std::move(saved)), std::move(onto));
+  }
+  /// a + b, in the memory of one of them where nobody else sees it.
+  template <class T, int Rank>
+  Tensor<T, Rank> sum(Tensor<T, Rank> a, Tensor<T, Rank> b) {
+    detail::expect_addable(a.shape(), b.shape());
+    auto out = a.unique() ? a : b.unique() ? b : make_like(a);
+    kernels::add(device, a.span(), b.span(), out.span());
+    return out;
+  }
+  /// forward and backward of a child that is one unit even if it is a container: what Repeat calls.
   template <class L, class X>
   auto forward_unit(L& child, X x) {
     return child.forward(*this, std::move(x));

@@ -91,6 +91,16 @@ bool splits_backward(L& layer) {
   return all;
 }
 
+/// A layer that can add its output onto another tensor in the operation that computes it: forward_onto(ctx, x, onto).
+/// It says so with `using OutputOnto = <the layer itself>;`, so that a layer derived from it, whose forward may be
+/// another, does not.
+template <class L>
+concept AddsOutputOnto = std::same_as<typename L::OutputOnto, L>;
+
+/// The same for the gradient of its input: backward_onto(ctx, dy, saved, onto).
+template <class L>
+concept AddsGradientOnto = std::same_as<typename L::GradientOnto, L>;
+
 namespace detail {
 struct Ignore {
   template <class T>

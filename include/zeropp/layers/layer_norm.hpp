@@ -15,6 +15,7 @@ namespace zeropp {
 class LayerNorm {
  public:
   static constexpr bool per_position = true, splits_backward = true;
+  using GradientOnto = LayerNorm;
 
   LayerNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
@@ -46,6 +47,11 @@ class LayerNorm {
   }
   template <class C, class T, int R>
   auto backward(C& ctx, Tensor<T, R> dy, Saved<T, R> saved) {
+    return backward_onto(ctx, std::move(dy), std::move(saved), Tensor<T, R>{});
+  }
+  /// onto + dx; an empty `onto` is none.
+  template <class C, class T, int R>
+  auto backward_onto(C& ctx, Tensor<T, R> dy, Saved<T, R> saved, Tensor<T, R> onto) {
     const bool later = ctx.postpones();  // or one pass over dy and x gives both
     if (later)
       ctx.weight_gradients([this, dy, saved](auto& on) {
@@ -53,10 +59,11 @@ class LayerNorm {
             on.device, dy.data(), saved.x.data(), static_cast<const typename C::Weight*>(nullptr), saved.mean.data(),
             saved.rstd.data(), static_cast<T*>(nullptr), on.gradient(gain), on.gradient(bias), dy.rows(), width_);
       });
-    auto dx = dy.unique() ? dy : ctx.make_like(dy);
+    auto dx = dy.unique() ? dy : onto && onto.unique() ? onto : ctx.make_like(dy);
     kernels::layer_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.mean.data(),
                                  saved.rstd.data(), dx.data(), later ? nullptr : ctx.gradient(gain),
-                                 later ? nullptr : ctx.gradient(bias), dx.rows(), width_);
+                                 later ? nullptr : ctx.gradient(bias), dx.rows(), width_,
+                                 static_cast<const T*>(onto.data()));
     return dx;
   }
 

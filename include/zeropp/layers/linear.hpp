@@ -37,6 +37,7 @@ struct LinearOptions {
 class Linear {
  public:
   static constexpr bool splits_backward = true, shares_context = true;
+  using OutputOnto = Linear;
 
   Linear(const std::string& name, std::int64_t in, std::int64_t out, LinearOptions options = {})
       : in_(detail::positive(in, name, "the input width")), out_(detail::positive(out, name, "the output width")) {
@@ -63,23 +64,39 @@ class Linear {
 
   template <class C, int R>
   auto forward(C& ctx, Tensor<typename C::Activation, R> x) {
+    return forward_onto(ctx, std::move(x), Tensor<typename C::Activation, R>{});
+  }
+  /// onto + y; an empty `onto` is none.
+  template <class C, int R>
+  auto forward_onto(C& ctx, Tensor<typename C::Activation, R> x, Tensor<typename C::Activation, R> onto) {
     detail::expect_width(x, in_, weight.name);
     auto shape = x.shape();
     shape.back() = out_;
+    if (onto) detail::expect_addable(shape, onto.shape());
     auto y = ctx.template make<R>(shape);
-    kernels::linear_forward(ctx.device, x.data(), ctx.value(weight), bias.empty() ? nullptr : ctx.value(bias[0]),
-                            y.data(), x.rows(), in_, out_);
+    kernels::linear_forward(ctx.device, x.data(), ctx.value(weight), bias_of(ctx), y.data(), x.rows(), in_, out_,
+                            static_cast<const typename C::Activation*>(onto.data()));
     return Forward{std::move(y), ctx.save(std::move(x))};
   }
   template <class C, int R>
   auto backward(C& ctx, Tensor<typename C::Activation, R> dy, Tensor<typename C::Activation, R> x) {
-    ctx.weight_gradients([this, dy, x](auto& on) {
-      kernels::linear_backward_weight(on.device, dy.data(), x.data(), on.gradient(weight), x.rows(), in_, out_);
-      if (!bias.empty()) kernels::column_sum(on.device, dy.data(), on.gradient(bias[0]), x.rows(), out_);
-    });
+    backward_weight(ctx, dy, x);
     auto dx = x.unique() ? std::move(x) : ctx.make_like(x);  // unless the saved input is needed later
     kernels::linear_backward_input(ctx.device, dy.data(), ctx.value(weight), dx.data(), dx.rows(), in_, out_);
     return dx;
+  }
+  /// The half of backward that gives gradients of weights, now or later.
+  template <class C, int R>
+  void backward_weight(C& ctx, const Tensor<typename C::Activation, R>& dy,
+                       const Tensor<typename C::Activation, R>& x) {
+    ctx.weight_gradients([this, dy, x](auto& on) {
+      kernels::linear_backward_weight(on.device, dy.data(), x.data(), on.gradient(weight),
+                                      bias.empty() ? nullptr : on.gradient(bias[0]), x.rows(), in_, out_);
+    });
+  }
+  template <class C>
+  const typename C::Weight* bias_of(C& ctx) const {
+    return bias.empty() ? nullptr : ctx.value(bias[0]);
   }
 
  private:

@@ -69,7 +69,7 @@ class LmHead {
     if (ctx.training()) return Forward{loss, Saved<T>{std::move(x), ctx.labels, loss}};
     const auto sum = kernels::linear_cross_entropy(ctx.device, x.data(), ctx.value(weight), ctx.labels.span(), width_,
                                                    vocabulary_, used_);
-    loss.add(sum.sum, sum.count);
+    loss.add(sum);
     return Forward{loss, Saved<T>{}};
   }
   /// dy scales the gradients on top of ctx.loss_scale.
@@ -79,7 +79,7 @@ class LmHead {
     const auto sum = kernels::linear_cross_entropy_backward(
         ctx.device, saved.x.data(), ctx.value(weight), saved.labels.span(), dx.data(), ctx.gradient(weight), width_,
         vocabulary_, used_, ctx.loss_scale * static_cast<double>(dy));
-    saved.loss.add(sum.sum, sum.count);
+    saved.loss.add(sum);
     return dx;
   }
 

@@ -4,7 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include <zeropp/base/error.hpp>
 
@@ -18,7 +21,25 @@ class Loss {
     state_->count += count;
     state_->known = true;
   }
+  /// What a head's kernel returns: a sum with its count, or a handle to one that a device is still computing.
+  template <class Sum>
+  void add(const Sum& sum) const {
+    state_->known = true;
+    if constexpr (requires { sum.wait(); })
+      state_->pending.push_back([sum](State& state) {
+        const auto value = sum.wait();
+        state.sum += value.sum;
+        state.count += value.count;
+      });
+    else
+      add(sum.sum, sum.count);
+  }
+  void add(const Loss& other) const {
+    add(other.known_state().sum, other.known_state().count);
+    for (auto& one : other.state_->pending) state_->pending.push_back(one);
+  }
   bool known() const { return state_->known; }
+  /// These wait where a device is still computing.
   double sum() const { return state().sum; }
   std::int64_t count() const { return state().count; }
   /// Mean over the labels; 0 if there are none.
@@ -29,9 +50,15 @@ class Loss {
     double sum = 0;
     std::int64_t count = 0;
     bool known = false;
+    std::vector<std::function<void(State&)>> pending;
   };
-  const State& state() const {
+  const State& known_state() const {
     if (!state_->known) throw Error("the loss of a training step is known after its backward; read it then");
+    return *state_;
+  }
+  const State& state() const {
+    known_state();
+    for (auto& one : std::exchange(state_->pending, {})) one(*state_);
     return *state_;
   }
   std::shared_ptr<State> state_ = std::make_shared<State>();

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include <zeropp/device/device.hpp>
@@ -16,6 +18,9 @@ struct Batch {
   Tensor<std::int32_t, 2> labels;   ///< [B, T]; negative: no loss at that place
   std::int64_t first_sample = 0;    ///< index of the first row in the whole batch, over all ranks
   std::int64_t labels_in_step = 0;  ///< labels that count, over all ranks; 0: counted by a collective
+  std::int64_t labels_here = -1;    ///< labels that count, on this rank; -1: not known yet
+  /// Copies from the host to where the batch lives; empty: it lives there.
+  std::function<void(void* to, const void* from, std::size_t bytes)> upload = {};
 
   std::int64_t rows() const { return tokens.extent(0); }
   std::int64_t context() const { return tokens.extent(1); }
@@ -25,25 +30,27 @@ struct Batch {
   static Batch on(D& device, std::int64_t rows, std::int64_t context) {
     const auto bytes = static_cast<std::size_t>(checked_product(checked_product(rows, context), sizeof(std::int32_t)));
     const Extents<2> shape{rows, context};
-    return {{shape, device.pool().keep(bytes, Purpose::buffers)}, {shape, device.pool().keep(bytes, Purpose::buffers)}};
+    Batch batch{{shape, device.pool().keep(bytes, Purpose::buffers)},
+                {shape, device.pool().keep(bytes, Purpose::buffers)}};
+    batch.upload = [&device](void* to, const void* from, std::size_t count) { device.upload(to, from, count); };
+    return batch;
   }
   void fill(std::span<const std::int32_t> token_values, std::span<const std::int32_t> label_values) {
     if (static_cast<std::int64_t>(token_values.size()) != tokens.size() || token_values.size() != label_values.size())
       throw ConfigError(text("a batch of ", rows(), " x ", context(), " is filled with ", token_values.size(),
                              " tokens and ", label_values.size(), " labels"));
-    std::copy(token_values.begin(), token_values.end(), tokens.data());
-    std::copy(label_values.begin(), label_values.end(), labels.data());
+    put(token_values, tokens);
+    put(label_values, labels);
+    labels_here = std::count_if(label_values.begin(), label_values.end(), [](auto label) { return label >= 0; });
+  }
+
+ private:
+  void put(std::span<const std::int32_t> values, const Tensor<std::int32_t, 2>& into) const {
+    if (upload)
+      upload(into.data(), values.data(), values.size_bytes());
+    else
+      std::copy(values.begin(), values.end(), into.data());
   }
 };
-
-/// Labels that count; 0 on the dry device.
-template <Device D>
-std::int64_t count_labels(D& device, const Batch& batch) {
-  std::int64_t count = 0;
-  device.run({.name = "count labels"}, [&](auto&) {
-    for (auto label : batch.labels.span()) count += label >= 0;
-  });
-  return count;
-}
 
 }  // namespace zeropp

@@ -18,10 +18,12 @@
 
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/device/cpu.hpp>
+#include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context_parallel.hpp>
+#include <zeropp/parallel/gradient_sums.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharded_options.hpp>
 
@@ -90,7 +92,7 @@ class Sharded {
     return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches), [&] {
       const auto batch = part_of(whole);
       auto run = run_state(batch, Mode::training);
-      const auto labels = batch.labels_in_step ? batch.labels_in_step : comm_.sum(count_labels(device_, batch));
+      const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
       run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
       const MicroBatches micro_batches{batch, run, options.micro_batches};
       Loss total;
@@ -103,7 +105,7 @@ class Sharded {
           begin_micro_batch(m == 0, m + 1 == options.micro_batches);
           auto out = forward(context, micro_batches.tokens(m));
           backward(context, 1.0f, std::move(out.saved));
-          total.add(out.output.sum(), out.output.count());
+          total.add(out.output);
         }
       }
       finish_gradients();
@@ -200,31 +202,13 @@ class Sharded {
     }
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
-  /// neither stage nor pipeline. f takes a span of gradients. A collective.
+  /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
+  /// collective.
   template <class F>
   double sum_over_gradients(F&& f) {
-    std::size_t slots = units().size();
-    if constexpr (Pipelined<L>) slots = static_cast<std::size_t>(layer_.parameters_in_model());
-    std::vector<double> whole(slots), split(slots);
-    for (std::size_t i = 0; i < units().size(); ++i) {
-      auto& unit = units()[i];
-      const auto slot = Pipelined<L> ? static_cast<std::size_t>(unit.parameters().front()->order) : i;
-      if (tensor_.size() == 1) {
-        whole[slot] = f(unit.shard_gradients());
-        continue;
-      }
-      for (auto* p : unit.parameters()) (p->split() ? split : whole)[slot] += f(unit.shard_gradients(*p));
-    }
-    comm_.all_reduce(std::span{whole});
-    if (tensor_.size() > 1) {
-      comm_.all_reduce(std::span{split});
-      tensor_.all_reduce(std::span{split});
-    }
-    double sum = 0;
-    for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-    if (pipeline_.size() > 1) pipeline_.all_reduce(std::span{whole});
-    for (double one : whole) sum += one;
-    return sum;
+    int in_model = 0;
+    if constexpr (Pipelined<L>) in_model = layer_.parameters_in_model();
+    return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
@@ -260,7 +244,12 @@ class Sharded {
     }
   }
 
+  std::int64_t count_labels(const Batch& batch) {
+    return comm_.sum(batch.labels_here >= 0 ? batch.labels_here
+                                            : kernels::count_labels(device_, std::span{batch.labels.span()}));
+  }
   Loss over_ranks(const Loss& mine) {
+    if (comm_.size() == 1 && pipeline_.size() == 1) return mine;  // and who reads it waits for it
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {

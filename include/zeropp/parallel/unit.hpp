@@ -13,6 +13,7 @@
 
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/layers/parameter.hpp>
 #include <zeropp/layers/precision.hpp>
 #include <zeropp/parallel/bucketed_reducer.hpp>
@@ -139,9 +140,7 @@ class Unit {
       local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
     auto gradient = local_gradient();
     place_gradients(reinterpret_cast<std::byte*>(gradient.data()));
-    if (!accumulates)
-      device_->run({.name = "zero", .bytes = static_cast<double>(gradient.size_bytes())},
-                   [&](auto&) { std::fill(gradient.begin(), gradient.end(), Gradient{}); });
+    if (!accumulates) kernels::fill(*device_, gradient, Gradient{});
   }
   /// The layer of the unit has run backward: its gradient goes to the reducer.
   void end_gradient(Reduction reduction, bool first_micro_batch, bool last_micro_batch,
@@ -162,14 +161,9 @@ class Unit {
     }
   }
   /// Adds to the gradients of the shard.
-  void add_to_shard(std::span<const Gradient> part) {
+  void add_to_shard(std::span<Gradient> part) {
     auto sum = part_of_gradients(shard_);
-    device_->run({.name = "accumulate",
-                  .flops = 1.0 * static_cast<double>(part.size()),
-                  .bytes = 3.0 * static_cast<double>(part.size_bytes())},
-                 [&](auto&) {
-                   for (std::size_t i = 0; i < part.size(); ++i) sum[i] = static_cast<Gradient>(sum[i] + part[i]);
-                 });
+    kernels::add(*device_, sum, part, sum);
   }
   /// Forgets a backward that did not end: the way out after an error.
   void abandon() {

@@ -15,6 +15,7 @@
 
 #include <zeropp/base/random.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/initialise.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/parallel/unit.hpp>
 
@@ -131,13 +132,12 @@ class Units {
     if (count == 0) return;
     Tensor<Gradient, 1> sum(device_->pool(), {count}, Purpose::gradients);
     const auto copy = [&](bool back) {
-      device_->run({.name = "copy", .bytes = 2.0 * static_cast<double>(sum.span().size_bytes())}, [&](auto&) {
-        auto* at = sum.data();
-        for (auto part : partial) {
-          back ? std::copy_n(at, part.size(), part.data()) : std::copy_n(part.data(), part.size(), at);
-          at += part.size();
-        }
-      });
+      auto at = sum.span();
+      for (auto part : partial) {
+        const auto place = at.first(part.size());
+        kernels::copy(*device_, std::span<const Gradient>{back ? place : part}, back ? part : place);
+        at = at.subspan(part.size());
+      }
     };
     copy(false);
     tensor.all_reduce(sum.span());
@@ -243,31 +243,24 @@ class Units {
     auto remainder = unit.remainder();
     if constexpr (Unit<P, D>::split_master)
       remainder = remainder.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));
-    device_->run({.name = "initialise", .bytes = static_cast<double>(shard.size()) * sizeof(Weight)},
-                 [&](auto& workers) {
-                   auto put = [&](std::int64_t at, float value) {  // `at` counts from the begin of the flat buffer
-                     const auto i = static_cast<std::size_t>(at - shard.begin);
-                     if constexpr (Unit<P, D>::split_master) {
-                       const auto split = SplitMaster::from(value);
-                       weights[i] = split.weight;
-                       remainder[i] = split.remainder;
-                     } else {
-                       weights[i] = static_cast<Weight>(value);
-                     }
-                   };
-                   for (auto* p : unit.parameters()) {
-                     const Random random(seed, RandomPurpose::initialisation, hash_of(p->name));
-                     p->for_each_run([&](std::int64_t whole, std::int64_t here, std::int64_t count) {
-                       const auto first = p->offset + here;
-                       const auto range = shard.clipped({first, first + count});
-                       workers.for_each(range.size(), 4096, [&](std::int64_t begin, std::int64_t end) {
-                         for (auto at = range.begin + begin; at < range.begin + end; ++at)
-                           put(at, p->init(random, whole + (at - first)));
-                       });
-                     });
-                   }
-                   for (auto at = std::max(shard.begin, unit.size()); at < shard.end; ++at) put(at, 0);  // padding
-                 });
+    const auto part = [&](auto span, Range flat) {  // `flat` counts from the begin of the flat buffer
+      return span.empty() ? span
+                          : span.subspan(static_cast<std::size_t>(flat.begin - shard.begin),
+                                         static_cast<std::size_t>(flat.size()));
+    };
+    for (auto* p : unit.parameters()) {
+      const Random random(seed, RandomPurpose::initialisation, hash_of(p->name));
+      p->for_each_run([&](std::int64_t whole, std::int64_t here, std::int64_t count) {
+        const auto first = p->offset + here;
+        const auto range = shard.clipped({first, first + count});
+        if (range.size() > 0)
+          kernels::initialise(*device_, p->init, random, whole + (range.begin - first), part(weights, range),
+                              part(remainder, range));
+      });
+    }
+    const Range padding{std::max(shard.begin, std::min(unit.size(), shard.end)), shard.end};
+    kernels::initialise(*device_, Init{}, Random{seed, RandomPurpose::initialisation}, 0, part(weights, padding),
+                        part(remainder, padding));
   }
 
   Comm comm_;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/parallel/sharded.hpp>
@@ -21,7 +22,7 @@ struct ClipResult {
 template <class Model>
 double global_norm(Model& model) {
   return std::sqrt(model.sum_over_gradients(
-      [&](auto gradients) { return kernels::sum_of_squares(model.device(), gradients); }));
+      [&](auto parts, std::span<double> sums) { kernels::sums_of_squares(model.device(), parts, sums); }));
 }
 
 /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/train/clip.hpp>
 
@@ -37,11 +38,9 @@ class FusedAdam {
     for (auto& unit : model.units()) {
       const auto bytes = static_cast<std::size_t>(unit.update().size()) * sizeof(Moment);
       states_.push_back({model.device().pool().keep(bytes, Purpose::states),
-                         model.device().pool().keep(bytes, Purpose::states), segments(unit)});
-      model.device().run({.name = "zero", .bytes = 2.0 * static_cast<double>(bytes)}, [&](auto&) {
-        for (auto moments : {first(states_.size() - 1), second(states_.size() - 1)})
-          std::fill(moments.begin(), moments.end(), Moment{});
-      });
+                         model.device().pool().keep(bytes, Purpose::states), runs(unit)});
+      for (auto moments : {first(states_.size() - 1), second(states_.size() - 1)})
+        kernels::fill(model.device(), moments, Moment{});
     }
   }
 
@@ -58,7 +57,6 @@ class FusedAdam {
                            .beta1 = options_.beta1,
                            .beta2 = options_.beta2,
                            .epsilon = options_.epsilon,
-                           .weight_decay = 0,
                            .gradient_scale = clip.factor,
                            .bias_correction1 = bias(options_.beta1),
                            .bias_correction2 = bias(options_.beta2)};
@@ -79,13 +77,9 @@ class FusedAdam {
   std::span<Moment> second(std::size_t i) { return view(states_.at(i).second, i); }
 
  private:
-  struct Segment {
-    Range range;  ///< within update()
-    bool decay;
-  };
   struct State {
     Storage first, second;
-    std::vector<Segment> segments;
+    std::vector<kernels::AdamRun> runs;  ///< within update()
   };
 
   static void check(bool good, std::string_view name, float value, std::string_view wanted) {
@@ -96,42 +90,37 @@ class FusedAdam {
     return {reinterpret_cast<Moment*>(storage.get()), static_cast<std::size_t>(model_.units()[i].update().size())};
   }
 
-  /// Runs of parameters with the same decay. The padding joins the last run: its gradients and weights stay zero.
+  /// Runs of parameters with the same decay; the padding has none.
   template <class U>
-  static std::vector<Segment> segments(U& unit) {
-    std::vector<Segment> runs;
+  std::vector<kernels::AdamRun> runs(U& unit) const {
+    std::vector<kernels::AdamRun> runs;
     const auto update = unit.update();
     auto add = [&](Range flat, bool decay) {
       auto range = update.clipped(flat);
       if (range.size() == 0) return;
       range = {range.begin - update.begin, range.end - update.begin};
-      if (!runs.empty() && runs.back().decay == decay)
+      const float weight_decay = decay ? options_.weight_decay : 0;
+      if (!runs.empty() && runs.back().weight_decay == weight_decay)
         runs.back().range.end = range.end;
       else
-        runs.push_back({range, decay});
+        runs.push_back({range, weight_decay});
     };
     for (auto* p : unit.parameters()) add({p->offset, p->offset + p->size()}, p->decay);
     add({unit.size(), unit.padded()}, false);
     return runs;
   }
 
-  void update(std::size_t i, kernels::AdamStep step) {
+  void update(std::size_t i, const kernels::AdamStep& step) {
     auto& unit = model_.units()[i];
-    auto weights = unit.weights().subspan(static_cast<std::size_t>(unit.update().begin - unit.held().begin));
-    auto gradients = unit.gradients();
-    auto remainder = unit.remainder();
-    for (const auto& segment : states_[i].segments) {
-      const auto at = static_cast<std::size_t>(segment.range.begin), n = static_cast<std::size_t>(segment.range.size());
-      step.weight_decay = segment.decay ? options_.weight_decay : 0;
-      kernels::adam(model_.device(),
-                    kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment>{
-                        .weight = weights.subspan(at, n),
-                        .remainder = remainder.empty() ? remainder : remainder.subspan(at, n),
-                        .gradient = gradients.subspan(at, n),
-                        .first = first(i).subspan(at, n),
-                        .second = second(i).subspan(at, n)},
-                    step);
-    }
+    const auto at = static_cast<std::size_t>(unit.update().begin - unit.held().begin);
+    kernels::adam(model_.device(),
+                  kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment>{
+                      .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.update().size())),
+                      .remainder = unit.remainder(),
+                      .gradient = unit.gradients(),
+                      .first = first(i),
+                      .second = second(i)},
+                  std::span<const kernels::AdamRun>{states_[i].runs}, step);
   }
 
   Model& model_;

@@ -50,12 +50,13 @@ std::vector<std::int32_t> sample(Model& model, std::vector<std::int32_t> prompt,
       {1, context},
       model.device().pool().keep(static_cast<std::size_t>(context) * sizeof(std::int32_t), Purpose::buffers));
   std::vector<float> logits(static_cast<std::size_t>(vocabulary));
-  std::vector<std::int32_t> result;
+  std::vector<std::int32_t> result, seen_tokens;
   const Random random(options.seed, RandomPurpose::sampling, 0, static_cast<std::uint64_t>(model.step()));
   for (std::int64_t i = 0; i < count; ++i) {
     const auto seen = std::min<std::int64_t>(static_cast<std::int64_t>(prompt.size()), context);
-    std::fill_n(tokens.data(), context, 0);  // what stands behind the last token is not looked at
-    std::copy(prompt.end() - seen, prompt.end(), tokens.data());
+    seen_tokens.assign(static_cast<std::size_t>(context), 0);  // what stands behind the last token is not looked at
+    std::copy(prompt.end() - seen, prompt.end(), seen_tokens.begin());
+    model.device().upload(tokens.data(), seen_tokens.data(), seen_tokens.size() * sizeof(std::int32_t));
     const std::int64_t row = seen - 1;
     model.logits(tokens, {&row, 1}, logits);
     result.push_back(draw(logits, options, random.uniform(static_cast<std::uint64_t>(i))));

@@ -126,7 +126,7 @@ class PipelineRun {
     flight.saved.reset();
     auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved),
                                  op.kind == PipelineOp::Kind::backward_input ? &flight.weights : nullptr);
-    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss.sum(), flight.loss.count());
+    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss);
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
   }

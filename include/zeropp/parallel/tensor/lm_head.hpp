@@ -47,7 +47,7 @@ class TensorParallel<LmHead> {
     x = group_.whole(ctx, std::move(x));
     const auto sum = kernels::linear_cross_entropy_part(ctx.device, x.data(), ctx.value(head_.weight),
                                                         ctx.labels.span(), head_.width(), part_, exchange<T>());
-    loss.add(sum.sum, sum.count);
+    loss.add(sum);
     return Forward{loss, Saved{}};
   }
   template <class C, class T>
@@ -58,7 +58,7 @@ class TensorParallel<LmHead> {
     const auto sum = kernels::linear_cross_entropy_part_backward(
         ctx.device, x.data(), ctx.value(head_.weight), saved.labels.span(), dx.data(), ctx.gradient(head_.weight),
         head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>());
-    saved.loss.add(sum.sum, sum.count);
+    saved.loss.add(sum);
     x = {};
     return group_.sum(ctx, std::move(dx));
   }
@@ -75,19 +75,16 @@ class TensorParallel<LmHead> {
   template <class C, class T>
   void gather_logits(C& ctx, const LogitsRequest& request, const Tensor<T, 3>& x) const {
     const auto rows = static_cast<std::int64_t>(request.rows.size()), here = part_.rows.size();
-    Tensor<float, 2> mine(ctx.device.pool(), {rows, here}, Purpose::buffers);
-    Tensor<float, 3> all(ctx.device.pool(), {part_.ranks, rows, here}, Purpose::buffers);
-    kernels::linear_logits(ctx.device, x.data(), ctx.value(head_.weight), request.rows, mine.span(), head_.width(),
+    std::vector<float> mine(static_cast<std::size_t>(rows * here)), all(mine.size() * group_.size());
+    kernels::linear_logits(ctx.device, x.data(), ctx.value(head_.weight), request.rows, std::span{mine}, head_.width(),
                            here, here);
-    group_.comm().all_gather(std::span<const float>{mine.span()}, all.span());
-    ctx.device.run({.name = "join logits"}, [&](auto&) {
-      for (std::int64_t r = 0; r < part_.ranks; ++r)
-        for (std::int64_t i = 0; i < rows; ++i) {
-          const auto count = std::clamp<std::int64_t>(part_.used - r * here, 0, here);
-          std::copy_n(all.data() + (r * rows + i) * here, count,
-                      request.out.data() + i * part_.used + std::min(r * here, part_.used));
-        }
-    });
+    group_.comm().all_gather(std::span<const float>{mine}, std::span{all});
+    for (std::int64_t r = 0; r < part_.ranks; ++r)
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const auto count = std::clamp<std::int64_t>(part_.used - r * here, 0, here);
+        std::copy_n(all.data() + (r * rows + i) * here, count,
+                    request.out.data() + i * part_.used + std::min(r * here, part_.used));
+      }
   }
 
   TensorGroup group_;
