@@ -235,6 +235,29 @@ TEST_CASE("calls and bytes of attention are those of the papers") {
     }
 }
 
+TEST_CASE("the ring's work is the same on every rank, and together that of whole sequences") {
+  const AttentionOptions o{.width = 64, .heads = 4};
+  const std::int64_t context = 8192;
+  const auto flops = [&](const ContextPart& part, std::int64_t here) {
+    Dry dry;
+    Placed<CausalSelfAttention, Fp32, Dry> model{dry, {"attn", o}};
+    auto ctx = model.context({.part = part});
+    const auto begin = dry.flops();
+    auto x = ctx.make<3>({1, here, o.width});
+    auto saved = ctx.forward(model.layer(), x).saved;
+    ctx.backward(model.layer(), x, std::move(saved));
+    return dry.flops() - begin;
+  };
+  const double one = flops({}, context);
+  for (int ranks : {2, 4, 8}) {
+    const auto of_rank = [&](int rank) { return flops(ContextPart{dry_comm(rank, ranks), ring}, context / ranks); };
+    for (int rank = 1; rank < ranks; ++rank) CHECK(of_rank(rank) == doctest::Approx(of_rank(0)).epsilon(1e-3));
+    CHECK(of_rank(0) * ranks >= one);
+    CHECK(of_rank(0) * ranks < 1.001 * one);  // joins of what was computed in parts are linear in T
+    if (ranks <= 4) CHECK(flops(ContextPart{dry_comm(1, ranks), ulysses}, context / ranks) * ranks == one);
+  }
+}
+
 namespace {
 
 /// What is sent in a step, by kind: of the sharding group, and of the context group.
@@ -281,6 +304,8 @@ TEST_CASE("a step of a model: what ZeRO sends is that of as many data ranks, and
             (attention == ulysses ? layers * micro_batches * 4 : 0));
       CHECK(context.context.calls_of(Collective::send) == (attention == ring ? layers * micro_batches * 3 : 0));
       CHECK(context.context.calls_of(Collective::all_reduce) == 0);
+      CHECK(context.context.calls_of(Collective::all_gather) == 1);  // the rows are compared: 16 bytes a rank
+      CHECK(context.context.bytes_of(Collective::all_gather) == 16);
     }
   });
 }
@@ -433,6 +458,27 @@ TEST_CASE("ranks that choose different attention are refused when the model is b
   } catch (const CommError& e) {
     CHECK(contains(e.what(), "built another model than"));
   }
+}
+
+TEST_CASE("context ranks that were given different rows end with a sentence rather than train on them") {
+  for (bool by_place : {false, true}) try {
+      on_ranks(4, [&](Comm comm) {
+        Cpu cpu;
+        const Mesh mesh{comm, {.context = 2}};
+        Sharded<Plain, Stage::none> model{mesh, cpu, Plain{{.context = 16, .heads = 4}}};
+        auto batch = Batch::on(cpu, 2, 16);
+        std::vector<std::int32_t> tokens(32, 1);
+        if (by_place)
+          batch.first_sample = 2 * comm.rank();
+        else
+          tokens[16] = 1 + comm.rank();  // the second row
+        batch.fill(tokens, tokens);
+        model.train(batch);
+      });
+      FAIL("was accepted");
+    } catch (const CommError& e) {
+      CHECK(contains(e.what(), "context rank 1 was given other rows than context rank 0"));
+    }
 }
 
 TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -15,14 +16,30 @@
 
 namespace zeropp {
 
+namespace detail {
+/// Throws CommError, on all context ranks, where their batches begin otherwise. A collective.
+inline void expect_same_rows(const Batch& batch, const Comm& comm) {
+  const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(batch.fingerprint)};
+  std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % 2];  // dry ranks gather nothing
+  comm.all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+  for (std::size_t i = 2; i < all.size(); ++i)
+    if (all[i] != all[i % 2])
+      throw CommError(
+          text("context rank ", i / 2, " was given other rows than context rank 0; ranks that share ",
+               "sequences take the same batch: a loader's rank is mesh.data().rank(), of mesh.data().size()"));
+}
+}  // namespace detail
+
 /// The positions of this rank, in memory of the device's pool; the batch as it is where there is one context rank.
 /// Every context rank gives the same whole rows, so labels and places need no thought. Throws ConfigError
-/// (ContextPart).
+/// (ContextPart), and CommError where the rows are not the same. A collective of the context ranks.
 template <Device D>
 Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
   if (part.size() == 1) return whole;
   const auto rows = whole.rows(), context = whole.context(), here = part.share(context);
   const auto chunk = here / part.chunks();
+  detail::expect_same_rows(whole, part.comm());
   std::vector<kernels::Rectangle> chunks;
   for (int c = 0; c < part.chunks(); ++c)
     chunks.push_back({part.positions(here)[c * chunk], context, c * chunk, here, rows, chunk});
