@@ -62,3 +62,21 @@ if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependen
     endif()
   endif()
 endif()
+
+# cuDNN comes with its library, its frontend as headers alone (from its repository or the wheel nvidia-cudnn-frontend).
+if(("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies) AND TARGET CUDA::cudart
+   AND NOT TARGET zeropp::cudnn_library)
+  find_path(ZEROPP_CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of cudnn.h")
+  find_library(ZEROPP_CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDAToolkit_LIBRARY_DIR} DOC "libcudnn.so")
+  file(GLOB zeropp_python_includes "$ENV{VIRTUAL_ENV}/lib/python3*/site-packages/include")
+  find_path(ZEROPP_CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h HINTS ${CUDAToolkit_INCLUDE_DIRS}
+            PATHS ${zeropp_python_includes} DOC "Folder of cudnn_frontend.h")
+  unset(zeropp_python_includes)
+  mark_as_advanced(ZEROPP_CUDNN_INCLUDE_DIR ZEROPP_CUDNN_LIBRARY ZEROPP_CUDNN_FRONTEND_INCLUDE_DIR)
+  if(ZEROPP_CUDNN_INCLUDE_DIR AND ZEROPP_CUDNN_LIBRARY AND ZEROPP_CUDNN_FRONTEND_INCLUDE_DIR AND TARGET CUDA::nvrtc)
+    add_library(zeropp::cudnn_library UNKNOWN IMPORTED)
+    set_target_properties(zeropp::cudnn_library PROPERTIES IMPORTED_LOCATION "${ZEROPP_CUDNN_LIBRARY}"
+      INTERFACE_INCLUDE_DIRECTORIES "${ZEROPP_CUDNN_INCLUDE_DIR};${ZEROPP_CUDNN_FRONTEND_INCLUDE_DIR}"
+      INTERFACE_LINK_LIBRARIES CUDA::nvrtc)  # for engines of the frontend that we don't use
+  endif()
+endif()

@@ -34,6 +34,11 @@ if(TARGET zeropp_cuda)
   target_link_libraries(zeropp_own_gpu INTERFACE zeropp_cuda $<TARGET_NAME_IF_EXISTS:zeropp_nccl>)
   target_compile_options(zeropp_own_gpu INTERFACE -Werror=all-warnings -diag-suppress=1675,177
     -Xcompiler=-Wall,-Wextra,-Werror,-march=${ZEROPP_MARCH})
+  if(TARGET zeropp_cudnn)  # takes a minute: one object for all programs of ours
+    add_library(zeropp_own_cudnn OBJECT EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tests/gpu/cudnn.cpp)
+    target_link_libraries(zeropp_own_cudnn PRIVATE zeropp_own zeropp_cudnn)
+    target_compile_options(zeropp_own_cudnn PRIVATE -O1)
+  endif()
 endif()
 
 if(ZEROPP_SANITIZE STREQUAL "address")
@@ -65,4 +70,12 @@ endfunction()
 function(zeropp_gpu_program name)
   add_executable(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE zeropp_own_gpu)
+endfunction()
+
+# Attention by cuDNN for a program of ours, where there is cuDNN.
+function(zeropp_with_cudnn name)
+  if(TARGET zeropp_own_cudnn)
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:zeropp_own_cudnn>)
+    target_link_libraries(${name} PRIVATE zeropp_cudnn)
+  endif()
 endfunction()

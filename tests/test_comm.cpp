@@ -9,7 +9,11 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <zeropp/comm/dry.hpp>
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/comm/thread.hpp>
+#include <zeropp/device/cpu.hpp>
+#include <zeropp/device/dry.hpp>
 
 #include "mpi/collectives.hpp"
 
@@ -165,4 +169,107 @@ TEST_CASE("the group outlives its owner: a communicator is a handle") {
   comms[0].barrier();
   other.join();
   CHECK(comms[0].name() == "threads");
+}
+
+TEST_CASE("on hosts a communicator is its own host(), its device's, and its operations are over when they return") {
+  run_ranks(3, {.limit = 5s}, [](Comm comm) {
+    Cpu cpu;
+    CHECK(comm.host().identity() == comm.identity());
+    CHECK(on_device(comm, cpu).identity() == comm.identity());
+    CHECK(comm.limit() == 5s);
+    CHECK(comm.sum(std::int64_t{comm.rank()}) == 3);
+    test::pending(comm);
+  });
+  test::pending(Comm{});
+}
+
+namespace {
+
+/// A device whose operations go on after their calls, as far as a communicator sees: what was joined, in order.
+class LateBackend final : public CommBackend {
+ public:
+  explicit LateBackend(std::vector<std::uint64_t>& joined) : joined_(joined) {}
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  std::string_view name() const override { return "late"; }
+  const Comm* host() const override { return &host_; }
+  std::uint64_t enqueued() const override { return number_; }
+  void join(std::uint64_t number) override { joined_.push_back(number); }
+  void reduce_scatter(const Operation&, std::span<const Piece>) override { ++number_; }
+  void all_gather(const Operation&, std::span<const Piece>) override { ++number_; }
+  void broadcast(const Operation&, std::span<std::byte>) override { ++number_; }
+  void all_to_all(const Operation&, std::span<const std::byte>, std::span<const std::int64_t>, std::span<std::byte>,
+                  std::span<const std::int64_t>) override {
+    ++number_;
+  }
+  void send(const Operation&, int, std::span<const std::byte>) override { ++number_; }
+  void recv(const Operation&, int, std::span<std::byte>) override { ++number_; }
+  void barrier(const Operation&) override {}
+  std::shared_ptr<CommBackend> subset(const Operation&, std::span<const int>) override { return {}; }
+
+ private:
+  Comm host_;
+  std::vector<std::uint64_t>& joined_;
+  std::uint64_t number_ = 0;
+};
+
+struct PlansForGpus : Dry {
+  static constexpr bool cuda = true;
+  detail::DryComms comms{*this};
+  template <class T>
+  T& companion() {
+    return comms;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("what is pending is joined once: by wait(), by the next one in its place, at the end of its life") {
+  std::vector<std::uint64_t> joined;
+  const Comm comm{std::make_shared<LateBackend>(joined)};
+  const Piece none[] = {{nullptr, nullptr, 0}};
+  const auto block = std::make_shared<int>(1);
+
+  auto first = comm.all_gather_async(DType::f32, none);
+  CHECK(first.under_way());
+  CHECK(joined.empty());
+  first.hold(block);
+  CHECK(block.use_count() == 2);
+  first.wait();
+  first.wait();
+  CHECK(joined == std::vector<std::uint64_t>{1});
+  CHECK(block.use_count() == 1);
+  CHECK_FALSE(first.under_way());
+  first.hold(block);  // over: nothing to hold it for
+  CHECK(block.use_count() == 1);
+
+  first = comm.reduce_scatter_async(DType::f32, none);
+  auto second = comm.reduce_scatter_async(DType::f32, none);
+  second = std::move(first);
+  CHECK(joined == std::vector<std::uint64_t>{1, 3});
+  { const auto moved = std::move(second); }
+  CHECK(joined == std::vector<std::uint64_t>{1, 3, 2});
+
+  comm.all_gather(DType::f32, none);  // those that return when they are ordered join themselves
+  float value = 1;
+  comm.all_reduce(std::span{&value, 1});
+  comm.broadcast(std::span{&value, 1}, 1);
+  CHECK(joined == std::vector<std::uint64_t>{1, 3, 2, 4, 6, 7});
+  CHECK(comm.host().identity() != comm.identity());
+  CHECK(comm.sum(2.0) == 2.0);  // of the host's one rank, not of this group
+}
+
+TEST_CASE("a dry device that plans for GPUs holds what a GPU holds; one that plans for hosts does not") {
+  PlansForGpus gpu;
+  Dry host;
+  const Piece none[] = {{nullptr, nullptr, 0}};
+  const Comm dry = dry_comm(1, 4);
+  CHECK_FALSE(on_device(dry, host).all_gather_async(DType::f32, none).under_way());
+  const Comm planned = on_device(dry, gpu);
+  CHECK(planned.rank() == 1);
+  CHECK(planned.size() == 4);
+  CHECK(planned.all_gather_async(DType::f32, none).under_way());
+  CHECK(on_device(dry, gpu).identity() == planned.identity());
+  CHECK(on_device(planned, gpu).identity() == planned.identity());
+  CHECK_FALSE(on_device(Comm{}, gpu).all_gather_async(DType::f32, none).under_way());
 }

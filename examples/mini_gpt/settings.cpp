@@ -57,7 +57,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
   app.add_option("--schedule", s.schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
-  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3"),
+  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3; 1 on GPUs if not said"),
       app.add_option("--bucket-size", s.bucket_elements);
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device Cuda by itself: blocks of a program repeat their addresses, copies come back, a limit is a sentence, faults
-// that kernels note are thrown where the host waits.
+// The device Cuda by itself: blocks of a program repeat their addresses, copies come back, a limit is a sentence,
+// faults that kernels note are thrown where the host waits.
 #include <doctest/doctest.h>
 
 #include <numeric>

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -195,6 +196,23 @@ inline void groups(const Comm& comm, Hash& hash) {
     if (first != 1 || second != 2) throw Error("messages of two groups were mixed up");
   }
   collectives_of<std::int32_t>(again, 17, hash);
+}
+
+/// Operations under way: on hosts over when they return, with the bits of those that wait.
+inline void pending(const Comm& comm) {
+  const std::int64_t count = 1001;
+  auto whole = input_of<float>(comm.rank(), 1, count), same = whole;
+  auto part = part_of(whole, comm.rank(), comm.size()), same_part = part;
+  const Piece piece[] = {{whole.data(), part.data(), count}};
+  const auto block = std::make_shared<int>(0);
+  auto reduced = comm.reduce_scatter_async(DType::f32, piece);
+  reduced.hold(block);
+  if (reduced.under_way() || block.use_count() != 1) throw Error("on a host something is pending");
+  comm.reduce_scatter(std::span<float>(same), std::span<float>(same_part));
+  expect_same(part, same_part, "reduce_scatter_async");
+  auto gathered = comm.all_gather_async(DType::f32, piece);
+  if (gathered.under_way()) throw Error("on a host something is pending");
+  expect_same(whole, sum_of<float>(comm.size(), 1, count), "all_gather_async");
 }
 
 /// All of it; the result is the same number on every rank.

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <zeropp/layers/attention.hpp>
@@ -77,17 +78,17 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
              end = part_begin(o.rows, data.rank() + 1, data.size());
   auto batch = Batch::on(model.device(), end - begin, o.config.context);
   batch.first_sample = begin;
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size())), labels(tokens.size());
   Record out;
   auto put = [&](const auto& value) { out.steps.append(reinterpret_cast<const char*>(&value), sizeof value); };
   for (int step = 0; step < o.steps; ++step) {
     const Random random(5, RandomPurpose::test, 0, static_cast<std::uint64_t>(step));
-    for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
-      const auto at = static_cast<std::uint64_t>(begin * o.config.context + i);
-      batch.tokens.data()[i] =
-          static_cast<std::int32_t>(random.bits(at) % static_cast<std::uint32_t>(o.config.vocabulary));
-      batch.labels.data()[i] =
-          static_cast<std::int32_t>((random.bits(at) + 1) % static_cast<std::uint32_t>(o.config.vocabulary));
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const auto at = static_cast<std::uint64_t>(begin * o.config.context) + i;
+      tokens[i] = static_cast<std::int32_t>(random.bits(at) % static_cast<std::uint32_t>(o.config.vocabulary));
+      labels[i] = static_cast<std::int32_t>((random.bits(at) + 1) % static_cast<std::uint32_t>(o.config.vocabulary));
     }
+    batch.fill(tokens, labels);
     const auto loss = model.train(batch, {.micro_batches = o.micro_batches}).mean();
     const auto clip = clip_by_global_norm(model, 1.0f);
     adam.step(3e-3f, clip);
@@ -98,30 +99,39 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
   for (auto& unit : model.units()) {
     auto lease = unit.lease();
     auto whole = unit.whole().first(static_cast<std::size_t>(unit.size()));
-    out.weights[unit.parameters().front()->name].assign(reinterpret_cast<const char*>(whole.data()),
-                                                        whole.size_bytes());
+    auto& bytes = out.weights[unit.parameters().front()->name];
+    bytes.resize(whole.size_bytes());
+    model.device().download(bytes.data(), whole.data(), bytes.size());
   }
   return out;
 }
 
+template <class D>
+D device_for(const RunOptions& o) {
+  if constexpr (std::is_same_v<D, Cpu>)
+    return D{{.threads = o.threads}};
+  else
+    return D{};
+}
+
 /// The bytes of losses, norms and final weights: equal runs are equal strings.
-template <class G, Stage S, class P = Fp32>
+template <class G, Stage S, class P = Fp32, class D = Cpu>
 std::string train(const Comm& comm, RunOptions o = {}) {
-  Cpu device{{.threads = o.threads}};
-  Sharded<G, S, P> model{
+  D device = device_for<D>(o);
+  Sharded<G, S, P, D> model{
       comm, device, G{o.config}, {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes}};
   auto [bytes, weights] = record(model, comm, o);
   for (auto& [name, unit] : weights) bytes += unit;
   return bytes;
 }
 
-template <class G, class P = Fp32>
+template <class G, class P = Fp32, class D = Cpu>
 std::string train(Stage stage, const Comm& comm, const RunOptions& options = {}) {
   switch (stage) {
-    case Stage::none: return train<G, Stage::none, P>(comm, options);
-    case Stage::optimizer_states: return train<G, Stage::optimizer_states, P>(comm, options);
-    case Stage::gradients: return train<G, Stage::gradients, P>(comm, options);
-    case Stage::parameters: return train<G, Stage::parameters, P>(comm, options);
+    case Stage::none: return train<G, Stage::none, P, D>(comm, options);
+    case Stage::optimizer_states: return train<G, Stage::optimizer_states, P, D>(comm, options);
+    case Stage::gradients: return train<G, Stage::gradients, P, D>(comm, options);
+    case Stage::parameters: return train<G, Stage::parameters, P, D>(comm, options);
   }
   return {};
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -68,6 +69,8 @@ constexpr std::int64_t part_begin(std::int64_t count, int rank, int size) {
   return begin < count ? begin : count;
 }
 
+class Comm;
+
 /// What moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
 /// CommError that names ranks and operations if they differ, if a rank died, or if one does not come within the limit.
 class CommBackend {
@@ -78,6 +81,20 @@ class CommBackend {
   virtual std::string_view name() const = 0;
   /// False if no byte is ever moved, or may be touched (dry).
   virtual bool moves() const { return true; }
+  /// How rank `rank` of this group is called in sentences: its number among all ranks.
+  virtual int in_world(int rank) const { return rank; }
+  /// How long this rank waits for the others in one operation.
+  virtual std::chrono::nanoseconds limit() const { return std::chrono::seconds(300); }
+
+  /// GPUs: the communicator over the same ranks that moves host memory. Null where this one does.
+  virtual const Comm* host() const { return nullptr; }
+  /// Whether operations may go on after their calls, beside what computes.
+  virtual bool overlaps() const { return false; }
+  /// GPUs: operations are enqueued on a stream of their own and numbered from 1; the number of the last one. 0 where an
+  /// operation is over when its call returns.
+  virtual std::uint64_t enqueued() const { return 0; }
+  /// GPUs: what the device computes from now on runs after operation `number`.
+  virtual void join(std::uint64_t) {}
 
   /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
   virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;

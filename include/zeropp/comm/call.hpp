@@ -47,6 +47,14 @@ inline std::string differ_text(int first, const std::string& first_calls, int se
               "; all ranks of a group must make the same calls in the same order");
 }
 
+/// " in 3 pieces, piece 1 of 64 elements": of `mine`, where `theirs` first differ.
+inline std::string pieces_text(std::span<const Piece> mine, std::span<const Piece> theirs) {
+  std::size_t p = 0;
+  while (p < mine.size() && p < theirs.size() && mine[p].count == theirs[p].count) ++p;
+  return text(" in ", mine.size(), " pieces") +
+         (p < mine.size() ? text(", piece ", p, " of ", mine[p].count, " elements") : std::string{});
+}
+
 /// A limit on waiting: above 0, and such that adding it to a time cannot overflow.
 inline std::chrono::nanoseconds checked_limit(std::chrono::nanoseconds limit) {
   if (limit <= std::chrono::nanoseconds::zero())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The communicator: typed collectives over the ranks of a group. `Comm` is a handle (copies share the group); what
-// moves the bytes is a `CommBackend`: ranks as threads, as MPI processes, or none at all (one rank, dry). Sums are
-// taken in rank order on every backend, so the same bits come out of threads and of MPI.
+// moves the bytes is a `CommBackend`: ranks as threads, as MPI processes, as GPUs (on_device.hpp), or none at all (one
+// rank, dry). Sums are taken in rank order on every backend but NCCL, so the same bits come out of threads and of MPI.
 #pragma once
 
 #include <array>
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <zeropp/comm/backend.hpp>
+#include <zeropp/comm/pending.hpp>
 
 namespace zeropp {
 
@@ -36,6 +37,18 @@ class Comm {
   int size() const { return backend() ? backend()->size() : 1; }
   std::string_view name() const { return backend() ? backend()->name() : "one rank"; }
   const Traffic& traffic() const { return state_->traffic; }
+  /// The number among all ranks of rank `rank` of this group: how sentences call it.
+  int in_world(int rank) const { return backend() ? backend()->in_world(rank) : rank; }
+  /// How long this rank waits for the others in one operation.
+  std::chrono::nanoseconds limit() const { return backend() ? backend()->limit() : std::chrono::seconds(300); }
+
+  /// The communicator over the same ranks that moves host memory, for what the host decides together; itself unless it
+  /// moves a GPU's. Memory given to any other operation is the host's or the GPU's, whichever this communicator moves.
+  const Comm& host() const { return backend() && backend()->host() ? *backend()->host() : *this; }
+  /// Whether operations may go on after their calls, beside what computes.
+  bool overlaps() const { return backend() && backend()->overlaps(); }
+  /// Equal for copies of one communicator, and for nothing else while one of them lives.
+  const void* identity() const { return state_.get(); }
 
   /// Sum over ranks, in place. It *is* reduce_scatter followed by all_gather, so its bits equal theirs.
   template <class T>
@@ -48,12 +61,13 @@ class Comm {
     backend()->reduce_scatter(op, {&piece, 1});
     op.sequence = state_->sequence++;
     backend()->all_gather(op, {&piece, 1});
+    started().wait();
   }
 
-  /// Sum of one number over ranks, in rank order.
+  /// Sum of one number of the host over ranks, in rank order.
   template <class T>
   T sum(T value) const {
-    all_reduce(std::span<T>{&value, 1});
+    host().all_reduce(std::span<T>{&value, 1});
     return value;
   }
 
@@ -65,8 +79,10 @@ class Comm {
     reduce_scatter(dtype_of<T>, {&piece, 1});
   }
   /// The same for several buffers at once: one rendezvous for all of them.
-  void reduce_scatter(DType dtype, std::span<const Piece> pieces) const {
-    moves_parts(Collective::reduce_scatter, dtype, pieces);
+  void reduce_scatter(DType dtype, std::span<const Piece> pieces) const { reduce_scatter_async(dtype, pieces).wait(); }
+  /// The same, under way: see Pending for what its memory may and may not be used for meanwhile.
+  [[nodiscard]] Pending reduce_scatter_async(DType dtype, std::span<const Piece> pieces) const {
+    return moves_parts(Collective::reduce_scatter, dtype, pieces);
   }
 
   /// Collects the parts of all ranks in `whole`; `part` may lie inside it.
@@ -76,8 +92,9 @@ class Comm {
     const Piece piece{whole.data(), const_cast<T*>(part.data()), static_cast<std::int64_t>(whole.size())};
     all_gather(dtype_of<T>, {&piece, 1});
   }
-  void all_gather(DType dtype, std::span<const Piece> pieces) const {
-    moves_parts(Collective::all_gather, dtype, pieces);
+  void all_gather(DType dtype, std::span<const Piece> pieces) const { all_gather_async(dtype, pieces).wait(); }
+  [[nodiscard]] Pending all_gather_async(DType dtype, std::span<const Piece> pieces) const {
+    return moves_parts(Collective::all_gather, dtype, pieces);
   }
 
   template <class T>
@@ -87,6 +104,7 @@ class Comm {
     if (size() == 1) return;
     sent(op.kind, rank() == root ? (size() - 1) * data.size_bytes() : 0);
     backend()->broadcast(op, std::as_writable_bytes(data));
+    started().wait();
   }
 
   /// Rank r's `send_counts[s]` consecutive elements go to rank s, which keeps them in the order of ranks.
@@ -106,6 +124,7 @@ class Comm {
     const Operation op{0, Collective::send, dtype_of<T>, static_cast<std::int64_t>(data.size()), to};
     sent(op.kind, data.size_bytes());
     backend()->send(op, to, std::as_bytes(data));
+    started().wait();
   }
   template <class T>
   void recv(int from, std::span<T> data) const {
@@ -113,6 +132,7 @@ class Comm {
     const Operation op{0, Collective::recv, dtype_of<T>, static_cast<std::int64_t>(data.size()), from};
     sent(op.kind, 0);
     backend()->recv(op, from, std::as_writable_bytes(data));
+    started().wait();
   }
 
   void barrier() const {
@@ -156,7 +176,9 @@ class Comm {
   std::int64_t elsewhere(std::int64_t count) const {
     return count - (part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size()));
   }
-  void moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
+  Pending moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
+  /// What the backend was called for last.
+  Pending started() const { return {state_->backend, backend() ? backend()->enqueued() : 0}; }
   void expect_rank(int peer, Collective kind) const {
     if (peer < 0 || peer >= size() || (size() == 1 && kind != Collective::broadcast))
       throw CommError(text(name_of(kind), " names rank ", peer, " in a group of ", size(), " ranks"));
@@ -165,22 +187,22 @@ class Comm {
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
-inline void Comm::moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const {
+inline Pending Comm::moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const {
   std::int64_t count = 0, away = 0;
   for (auto& piece : pieces) count += piece.count, away += elsewhere(piece.count);
   const auto op = next(kind, dtype, count);
-  if (size() == 1) {
-    if (backend() && !backend()->moves()) return;
+  if (!backend()) {
     for (auto& piece : pieces)
       if (piece.whole != piece.part && piece.count > 0) {
         const auto bytes = static_cast<std::size_t>(piece.count) * size_of(dtype);
         kind == Collective::all_gather ? __builtin_memmove(piece.whole, piece.part, bytes)
                                        : __builtin_memmove(piece.part, piece.whole, bytes);
       }
-    return;
+    return {};
   }
-  sent(kind, static_cast<std::size_t>(away) * size_of(dtype));
+  if (size() > 1) sent(kind, static_cast<std::size_t>(away) * size_of(dtype));
   kind == Collective::all_gather ? backend()->all_gather(op, pieces) : backend()->reduce_scatter(op, pieces);
+  return started();
 }
 
 template <class T>
@@ -196,14 +218,15 @@ void Comm::all_to_all(std::span<const T> in, std::span<const std::int64_t> send_
       out_count != static_cast<std::int64_t>(out.size()))
     throw CommError(text("all_to_all over ", ranks, " ranks: counts must be one a rank and add up to ", in.size(),
                          " sent and ", out.size(), " received, got ", in_count, " and ", out_count));
-  if (ranks == 1) {
+  if (!backend()) {
     if (in.size()) __builtin_memmove(out.data(), in.data(), in.size_bytes());
     return;
   }
   // The counts may differ by rank; only the kind and the type are compared.
   const auto op = next(Collective::all_to_all, dtype_of<T>, 0);
-  sent(op.kind, in.size_bytes() - static_cast<std::size_t>(send[static_cast<std::size_t>(rank())]));
+  if (ranks > 1) sent(op.kind, in.size_bytes() - static_cast<std::size_t>(send[static_cast<std::size_t>(rank())]));
   backend()->all_to_all(op, std::as_bytes(in), send, std::as_writable_bytes(out), receive);
+  started().wait();
 }
 
 inline Comm Comm::subset(std::span<const int> members) const {
@@ -214,7 +237,7 @@ inline Comm Comm::subset(std::span<const int> members) const {
     mine |= member == rank();
   }
   if (!mine) throw CommError(text("rank ", rank(), " asks for a subset of ranks that does not hold it"));
-  if (members.size() == 1 && (!backend() || backend()->moves())) return Comm{};
+  if (members.size() == 1 && (!backend() || (backend()->moves() && !backend()->host()))) return Comm{};
   // Members number their operations together, others do not take part: the sequence number stays out of the comparison.
   return Comm{
       backend()->subset({0, Collective::subset, DType::u8, static_cast<std::int64_t>(members.size()), 0}, members)};
@@ -223,7 +246,7 @@ inline Comm Comm::subset(std::span<const int> members) const {
 inline Comm Comm::split(int colour, int key) const {
   std::vector<std::int64_t> all(2 * static_cast<std::size_t>(size()));
   const std::array<std::int64_t, 2> mine{colour, key};
-  all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+  host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
   std::vector<int> members;
   for (int r = 0; r < size(); ++r)
     if (all[2 * static_cast<std::size_t>(r)] == colour) {

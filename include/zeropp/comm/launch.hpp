@@ -148,3 +148,7 @@ int launch(int argc, const char* const* argv, const Body& body) {
 }
 
 }  // namespace zeropp
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/comm/cuda/gpu_of.hpp>
+#endif

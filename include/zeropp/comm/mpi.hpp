@@ -35,6 +35,8 @@ class MpiBackend final : public CommBackend {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(world_ranks_.size()); }
   std::string_view name() const override { return "MPI"; }
+  int in_world(int rank) const override { return world(rank); }
+  std::chrono::nanoseconds limit() const override { return shared_->limit; }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank_, size());

@@ -63,6 +63,8 @@ class ThreadBackend final : public CommBackend {
   int rank() const override { return rank_; }
   int size() const override { return group_->rendezvous.size(); }
   std::string_view name() const override { return "threads"; }
+  int in_world(int rank) const override { return group_->rendezvous.world_rank(rank); }
+  std::chrono::nanoseconds limit() const override { return world().limit(); }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank_, size());
@@ -218,13 +220,7 @@ class ThreadBackend final : public CommBackend {
   std::string describe_slot(int rank, int other) const {
     const ThreadSlot &mine = slot(rank), &theirs = slot(other);
     auto out = call_text(mine.op, group_->rendezvous.world_rank(mine.op.root));
-    if (mine.op == theirs.op)  // then the pieces differ
-      for (std::size_t p = 0;; ++p) {
-        const bool here = p < mine.pieces.size(), there = p < theirs.pieces.size();
-        if (here && there && mine.pieces[p].count == theirs.pieces[p].count) continue;
-        return out + text(" in ", mine.pieces.size(), " pieces") +
-               (here ? text(", piece ", p, " of ", mine.pieces[p].count, " elements") : std::string{});
-      }
+    if (mine.op == theirs.op) out += pieces_text(mine.pieces, theirs.pieces);  // then these differ
     return out;
   }
 

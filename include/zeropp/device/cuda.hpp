@@ -5,14 +5,17 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <type_traits>
 #include <typeindex>
 #include <utility>
+#include <vector>
 
 #include <zeropp/device/cuda/faults.hpp>
+#include <zeropp/device/cuda/profile.hpp>
 #include <zeropp/device/cuda/runtime.hpp>
 #include <zeropp/device/device.hpp>
 
@@ -39,7 +42,7 @@ class CudaMemory final : public Memory {
 struct CudaProperties {
   std::string name = "NVIDIA H100";  ///< the defaults are what a plan without a GPU assumes
   int multiprocessors = 132;
-  int compute_capability = 90;       ///< 10 · major + minor
+  int compute_capability = 90;  ///< 10 · major + minor
   std::size_t memory = std::size_t{80} << 30, l2_cache = std::size_t{50} << 20;
 
   static CudaProperties of(int ordinal) {
@@ -53,6 +56,7 @@ struct CudaProperties {
 struct CudaOptions {
   int ordinal = 0;               ///< which GPU
   std::size_t memory_limit = 0;  ///< bytes; 0: what the GPU gives
+  bool profile = false;          ///< time every operation; see Cuda::profile()
 };
 
 namespace detail {
@@ -80,6 +84,7 @@ class Cuda {
   explicit Cuda(CudaOptions options = {})
       : ordinal_(selected(options.ordinal)),
         properties_(CudaProperties::of(options.ordinal)),
+        profiles_(options.profile),
         pool_(std::make_unique<CudaMemory>(), {.limit = options.memory_limit}) {}
   Cuda(const Cuda&) = delete;
   Cuda& operator=(const Cuda&) = delete;
@@ -97,7 +102,9 @@ class Cuda {
     static_assert(std::is_invocable_v<Body, cudaStream_t>,
                   "zeropp: this operation has no kernel for the device Cuda here. Kernels are compiled by nvcc: "
                   "instantiate engines on Cuda in a .cu file of a target that links zeropp::cuda");
+    if (profiles_) profile_.begin(cost, stream_.get());
     body(stream_.get());
+    if (profiles_) profile_.end(stream_.get());
     if (const auto result = cudaGetLastError(); result != cudaSuccess) cuda_check(result, text("kernel ", cost.name));
   }
 
@@ -114,7 +121,10 @@ class Cuda {
   void synchronize() {
     stream_.wait();
     check_faults();
+    for (const auto& check : checks_) check();
   }
+  /// `check` is called whenever the host has waited, to throw what others have found wrong meanwhile.
+  void when_waited(std::function<void()> check) { checks_.push_back(std::move(check)); }
 
   /// Mapped host memory where kernels note what they find wrong.
   CudaFaults* faults() const { return faults_.get(); }
@@ -125,12 +135,15 @@ class Cuda {
     return companions_.of<T>(*this);
   }
 
+  /// Times of operations; empty unless CudaOptions asked for them. An operation that runs others counts twice.
+  CudaProfile& profile() { return profile_; }
+
  private:
   static int selected(int ordinal) {
     const int found = cuda_devices();
     if (ordinal < 0 || ordinal >= found)
-      throw CudaError(text("GPU ", ordinal, " is asked for, this machine has ", found,
-                           "; use another device, or --backend cpu"));
+      throw CudaError(
+          text("GPU ", ordinal, " is asked for, this machine has ", found, "; use another device, or --backend cpu"));
     cuda_check(cudaSetDevice(ordinal), "cudaSetDevice");
     return ordinal;
   }
@@ -145,8 +158,11 @@ class Cuda {
 
   int ordinal_;
   CudaProperties properties_;
+  bool profiles_;
+  CudaProfile profile_;
   CudaStream stream_;
   Pinned<CudaFaults> faults_;
+  std::vector<std::function<void()>> checks_;
   Pool pool_;
   detail::Companions companions_;  // gone before the pool that they took memory from
 };

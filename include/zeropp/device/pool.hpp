@@ -46,6 +46,9 @@ class Pool {
     std::shared_ptr<detail::PoolBooks> books_;
   };
 
+  /// Whether a program runs for the first time: its blocks come from the device and go back to it one by one.
+  bool recording() const { return books_->program && !books_->program->packed; }
+
   /// Bytes of kept blocks by purpose, as asked for.
   const Bytes& kept() const { return books_->kept; }
   /// Live bytes by purpose at the moment of the highest total inside programs (kept blocks not included).

@@ -74,10 +74,11 @@ inline void square_roots(C* x) {
 #else
     for (int i = 0; i < adam_block; i += 4) _mm_storeu_ps(x + i, _mm_sqrt_ps(_mm_loadu_ps(x + i)));
 #endif
-    return;
-  }
+  } else
 #endif
-  for (int i = 0; i < adam_block; ++i) x[i] = std::sqrt(x[i]);
+  {
+    for (int i = 0; i < adam_block; ++i) x[i] = std::sqrt(x[i]);
+  }
 }
 
 // SplitMaster for a block, on plain integers: loops over its struct do not vectorise.

@@ -111,6 +111,11 @@ inline Cost attention_cost(std::string_view name, const AttentionShape& s, doubl
 
 }  // namespace detail
 
+/// Whether a device computes attention to other keys than the queries' own (AttentionShape::keys, offset) in the type
+/// that it computes in: what ring attention is made of.
+template <Device D>
+inline constexpr bool attends_in_parts = true;
+
 /// out = softmax(q kᵀ / √D, causal) v; lse [B, H, T] is what backward needs. Threads share the pairs of sequence and
 /// key head. `Out` is T, or the type that computes, for a part of the keys whose output is joined to that of others
 /// (attention_merge.hpp).

@@ -11,16 +11,11 @@
 
 #include <zeropp/base/error.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/loss_sum.hpp>
 #include <zeropp/kernels/math.hpp>
 #include <zeropp/kernels/matmul.hpp>
 
 namespace zeropp::kernels {
-
-/// Sum of −log softmax(logits)[label] in nats, and how many labels it is over.
-struct LossSum {
-  double sum = 0;
-  std::int64_t count = 0;
-};
 
 namespace detail {
 

@@ -205,5 +205,6 @@ void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias
 }  // namespace zeropp::kernels
 
 #ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/cuda/matmul.hpp>
 #endif

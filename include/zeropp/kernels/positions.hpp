@@ -34,6 +34,7 @@ struct ElementNumbers {
     std::int64_t begin, count;
   };
   constexpr Run run(std::int64_t i) const {
+    if (here == whole && positions.first == 0 && positions.length >= here / row) return {first + i, unbounded};
     const auto sequence = i / here, at = i % here, t = at / row;
     const auto end = t < positions.length ? std::min(positions.length, here / row) : here / row;
     return {first + sequence * whole + positions[t] * row + at % row, end * row - at};

@@ -57,3 +57,7 @@ void add_rectangles(D& device, std::span<const Rectangle> rectangles, const A* f
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/rectangles.hpp>
+#endif

@@ -22,6 +22,15 @@
 
 namespace zeropp::detail {
 
+/// Throws ConfigError for a device without the kernels.
+template <Device D>
+void check_ring() {
+  if constexpr (!kernels::attends_in_parts<D>)
+    throw ConfigError(
+        "ring attention runs on the CPU only so far; on a GPU share sequences by "
+        "ContextAttention::ulysses");
+}
+
 class RingAttention {
  public:
   RingAttention(const PackedHeads& heads, const ContextPart& part) : heads_(heads), part_(part) {}

@@ -20,7 +20,7 @@ namespace zeropp::detail {
 inline void agree(const Comm& comm, std::string_view axis, const std::string& what) {
   const auto mine = static_cast<std::int64_t>(hash_of(what));
   std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm.size()), mine);
-  comm.all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
+  comm.host().all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
   for (std::size_t r = 1; r < hashes.size(); ++r)
     if (hashes[r] != hashes[0])
       throw CommError(text(axis, "rank ", r, " built another model than ", axis,

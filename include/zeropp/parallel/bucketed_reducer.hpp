@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums gradients over ranks in buckets, in the order in which they become ready. A bucket is one grouped collective, so
-// that small gradients share a rendezvous. Usable alone, on buffers of your own:
+// that small gradients share a rendezvous. Where communication runs beside computing, a bucket is under way while the
+// next one fills. Usable alone, on buffers of your own:
 //
 //   BucketedReducer<float> reducer{comm, {.bucket_bytes = 1 << 20}};
 //   reducer.reduce(gradient_of_last_layer, my_share_of_it);   // during backward
@@ -41,20 +42,12 @@ class BucketedReducer {
     add({whole.data(), whole.data() + part_begin(count, comm_.rank(), comm_.size()), count}, true, std::move(done));
   }
 
-  /// Reduces what is pending. Call it on all ranks after the last gradient.
+  /// Reduces what is pending, and waits for it as computing does (Pending::wait). Call it on all ranks after the last
+  /// gradient.
   void flush() {
-    if (pending_.empty()) return;
-    auto entries = std::exchange(pending_, {});
-    pending_bytes_ = 0;
-    std::vector<Piece> pieces, whole;
-    for (auto& entry : entries) {
-      pieces.push_back(entry.piece);
-      if (entry.whole) whole.push_back(entry.piece);
-    }
-    comm_.reduce_scatter(dtype_of<T>, pieces);
-    if (!whole.empty()) comm_.all_gather(dtype_of<T>, whole);
-    for (auto& entry : entries)
-      if (entry.done) entry.done();
+    start();
+    for (auto bucket = under_way_.rbegin(); bucket != under_way_.rend(); ++bucket) bucket->wait();
+    for (auto& bucket : std::exchange(under_way_, {})) finish(bucket);
   }
 
   std::size_t pending_bytes() const { return pending_bytes_; }
@@ -62,6 +55,7 @@ class BucketedReducer {
 
   /// Forgets what is pending without reducing it: for the way out after an error.
   void drop() {
+    under_way_.clear();
     pending_.clear();
     pending_bytes_ = 0;
   }
@@ -76,13 +70,51 @@ class BucketedReducer {
   void add(Piece piece, bool whole, std::function<void()> done) {
     pending_bytes_ += static_cast<std::size_t>(piece.count) * sizeof(T);
     pending_.push_back({piece, whole, std::move(done)});
-    if (pending_bytes_ >= options_.bucket_bytes) flush();
+    if (pending_bytes_ >= options_.bucket_bytes) start();
+  }
+
+  /// A bucket that is being reduced.
+  struct Bucket {
+    Pending sum, gathered;
+    std::vector<std::function<void()>> done;
+
+    void wait() {
+      gathered.wait();  // the later one first: then nothing is left to wait for
+      sum.wait();
+    }
+  };
+  /// Begins to reduce what is pending. Memory that waits for the bucket before is free then; so no more than two
+  /// buckets of it are held.
+  void start() {
+    if (pending_.empty()) return;
+    auto entries = std::exchange(pending_, {});
+    pending_bytes_ = 0;
+    std::vector<Piece> pieces, whole;
+    Bucket bucket;
+    for (auto& entry : entries) {
+      pieces.push_back(entry.piece);
+      if (entry.whole) whole.push_back(entry.piece);
+      if (entry.done) bucket.done.push_back(std::move(entry.done));
+    }
+    bucket.sum = comm_.reduce_scatter_async(dtype_of<T>, pieces);
+    if (!whole.empty()) bucket.gathered = comm_.all_gather_async(dtype_of<T>, whole);
+    for (auto& before : under_way_)
+      if (!before.done.empty()) finish(before);
+    if (bucket.sum.under_way())
+      under_way_.push_back(std::move(bucket));
+    else
+      finish(bucket);
+  }
+  static void finish(Bucket& bucket) {
+    bucket.wait();
+    for (auto& done : std::exchange(bucket.done, {})) done();
   }
 
   Comm comm_;
   BucketOptions options_;
   std::vector<Entry> pending_;
   std::size_t pending_bytes_ = 0;
+  std::vector<Bucket> under_way_;
 };
 
 }  // namespace zeropp

@@ -22,7 +22,7 @@ inline void expect_same_rows(const Batch& batch, const Comm& comm) {
   const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(batch.fingerprint)};
   std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % 2];  // dry ranks gather nothing
-  comm.all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+  comm.host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
   for (std::size_t i = 2; i < all.size(); ++i)
     if (all[i] != all[i % 2])
       throw CommError(
@@ -92,7 +92,7 @@ class SharedLogits {
     for (std::size_t i = 0; i < place_.size(); ++i)
       std::copy_n(mine_.begin() + static_cast<std::ptrdiff_t>(i * vocabulary_), vocabulary_,
                   whole_.begin() + static_cast<std::ptrdiff_t>(place_[i] * vocabulary_));
-    part_.comm().all_reduce(whole_);
+    part_.comm().host().all_reduce(whole_);
   }
 
  private:

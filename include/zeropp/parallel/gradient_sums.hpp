@@ -37,14 +37,14 @@ double sum_over_gradients(Units& units, const Comm& comm, const Comm& tensor, co
   std::vector<double> sums(parts.size());
   f(std::span<const std::span<Gradient>>{parts}, std::span{sums});
   for (std::size_t i = 0; i < sums.size(); ++i) *places[i] += sums[i];
-  comm.all_reduce(std::span{whole});
+  comm.host().all_reduce(std::span{whole});
   if (tensor.size() > 1) {
-    comm.all_reduce(std::span{split});
-    tensor.all_reduce(std::span{split});
+    comm.host().all_reduce(std::span{split});
+    tensor.host().all_reduce(std::span{split});
   }
   double sum = 0;
   for (std::size_t i = 0; i < slots; ++i) whole[i] += split[i];
-  if (pipeline.size() > 1) pipeline.all_reduce(std::span{whole});
+  if (pipeline.size() > 1) pipeline.host().all_reduce(std::span{whole});
   for (double one : whole) sum += one;
   return sum;
 }

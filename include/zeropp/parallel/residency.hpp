@@ -26,6 +26,7 @@ struct Residents {
   void enter(int site, Direction direction) {
     for (int ahead = 0; ahead <= prefetch; ++ahead)
       for (auto* unit : at(site, direction, ahead)) unit->gather();
+    for (auto* unit : at(site, direction, 0)) unit->arrive();
   }
   /// Releases what neither the next sites nor, at the turn to the backward, this one needs.
   void leave(int site, Direction direction, bool backward_follows) {

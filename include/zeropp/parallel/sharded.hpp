@@ -17,9 +17,11 @@
 #include <vector>
 
 #include <zeropp/comm/mesh.hpp>
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
+#include <zeropp/layers/ring_attention.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context_parallel.hpp>
@@ -54,16 +56,16 @@ class Sharded {
                 ContextPart{mesh.context(), options.context_attention}) {}
 
   Sharded(Comm comm, Comm tensor, Comm pipeline, D& device, L layer, ShardedOptions options = {}, ContextPart part = {})
-      : comm_(std::move(comm)),
-        tensor_(std::move(tensor)),
-        pipeline_(std::move(pipeline)),
-        part_(std::move(part)),
+      : comm_(on_device(comm, device)),
+        tensor_(on_device(tensor, device)),
+        pipeline_(on_device(pipeline, device)),
+        part_(on_device(part.comm(), device), part.attention()),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
         units_((agree(), layer_), comm_, device, S),
         reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
-    if (options.prefetch < 0) throw ConfigError(text("prefetch counts units, got ", options.prefetch));
+    if (prefetch() < 0) throw ConfigError(text("prefetch counts units, got ", prefetch()));
     units_.initialise(options.seed, pipeline_);
   }
   Sharded(const Sharded&) = delete;
@@ -140,7 +142,7 @@ class Sharded {
       return 0;
     });
     shared.collect();
-    if constexpr (Pipelined<L>) pipeline_.broadcast(out, layer_.last_stage());
+    if constexpr (Pipelined<L>) pipeline_.host().broadcast(out, layer_.last_stage());
   }
 
   // ---- for a loop of your own: context, forward, backward, then finish_gradients() before the optimizer's step
@@ -195,11 +197,7 @@ class Sharded {
   void finish_gradients() {
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
-    if constexpr (S == Stage::none) {
-      std::vector<Piece> pieces;
-      for (auto& unit : units()) pieces.push_back(unit.gradients_piece());
-      comm_.all_gather(dtype_of<Gradient>, pieces);
-    }
+    if constexpr (S == Stage::none) units_.publish_gradients();
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
   /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
@@ -217,8 +215,9 @@ class Sharded {
   }
 
  private:
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, options_.prefetch, first_micro_batch_, last_micro_batch_};
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
     return {.mode = mode,
@@ -253,8 +252,8 @@ class Sharded {
     double sum = comm_.sum(mine.sum());
     auto count = comm_.sum(mine.count());
     if constexpr (Pipelined<L>) {
-      pipeline_.broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline_.broadcast(std::span{&count, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&sum, 1}, layer_.last_stage());
+      pipeline_.host().broadcast(std::span{&count, 1}, layer_.last_stage());
     }
     Loss all;
     all.add(sum, count);
@@ -262,11 +261,14 @@ class Sharded {
   }
 
   void agree() {
-    if (part_.size() > 1) detail::check_context(layer_, part_);
+    if (part_.size() > 1) {
+      if (part_.attention() == ContextAttention::ring) detail::check_ring<D>();
+      detail::check_context(layer_, part_);
+    }
     detail::agree(layer_, comm_, tensor_, pipeline_,
                   text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
                        static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                       options_.prefetch, " context ", name_of(options_.context_attention), "\n"));
+                       prefetch(), " context ", name_of(options_.context_attention), "\n"));
   }
 
   Comm comm_, tensor_, pipeline_;

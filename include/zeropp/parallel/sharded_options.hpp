@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include <zeropp/layers/context_part.hpp>
 #include <zeropp/parallel/bucketed_reducer.hpp>
@@ -14,7 +15,9 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  int prefetch = 0;  ///< units gathered ahead of the running one (stage 3), for gathering that is asynchronous
+  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
+  /// 0 on the host, where it would only take memory.
+  std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
   ContextAttention context_attention = ContextAttention::ulysses;  ///< on a mesh with several context ranks
 };

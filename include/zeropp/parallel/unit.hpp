@@ -64,18 +64,24 @@ class Unit {
 
   Range whole_range() const { return {0, padded_}; }
   Range shard() const { return shard_; }  ///< this rank's part of the flat buffer
-  /// What this rank keeps of the weights: all of them before stage 3.
-  Range held() const { return stage_ < Stage::parameters ? whole_range() : shard_; }
+  /// What this rank keeps of the weights: all of them before stage 3, and of course where there is one rank.
+  Range held() const { return keeps_whole() ? whole_range() : shard_; }
   /// What the optimizer of this rank updates: all at stage 0.
   Range update() const { return stage_ == Stage::none ? whole_range() : shard_; }
 
-  std::span<Weight> weights() { return view<Weight>(weights_, held()); }
+  std::span<Weight> weights() {
+    arrive();
+    return view<Weight>(weights_, held());
+  }
   /// Lower halves of the masters over update(); empty unless weights are bf16.
   std::span<std::int16_t> remainder() {
     return split_master ? view<std::int16_t>(remainder_, update()) : std::span<std::int16_t>{};
   }
   /// Gradients summed over ranks, over update(); valid between a training pass and the next.
-  std::span<Gradient> gradients() { return part_of_gradients(update()); }
+  std::span<Gradient> gradients() {
+    gradients_on_their_way_.wait();
+    return part_of_gradients(update());
+  }
   /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
   std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
   /// What of them belongs to one of the unit's parameters.
@@ -97,29 +103,37 @@ class Unit {
     place_values(resident() ? whole_base() : nullptr);
   }
 
-  bool resident() const { return stage_ < Stage::parameters || whole_; }
-  /// Makes the whole unit resident on every rank (stage 3; elsewhere it always is). A collective.
+  bool resident() const { return keeps_whole() || whole_; }
+  /// Begins to make the whole unit resident on every rank (stage 3; elsewhere it always is). A collective.
   void gather() {
     if (resident()) return;
     whole_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Weight), Purpose::weights);
-    comm_.all_gather(std::span<const Weight>{view<Weight>(weights_, held())}, view<Weight>(whole_, whole_range()));
+    const Piece piece{whole_.get(), weights_.get(), padded_};
+    weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
     place_values(whole_.get());
   }
+  /// What is computed from now on finds the weights that gather() or publish() has asked for.
+  void arrive() const { weights_on_their_way_.wait(); }
   void release() {
-    if (stage_ < Stage::parameters) return;
+    if (keeps_whole()) return;
+    arrive();
     whole_.reset();
     place_values(nullptr);
   }
   /// All weights of the unit, padding included, while it is resident.
   std::span<const Weight> whole() const {
     if (!resident()) throw Error(text("unit ", index_, " is not in memory; hold a lease of it (gather)"));
+    arrive();
     return {reinterpret_cast<const Weight*>(whole_base()), static_cast<std::size_t>(padded_)};
   }
 
   /// Keeps the unit resident while it lives.
   class Lease {
    public:
-    explicit Lease(Unit& unit) : unit_(unit.resident() ? nullptr : &unit) { unit.gather(); }
+    explicit Lease(Unit& unit) : unit_(unit.resident() ? nullptr : &unit) {
+      unit.gather();
+      unit.arrive();
+    }
     Lease(Lease&& other) noexcept : unit_(std::exchange(other.unit_, nullptr)) {}
     Lease& operator=(Lease&&) = delete;
     ~Lease() {
@@ -136,6 +150,7 @@ class Unit {
     const bool accumulates = reduction == Reduction::once && !first_micro_batch;
     // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches' sums.
     in_place_ = whole_gradients() && (reduction == Reduction::once || first_micro_batch);
+    gradients_on_their_way_.wait();
     if (!in_place_ && !local_)
       local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
     auto gradient = local_gradient();
@@ -167,9 +182,22 @@ class Unit {
   }
   /// Forgets a backward that did not end: the way out after an error.
   void abandon() {
+    gradients_on_their_way_.wait();
+    arrive();
     local_.reset();
     place_gradients(nullptr);
     release();
+  }
+
+  /// Sends the shards of the weights that ranks have updated to all of them, beside what computes: arrive() waits.
+  void publish() {
+    const auto piece = weights_piece();
+    weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
+  }
+  /// The same for the summed gradients of stage 0; gradients() waits.
+  void publish_gradients() {
+    const auto piece = gradients_piece();
+    gradients_on_their_way_ = comm_.all_gather_async(dtype_of<Gradient>, {&piece, 1});
   }
 
   /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
@@ -194,7 +222,7 @@ class Unit {
     return {reinterpret_cast<Gradient*>(gradients_.get()) + from, static_cast<std::size_t>(range.size())};
   }
   std::span<Gradient> local_gradient() { return view<Gradient>(in_place_ ? gradients_ : local_, whole_range()); }
-  std::byte* whole_base() const { return stage_ < Stage::parameters ? weights_.get() : whole_.get(); }
+  std::byte* whole_base() const { return keeps_whole() ? weights_.get() : whole_.get(); }
 
   void place_values(std::byte* base) {
     for (auto* list : {&parameters_, &tied_}) place(*list, base, sizeof(Weight), &Parameter::value);
@@ -204,7 +232,8 @@ class Unit {
                     void* Parameter::*member) {
     for (auto* p : list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;
   }
-  bool whole_gradients() const { return role_ == Role::owner && stage_ < Stage::gradients; }
+  bool keeps_whole() const { return stage_ < Stage::parameters || comm_.size() == 1; }
+  bool whole_gradients() const { return role_ == Role::owner && (stage_ < Stage::gradients || comm_.size() == 1); }
 
   int index_;
   Stage stage_;
@@ -216,6 +245,7 @@ class Unit {
   Range shard_;
   Storage weights_, remainder_, gradients_;  // kept
   Storage whole_, local_;                    // while in use
+  mutable Pending weights_on_their_way_, gradients_on_their_way_;
   bool in_place_ = false;
 };
 

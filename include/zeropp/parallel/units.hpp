@@ -103,6 +103,13 @@ class Units {
     exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.update(); });
   }
 
+  /// The same for summed gradients, where every rank updates everything (stage 0).
+  void publish_gradients() {
+    std::vector<Piece> pieces;
+    for (auto& unit : units_) comm_.overlaps() ? unit.publish_gradients() : pieces.push_back(unit.gradients_piece());
+    if (!pieces.empty()) comm_.all_gather(dtype_of<Gradient>, pieces);
+  }
+
   /// Adds the gradients of twins, summed over ranks, to those of their owners.
   void join_ties(const Comm& pipeline) {
     for (auto& tie : ties_) {
@@ -196,15 +203,18 @@ class Units {
   template <class F>
   void exchange_weights(const Comm& pipeline, F incomplete) {
     std::vector<Piece> pieces;
+    const auto send = [&](Unit<P, D>& unit) {  // beside what computes, each waited for where it is needed first
+      comm_.overlaps() ? unit.publish() : pieces.push_back(unit.weights_piece());
+    };
     for (auto& unit : units_)
-      if (incomplete(unit)) pieces.push_back(unit.weights_piece());
+      if (incomplete(unit)) send(unit);
     for (auto& tie : ties_) {
       if (tie.stage < 0) continue;
       if (tie.owner) {
         pipeline.send(tie.stage, std::span<const Weight>{tie.owner->shard_weights()});
       } else {
         pipeline.recv(tie.stage, tie.twin->shard_weights());
-        if (tie.twin->held() != tie.twin->shard()) pieces.push_back(tie.twin->weights_piece());
+        if (tie.twin->held() != tie.twin->shard()) send(*tie.twin);
       }
     }
     if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);

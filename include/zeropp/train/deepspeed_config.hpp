@@ -36,7 +36,7 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   auto zero = root.section("zero_optimization");
   zero.read("stage", s.zero, 0, 3);
   zero.read("reduce_bucket_size", s.bucket_elements, 0, 1e15);
-  zero.read("prefetch_units", s.prefetch, 0, 1e6);
+  if (int units = 0; zero.read("prefetch_units", units, 0, 1e6)) s.prefetch = units;
   zero.finish();
 
   auto optimizer = root.section("optimizer");

@@ -31,7 +31,7 @@ class Interrupt {
   static int signal(const Comm& comm) {
     const std::int32_t mine = signal();
     std::vector<std::int32_t> all(static_cast<std::size_t>(comm.size()), mine);
-    comm.all_gather(std::span<const std::int32_t>{&mine, 1}, std::span{all});
+    comm.host().all_gather(std::span<const std::int32_t>{&mine, 1}, std::span{all});
     return *std::max_element(all.begin(), all.end());
   }
   /// Exit code of a program that such a signal ended after saving: 130 or 143.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <zeropp/train/fused_adam.hpp>
@@ -15,7 +16,7 @@ namespace zeropp {
 /// Settings of a training run that do not depend on the model.
 struct TrainSettings {
   int zero = 2;                            ///< stage
-  int prefetch = 0;                        ///< units gathered ahead at stage 3
+  std::optional<int> prefetch = {};        ///< units gathered ahead at stage 3; not said: see ShardedOptions
   std::int64_t bucket_elements = 4 << 20;  ///< gradients reduced at a time
   std::int64_t rows = 32;                  ///< sequences of a step, over all ranks and micro-batches
   std::int64_t micro_batch = 0;            ///< sequences of a micro-batch on a rank; 0: all of the rank at once

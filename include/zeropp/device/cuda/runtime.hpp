@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA runtime, checked: every call's result becomes an error that names the call; streams, events and pinned memory
-// as owners that never throw on their way out and tolerate a runtime that is shutting down.
+// The CUDA runtime, checked: every call's result becomes an error that names the call; streams, events and pinned
+// memory as owners that never throw on their way out and tolerate a runtime that is shutting down.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -71,9 +71,9 @@ class CudaStream {
   explicit CudaStream(Priority priority = Priority::normal) {
     int least = 0, greatest = 0;
     cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
-    cuda_check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
-                                            priority == Priority::high ? greatest : least),
-               "cudaStreamCreate");
+    cuda_check(
+        cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority == Priority::high ? greatest : least),
+        "cudaStreamCreate");
   }
   CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
   CudaStream& operator=(CudaStream&&) = delete;

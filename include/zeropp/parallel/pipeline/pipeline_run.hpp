@@ -96,15 +96,16 @@ class PipelineRun {
     return &at(schedule_.chunk_of(part), op.micro_batch);
   }
 
+  Comm comm() { return on_device(stage_.options().comm, model_.device()); }
   Activation receive(const PipelineOp& op) {
     const auto& options = stage_.options();
     Activation x(model_.device().pool(),
                  {batches_.rows(op.micro_batch), batches_.context() / options.parts_of_context, options.width});
-    options.comm.recv(op.peer, x.span());
+    comm().recv(op.peer, x.span());
     return x;
   }
   void send(const PipelineOp& op, Activation& x) {
-    stage_.options().comm.send(op.peer, std::span<const T>{x.span()});
+    comm().send(op.peer, std::span<const T>{x.span()});
     x = {};
   }
 

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/layers/dropout.hpp>
 #include <zeropp/parallel/tensor/rule.hpp>
@@ -16,7 +17,12 @@ class TensorGroup {
  public:
   explicit TensorGroup(const TensorOptions& o) : comm_(o.comm), sequence_(o.sequence && o.comm.size() > 1) {}
 
-  const Comm& comm() const { return comm_; }
+  const Comm& host() const { return comm_.host(); }
+  /// What moves the memory of the context's device.
+  template <class C>
+  Comm comm(C& ctx) const {
+    return on_device(comm_, ctx.device);
+  }
   int rank() const { return comm_.rank(); }
   int size() const { return comm_.size(); }
   /// Whether ranks hold parts of the sequence between layers.
@@ -31,7 +37,7 @@ class TensorGroup {
     auto shape = x.shape();
     shape[1] *= size();
     auto y = ctx.template make<R, T>(shape);
-    comm_.all_gather(dtype_of<T>, pieces(y, x));
+    comm(ctx).all_gather(dtype_of<T>, pieces(y, x));
     return y;
   }
 
@@ -42,7 +48,7 @@ class TensorGroup {
   Tensor<T, R> sum(C& ctx, Tensor<T, R> x) const {
     if (size() == 1) return x;
     if (!sequence_) {
-      comm_.all_reduce(x.span());
+      comm(ctx).all_reduce(x.span());
       return x;
     }
     auto shape = x.shape();
@@ -51,7 +57,7 @@ class TensorGroup {
                              " tensor ranks; choose another length, or leave out .sequence"));
     shape[1] /= size();
     auto y = ctx.template make<R, T>(shape);
-    comm_.reduce_scatter(dtype_of<T>, pieces(x, y));
+    comm(ctx).reduce_scatter(dtype_of<T>, pieces(x, y));
     return y;
   }
 

@@ -46,7 +46,7 @@ class TensorParallel<LmHead> {
     if (ctx.training()) return Forward{loss, Saved{std::move(x), ctx.labels, loss}};
     x = group_.whole(ctx, std::move(x));
     const auto sum = kernels::linear_cross_entropy_part(ctx.device, x.data(), ctx.value(head_.weight),
-                                                        ctx.labels.span(), head_.width(), part_, exchange<T>());
+                                                        ctx.labels.span(), head_.width(), part_, exchange<T>(ctx));
     loss.add(sum);
     return Forward{loss, Saved{}};
   }
@@ -57,7 +57,7 @@ class TensorParallel<LmHead> {
     auto dx = ctx.make_like(x);
     const auto sum = kernels::linear_cross_entropy_part_backward(
         ctx.device, x.data(), ctx.value(head_.weight), saved.labels.span(), dx.data(), ctx.gradient(head_.weight),
-        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>());
+        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>(ctx));
     saved.loss.add(sum);
     x = {};
     return group_.sum(ctx, std::move(dx));
@@ -66,10 +66,12 @@ class TensorParallel<LmHead> {
  private:
   /// Once a block of rows. One exchange for all blocks would compute all logits twice: measured for 512 rows of 384 and
   /// 25152 of the vocabulary a rank, that is 64 ms a block more, and an exchange takes 0.02 ms.
-  template <class T>
-  auto exchange() const {
+  template <class T, class C>
+  auto exchange(C& ctx) const {
     using Compute = compute_t<T>;
-    return [this](std::span<const Compute> mine, std::span<Compute> all) { group_.comm().all_gather(mine, all); };
+    return [comm = group_.comm(ctx)](std::span<const Compute> mine, std::span<Compute> all) {
+      comm.all_gather(mine, all);
+    };
   }
 
   template <class C, class T>
@@ -78,7 +80,7 @@ class TensorParallel<LmHead> {
     std::vector<float> mine(static_cast<std::size_t>(rows * here)), all(mine.size() * group_.size());
     kernels::linear_logits(ctx.device, x.data(), ctx.value(head_.weight), request.rows, std::span{mine}, head_.width(),
                            here, here);
-    group_.comm().all_gather(std::span<const float>{mine}, std::span{all});
+    group_.host().all_gather(std::span<const float>{mine}, std::span{all});
     for (std::int64_t r = 0; r < part_.ranks; ++r)
       for (std::int64_t i = 0; i < rows; ++i) {
         const auto count = std::clamp<std::int64_t>(part_.used - r * here, 0, here);

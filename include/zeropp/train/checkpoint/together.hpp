@@ -53,13 +53,13 @@ class Attempt {
     const std::array<std::int64_t, 2> mine{failure_ ? static_cast<std::int64_t>(failure_->code) : 0,
                                            failure_ ? static_cast<std::int64_t>(failure_->sentence.size()) : 0};
     std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
-    comm.all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+    comm.host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
     for (int rank = 0; rank < comm.size(); ++rank) {
       const auto at = 2 * static_cast<std::size_t>(rank);
       if (!all[at]) continue;
       std::string sentence = rank == comm.rank() ? failure_->sentence : std::string();
       sentence.resize(static_cast<std::size_t>(all[at + 1]));
-      comm.broadcast(std::as_writable_bytes(std::span{sentence}), rank);
+      comm.host().broadcast(std::as_writable_bytes(std::span{sentence}), rank);
       return Failure{rank, static_cast<ExitCode>(all[at]), std::move(sentence)};
     }
     return {};
@@ -84,9 +84,9 @@ void together(const Comm& comm, Work&& work) {
 /// Rank 0's text on every rank.
 inline std::string broadcast_text(const Comm& comm, std::string mine) {
   std::int64_t length = static_cast<std::int64_t>(mine.size());
-  comm.broadcast(std::span{&length, 1}, 0);
+  comm.host().broadcast(std::span{&length, 1}, 0);
   mine.resize(static_cast<std::size_t>(length));
-  comm.broadcast(std::as_writable_bytes(std::span{mine}), 0);
+  comm.host().broadcast(std::as_writable_bytes(std::span{mine}), 0);
   return mine;
 }
 
@@ -95,13 +95,13 @@ inline std::vector<std::string> gather_texts(const Comm& comm, const std::string
   const auto ranks = static_cast<std::size_t>(comm.size());
   const auto length = static_cast<std::int64_t>(mine.size());
   std::vector<std::int64_t> send(ranks), receive(ranks), lengths(ranks);
-  comm.all_gather(std::span<const std::int64_t>{&length, 1}, std::span{lengths});
+  comm.host().all_gather(std::span<const std::int64_t>{&length, 1}, std::span{lengths});
   send[0] = length;
   if (comm.rank() == 0) receive = lengths;
   std::int64_t total = 0;
   for (auto count : receive) total += count;
   std::string all(static_cast<std::size_t>(total), '\0');
-  comm.all_to_all(std::as_bytes(std::span{mine}), send, std::as_writable_bytes(std::span{all}), receive);
+  comm.host().all_to_all(std::as_bytes(std::span{mine}), send, std::as_writable_bytes(std::span{all}), receive);
   std::vector<std::string> texts;
   std::size_t at = 0;
   for (auto count : receive) {

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
+// --profile where the time goes. Prints one line of JSON.
+//   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--profile]
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <zeropp/device/cuda.hpp>
+#include <zeropp/zero.hpp>
+
+using namespace zeropp;
+
+namespace {
+
+struct Settings {
+  std::string model = "124M";
+  std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
+  std::int64_t batch = 8, accumulate = 1;
+  int steps = 20, warmup = 4, stage = 0;
+  bool recompute = false, profile = false, bf16_gradients = false;
+};
+
+struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<LayerNorm, Mlp>> {
+  Block(const Settings& s, const std::string& h)
+      : Sequential{
+            {LayerNorm{h + "ln_1", s.width}, CausalSelfAttention{h + "attn", {.width = s.width, .heads = s.heads}}},
+            {LayerNorm{h + "ln_2", s.width}, Mlp{h + "mlp", s.width, 4 * s.width}}} {}
+};
+template <class B>
+struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
+  explicit Gpt(const Settings& s)
+      : Gpt::Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .context = s.context, .width = s.width}},
+                        {},
+                        LayerNorm{"ln_f", s.width},
+                        LmHead{"lm_head", s.vocabulary, s.width, {.tied_to = "wte.weight"}}} {
+    for (std::int64_t i = 0; i < s.layers; ++i)
+      std::get<1>(this->children).children.push_back(B{Block{s, text("h.", i, ".")}});
+  }
+};
+
+template <Stage S, class P, class G>
+void run(const Settings& s, const World& world) {
+  const double started = steady_seconds();
+  Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()), .profile = s.profile}};
+  Sharded<G, S, P, Cuda> model{world.comm, gpu, G{s}};
+  FusedAdam adam{model, {.weight_decay = 0.1f}};
+  const auto rows = s.batch * s.accumulate;
+  auto batch = Batch::on(gpu, rows, s.context);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows * s.context)), labels(tokens.size());
+  const Random random(1, RandomPurpose::data, static_cast<std::uint64_t>(world.rank));
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<std::int32_t>(random.bits(2 * i) % 50257);
+    labels[i] = static_cast<std::int32_t>(random.bits(2 * i + 1) % 50257);
+  }
+  double loss = 0, norm = 0;
+  const auto step = [&] {
+    batch.fill(tokens, labels);
+    const auto of_step = model.train(batch, {.micro_batches = s.accumulate});
+    const auto clip = clip_by_global_norm(model, 1.0f);
+    adam.step(3e-4f, clip);
+    loss = of_step.mean(), norm = clip.norm;
+  };
+  step();
+  gpu.synchronize();
+  const double first_step = steady_seconds() - started;
+  for (int i = 1; i < s.warmup; ++i) step();
+  if (s.profile) gpu.profile().take();
+  std::vector<double> seconds;
+  for (int i = 0; i < s.steps; ++i) {
+    world.comm.barrier();
+    gpu.synchronize();
+    const double begin = steady_seconds();
+    step();
+    gpu.synchronize();
+    world.comm.barrier();
+    seconds.push_back(steady_seconds() - begin);
+  }
+  if (s.profile && world.rank == 0)
+    for (const auto& line : gpu.profile().take())
+      std::printf("%-28s %6d calls %9.3f ms a step %8.1f GB/s %8.1f TFLOP/s\n", line.name.c_str(), line.calls / s.steps,
+                  line.milliseconds / s.steps, line.bytes / line.milliseconds / 1e6,
+                  line.flops / line.milliseconds / 1e9);
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  const double step_tokens = static_cast<double>(rows * s.context) * world.size;
+  const double flops = 6.0 * static_cast<double>(model.parameters()) +
+                       6.0 * static_cast<double>(s.layers * s.context * s.width);  // a token, causal half counted
+  if (world.rank == 0)
+    std::printf(
+        "{\"program\": \"zeropp\", \"gpu\": \"%s\", \"gpus\": %d, \"model\": \"%s\", \"stage\": %d, \"precision\": "
+        "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": %s, \"ms\": %.2f, \"ms_best\": %.2f, "
+        "\"tok_s\": %.0f, \"tflops\": %.1f, \"planned_gib\": %.3f, \"kept_gib\": %.3f, \"arena_gib\": %.3f, "
+        "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
+        gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S), std::string(P::name).c_str(),
+        static_cast<long long>(s.batch), static_cast<long long>(s.accumulate), s.recompute ? "true" : "false",
+        1e3 * median, 1e3 * seconds.front(), step_tokens / median, step_tokens / median * flops / 1e12,
+        static_cast<double>(gpu.pool().planned()) / 0x1p30, static_cast<double>(gpu.pool().kept().total()) / 0x1p30,
+        static_cast<double>(gpu.pool().arena()) / 0x1p30, first_step, loss, norm);
+}
+
+template <Stage S, class P>
+void with_blocks(const Settings& s, const World& world) {
+  s.recompute ? run<S, P, Gpt<Recompute<Block>>>(s, world) : run<S, P, Gpt<Block>>(s, world);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings s;
+  const auto number = [&](int i) { return i + 1 < argc ? std::atoll(argv[i + 1]) : 0; };
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--model") {
+      const std::map<std::string, std::array<std::int64_t, 3>> sizes{
+          {"124M", {12, 12, 768}}, {"355M", {24, 16, 1024}}, {"774M", {36, 20, 1280}}, {"1558M", {48, 25, 1600}}};
+      s.model = i + 1 < argc ? argv[i + 1] : "";
+      if (!sizes.contains(s.model)) return std::fprintf(stderr, "--model is 124M, 355M, 774M or 1558M\n"), 2;
+      s.layers = sizes.at(s.model)[0], s.heads = sizes.at(s.model)[1], s.width = sizes.at(s.model)[2];
+    }
+    if (flag == "--batch") s.batch = number(i);
+    if (flag == "--accumulate") s.accumulate = number(i);
+    if (flag == "--context") s.context = number(i);
+    if (flag == "--steps") s.steps = static_cast<int>(number(i));
+    if (flag == "--warmup") s.warmup = static_cast<int>(number(i));
+    if (flag == "--stage") s.stage = static_cast<int>(number(i));
+    if (flag == "--recompute") s.recompute = true;
+    if (flag == "--bf16-gradients") s.bf16_gradients = true;
+    if (flag == "--profile") s.profile = true;
+  }
+  return launch(argc, argv, [&](World& world) {
+    if (s.bf16_gradients) return with_blocks<Stage::none, Bf16Gradients>(s, world);
+    switch (s.stage) {
+      case 0: return with_blocks<Stage::none, Bf16>(s, world);
+      case 1: return with_blocks<Stage::optimizer_states, Bf16>(s, world);
+      case 2: return with_blocks<Stage::gradients, Bf16>(s, world);
+      default: return with_blocks<Stage::parameters, Bf16>(s, world);
+    }
+  });
+}

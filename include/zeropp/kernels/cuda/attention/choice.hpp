@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernels run attention on a GPU: cuDNN's where a program has them, our own tiles on tensor cores, or the plain
+// ones. Chosen here and nowhere else, from shapes and places, the same on the device Cuda and on the dry one.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+
+#include <zeropp/device/cuda.hpp>
+#include <zeropp/kernels/attention_tiles.hpp>
+
+namespace zeropp::kernels {
+
+enum class AttentionBackend {
+  best,   ///< the first of the following that can do it
+  cudnn,  ///< bf16, heads of a multiple of 8 up to 128, in a program that links zeropp::cudnn
+  tiles,  ///< bf16, heads of 64 or 128
+  plain   ///< everything
+};
+
+/// One call in bf16, forward or backward: what is null is not part of it.
+struct AttentionCall {
+  AttentionShape s;
+  HeadsView<const bf16> q, k, v;
+  HeadsView<bf16> out;                        ///< forward
+  float* lse = nullptr;                       ///< [B, H, T]; forward
+  HeadsView<const bf16> saved_out{}, dout{};  ///< backward
+  const float* saved_lse = nullptr;
+  HeadsView<bf16> dq{}, dk{}, dv{};
+  bool deterministic = true;
+
+  bool backward() const { return dout.data != nullptr; }
+};
+
+/// Attention from a library. Its one implementation is cudnn_attention.hpp, in a source file of its own.
+class AttentionProvider {
+ public:
+  virtual ~AttentionProvider() = default;
+  /// Bytes of workspace for calls like this one, or none and a sentence in `why`: it has no kernel for it. Slow the
+  /// first time for a shape.
+  virtual std::optional<std::size_t> prepare(const AttentionCall&, std::string& why) = 0;
+  /// Enqueues a call that was prepared. Throws CudaError.
+  virtual void run(const AttentionCall&, void* workspace, cudaStream_t) = 0;
+};
+
+/// Set, before main, by the source file that includes cudnn_attention.hpp; null in programs without one.
+inline std::unique_ptr<AttentionProvider> (*make_attention_provider)() = nullptr;
+
+struct CudaAttentionOptions {
+  AttentionBackend backend = AttentionBackend::best;
+  /// Backward by cuDNN with the same bits every time. It keeps the gradients of all scores for that, 2·B·H·T² bytes
+  /// for the time of the call (Hopper, cuDNN 9); the others are deterministic in any case.
+  bool deterministic = true;
+};
+
+/// Kept by the device: `device.companion<CudaAttention>().options.backend = AttentionBackend::tiles`.
+class CudaAttention {
+ public:
+  template <CudaDevice D>
+  explicit CudaAttention(D&) : dry_(D::dry) {}
+
+  CudaAttentionOptions options;
+
+  /// What runs this call. Throws ConfigError where the backend that was asked for cannot.
+  AttentionBackend choose(const AttentionCall& call) {
+    switch (options.backend) {
+      case AttentionBackend::plain: return AttentionBackend::plain;
+      case AttentionBackend::tiles:
+        if (!tiles_can(call))
+          throw ConfigError(
+              text("attention by tiles was asked for; it takes heads of 64 or 128 elements whose rows "
+                   "begin at multiples of 16 bytes, found ",
+                   call.s.head_size, "; use best"));
+        return AttentionBackend::tiles;
+      case AttentionBackend::cudnn: {
+        if (!make_attention_provider)
+          throw ConfigError(
+              "attention by cuDNN was asked for, and this program has no cuDNN: link zeropp::cudnn and "
+              "include zeropp/kernels/cuda/cudnn_attention.hpp in one source file, or use best");
+        std::string why;
+        if (!cudnn_can(call, why)) throw ConfigError(text("attention by cuDNN was asked for; ", why, "; use best"));
+        return AttentionBackend::cudnn;
+      }
+      case AttentionBackend::best: break;
+    }
+    if (make_attention_provider && cudnn_can(call, refusal_)) return AttentionBackend::cudnn;
+    return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
+  }
+
+  /// Why cuDNN did not run the last call that `best` gave to others; empty if it ran all.
+  const std::string& refusal() const { return refusal_; }
+
+  /// Bytes of workspace for a call by cuDNN, from the shape alone, so that a plan asks for as much as a run; more where
+  /// cuDNN on this GPU wants more. Backward: rowsum(dO ∘ O), the gradients of all scores in bf16 (deterministic) or dq
+  /// in float, and dk and dv of every query head where they share keys.
+  std::size_t workspace(const AttentionCall& call) {
+    const auto& s = call.s;
+    std::int64_t bytes = 1 << 20;
+    if (call.backward()) {
+      const auto heads = s.batch * s.heads, element = heads * s.context * s.head_size;
+      bytes += heads * s.context * 4;
+      bytes += call.deterministic ? heads * round_up(s.context, 64) * round_up(s.context, 128) * 2 : element * 4;
+      if (s.heads != s.kv_heads) bytes += 2 * element * 4;
+    }
+    const auto bound = static_cast<std::size_t>(bytes);
+    std::string why;
+    return dry_ ? bound : std::max(bound, provider().prepare(call, why).value_or(0));
+  }
+
+  AttentionProvider& provider() {
+    if (!provider_) provider_ = make_attention_provider();
+    return *provider_;
+  }
+
+  static bool tiles_can(const AttentionCall& call) {
+    return (call.s.head_size == 64 || call.s.head_size == 128) && aligned(call) && call.s.context < (1 << 30);
+  }
+
+ private:
+  /// Rows of all heads begin at multiples of 16 bytes.
+  static bool aligned(const AttentionCall& c) {
+    bool all = c.s.head_size % 8 == 0;
+    const auto check = [&](auto view) {
+      all = all && view.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+    };
+    check(c.q), check(c.k), check(c.v);
+    if (!c.backward()) check(c.out);
+    if (c.backward()) check(c.saved_out), check(c.dout), check(c.dq), check(c.dk), check(c.dv);
+    return all;
+  }
+  bool cudnn_can(const AttentionCall& call, std::string& why) {
+    if (call.s.head_size > 128 || !aligned(call)) {
+      why =
+          text("it takes heads of a multiple of 8 up to 128 elements whose rows begin at multiples of 16 bytes, found ",
+               call.s.head_size);
+      return false;
+    }
+    return dry_ || provider().prepare(call, why);
+  }
+
+  bool dry_;
+  std::unique_ptr<AttentionProvider> provider_;
+  std::string refusal_;
+};
+
+}  // namespace zeropp::kernels

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on a GPU in the plain way, for float, double and bf16 and any size of head: a warp owns a row and computes
+// scores where it needs them. What the tiles are tested against, and what runs where they don't apply.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include <zeropp/base/dtype.hpp>
+#include <zeropp/kernels/attention_tiles.hpp>
+
+namespace zeropp::kernels::detail {
+
+/// All that the plain kernels read and write; what one of them has no use for is null.
+template <class T>
+struct AttentionPlain {
+  AttentionShape s;
+  HeadsView<const T> q, k, v, out, dout;
+  HeadsView<T> to, dk, dv;  ///< to: out forward, dq backward
+  compute_t<T>* lse;        ///< [B, H, T]: written forward, read backward
+  compute_t<T>* delta;      ///< [B, H, T]: rowsum(dO ∘ O)
+  compute_t<T> scale;       ///< 1 / √D
+};
+
+inline constexpr int plain_warps = 4;
+
+#ifdef __CUDACC__
+
+template <class T>
+struct PlainRow {
+  std::int64_t b, head, position;
+  int lane;
+  /// Row number of this warp, of [B, heads, T].
+  __device__ static std::int64_t index() { return std::int64_t{blockIdx.x} * plain_warps + threadIdx.x / 32; }
+  __device__ PlainRow(const AttentionShape& s, std::int64_t heads)
+      : b(index() / s.context / heads),
+        head(index() / s.context % heads),
+        position(index() % s.context),
+        lane(static_cast<int>(threadIdx.x) % 32) {}
+};
+
+/// Element 0 of a head at a position.
+template <class T>
+__device__ T* place_of(HeadsView<T> view, const AttentionShape& s, std::int64_t b, std::int64_t head,
+                       std::int64_t position) {
+  return view.data + (b * s.context + position) * view.stride + head * s.head_size;
+}
+template <class C, class T>
+__device__ C dot(const T* left, const T* right, std::int64_t size) {
+  C sum = 0;
+  for (std::int64_t d = 0; d < size; ++d) sum += static_cast<C>(left[d]) * static_cast<C>(right[d]);
+  return sum;
+}
+/// The same sum in all lanes, in a fixed order.
+template <class C>
+__device__ C warp_sum(C value) {
+  for (int other = 16; other > 0; other /= 2) value += __shfl_xor_sync(0xffffffffu, value, other);
+  return value;
+}
+
+/// A warp a query: the log-sum-exp of its scores, then its output.
+template <class T>
+__global__ void __launch_bounds__(plain_warps * 32) attention_forward_plain(const AttentionPlain<T> a) {
+  using C = compute_t<T>;
+  if (PlainRow<T>::index() >= a.s.batch * a.s.heads * a.s.context) return;
+  const PlainRow<T> row(a.s, a.s.heads);
+  const std::int64_t kv = row.head / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
+  const T* const q = place_of(a.q, a.s, row.b, row.head, row.position);
+  const auto score = [&](std::int64_t key) { return dot<C>(q, place_of(a.k, a.s, row.b, kv, key), size) * a.scale; };
+  C top = -static_cast<C>(INFINITY), sum = 0;
+  for (std::int64_t key = row.lane; key <= row.position; key += 32) {
+    const C s = score(key), highest = s > top ? s : top;
+    sum = sum * std::exp(top - highest) + std::exp(s - highest);
+    top = highest;
+  }
+  C highest = top;
+  for (int other = 16; other > 0; other /= 2) {
+    const C theirs = __shfl_xor_sync(0xffffffffu, highest, other);
+    highest = theirs > highest ? theirs : highest;
+  }
+  const C lse = highest + std::log(warp_sum(sum * std::exp(top - highest)));
+  if (row.lane == 0) a.lse[PlainRow<T>::index()] = lse;
+  T* const to = place_of(a.to, a.s, row.b, row.head, row.position);
+  for (std::int64_t d = row.lane; d - row.lane < size; d += 32) {
+    C out = 0;
+    for (std::int64_t first = 0; first <= row.position; first += 32) {
+      const std::int64_t key = first + row.lane;
+      const C p = key <= row.position ? std::exp(score(key) - lse) : C{0};
+      for (int l = 0; l < 32; ++l) {
+        const C of_key = __shfl_sync(0xffffffffu, p, l);
+        if (first + l <= row.position && d < size)
+          out += of_key * static_cast<C>(place_of(a.v, a.s, row.b, kv, first + l)[d]);
+      }
+    }
+    if (d < size) to[d] = static_cast<T>(out);
+  }
+}
+
+/// delta, a warp a query.
+template <class T>
+__global__ void __launch_bounds__(plain_warps * 32) attention_delta_plain(const AttentionPlain<T> a) {
+  using C = compute_t<T>;
+  if (PlainRow<T>::index() >= a.s.batch * a.s.heads * a.s.context) return;
+  const PlainRow<T> row(a.s, a.s.heads);
+  const T* const out = place_of(a.out, a.s, row.b, row.head, row.position);
+  const T* const dout = place_of(a.dout, a.s, row.b, row.head, row.position);
+  C sum = 0;
+  for (std::int64_t d = row.lane; d < a.s.head_size; d += 32) sum += static_cast<C>(out[d]) * static_cast<C>(dout[d]);
+  sum = warp_sum(sum);
+  if (row.lane == 0) a.delta[PlainRow<T>::index()] = sum;
+}
+
+/// The probability of a pair of query and key and the gradient of its score.
+template <class T>
+struct PlainPair {
+  compute_t<T> p = 0, ds = 0;
+  PlainPair() = default;
+  __device__ PlainPair(const AttentionPlain<T>& a, std::int64_t b, std::int64_t h, std::int64_t query,
+                       std::int64_t key) {
+    using C = compute_t<T>;
+    const std::int64_t kv = h / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
+    const std::int64_t row = (b * a.s.heads + h) * a.s.context + query;
+    const C score = dot<C>(place_of(a.q, a.s, b, h, query), place_of(a.k, a.s, b, kv, key), size) * a.scale;
+    p = std::exp(score - a.lse[row]);
+    ds = p * (dot<C>(place_of(a.dout, a.s, b, h, query), place_of(a.v, a.s, b, kv, key), size) - a.delta[row]);
+  }
+};
+
+/// dq, a warp a query.
+template <class T>
+__global__ void __launch_bounds__(plain_warps * 32) attention_queries_plain(const AttentionPlain<T> a) {
+  using C = compute_t<T>;
+  if (PlainRow<T>::index() >= a.s.batch * a.s.heads * a.s.context) return;
+  const PlainRow<T> row(a.s, a.s.heads);
+  const std::int64_t kv = row.head / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
+  T* const to = place_of(a.to, a.s, row.b, row.head, row.position);
+  for (std::int64_t d = row.lane; d - row.lane < size; d += 32) {
+    C dq = 0;
+    for (std::int64_t first = 0; first <= row.position; first += 32) {
+      const std::int64_t key = first + row.lane;
+      PlainPair<T> pair;
+      if (key <= row.position) pair = {a, row.b, row.head, row.position, key};
+      for (int l = 0; l < 32; ++l) {
+        const C ds = __shfl_sync(0xffffffffu, pair.ds, l);
+        if (first + l <= row.position && d < size)
+          dq += ds * static_cast<C>(place_of(a.k, a.s, row.b, kv, first + l)[d]);
+      }
+    }
+    if (d < size) to[d] = static_cast<T>(dq * a.scale);
+  }
+}
+
+/// dk and dv, a warp a key: over the query heads that share it and their queries, in order.
+template <class T>
+__global__ void __launch_bounds__(plain_warps * 32) attention_keys_plain(const AttentionPlain<T> a) {
+  using C = compute_t<T>;
+  if (PlainRow<T>::index() >= a.s.batch * a.s.kv_heads * a.s.context) return;
+  const PlainRow<T> row(a.s, a.s.kv_heads);
+  const std::int64_t group = a.s.heads / a.s.kv_heads, size = a.s.head_size;
+  for (std::int64_t d = row.lane; d - row.lane < size; d += 32) {
+    C dk = 0, dv = 0;
+    for (std::int64_t h = row.head * group; h < (row.head + 1) * group; ++h)
+      for (std::int64_t first = row.position; first < a.s.context; first += 32) {
+        const std::int64_t query = first + row.lane;
+        PlainPair<T> pair;
+        if (query < a.s.context) pair = {a, row.b, h, query, row.position};
+        for (int l = 0; l < 32; ++l) {
+          const C p = __shfl_sync(0xffffffffu, pair.p, l), ds = __shfl_sync(0xffffffffu, pair.ds, l);
+          if (first + l < a.s.context && d < size) {
+            dv += p * static_cast<C>(place_of(a.dout, a.s, row.b, h, first + l)[d]);
+            dk += ds * static_cast<C>(place_of(a.q, a.s, row.b, h, first + l)[d]);
+          }
+        }
+      }
+    if (d < size) {
+      place_of(a.dk, a.s, row.b, row.head, row.position)[d] = static_cast<T>(dk * a.scale);
+      place_of(a.dv, a.s, row.b, row.head, row.position)[d] = static_cast<T>(dv);
+    }
+  }
+}
+
+#endif
+
+}  // namespace zeropp::kernels::detail

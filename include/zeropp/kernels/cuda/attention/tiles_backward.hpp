@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention backward on tensor cores, deterministic without an order to wait for: one kernel owns keys and sums their
+// gradients over all queries, a second owns queries and sums theirs over all keys. Both compute the scores again, so 7
+// products stand where the formulas have 5; in return every score and its gradient stay in the registers of the warp
+// that needs them as an operand, and no sum goes through memory.
+#pragma once
+
+#include <zeropp/kernels/cuda/attention/panels.hpp>
+
+namespace zeropp::kernels::detail {
+
+/// A block owns warps · atoms · 16 keys and takes queries by tiles.
+template <int D, int Warps = 4, int Queries = (D > 64 ? 64 : 32), int Blocks = 2>
+struct KeyTile {
+  static constexpr int head_size = D, warps = Warps, atoms = D > 64 ? 1 : 2, threads = warps * 32;
+  static constexpr int keys = warps * atoms * 16, queries = Queries, blocks = Blocks;
+  static constexpr int shared_bytes = (2 * keys + 4 * queries) * panel_stride<D> * 2 + 2 * queries * 8;
+};
+/// A block owns warps · atoms · 16 queries and takes keys by tiles.
+template <int D, int Keys = (D > 64 ? 32 : 64), int Blocks = 2>
+struct QueryTile {
+  static constexpr int head_size = D, warps = 4, atoms = 2, threads = warps * 32;
+  static constexpr int queries = warps * atoms * 16, keys = Keys, blocks = Blocks;
+  static constexpr int shared_bytes = (2 * queries + 4 * keys) * panel_stride<D> * 2;
+};
+
+#ifdef __CUDACC__
+
+/// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp.
+template <int D>
+__global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTiles a, AttentionTiles::In out,
+                                                               const float* lse, float* rows, std::int64_t count) {
+  const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;  // b · T + t, then h
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (row >= count) return;
+  const std::int64_t h = row % a.heads, token = row / a.heads;
+  float sum = 0;
+  if (lane < D / 8) {
+    const auto o = *reinterpret_cast<const uint4*>(out.data + token * out.stride + h * D + lane * 8);
+    const auto g = *reinterpret_cast<const uint4*>(a.dout.data + token * a.dout.stride + h * D + lane * 8);
+    const auto both = [](unsigned x, unsigned y) {
+      return __int_as_float(static_cast<int>(x << 16)) * __int_as_float(static_cast<int>(y << 16)) +
+             __int_as_float(static_cast<int>(x & 0xffff0000u)) * __int_as_float(static_cast<int>(y & 0xffff0000u));
+    };
+    sum = both(o.x, g.x) + both(o.y, g.y) + both(o.z, g.z) + both(o.w, g.w);
+  }
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
+  if (lane == 0) {
+    const std::int64_t at = (token / a.context * a.heads + h) * a.context + token % a.context;
+    rows[2 * at] = lse[at] * log2_e;
+    rows[2 * at + 1] = sum;
+  }
+}
+
+/// dk and dv. Grid: blocks of keys × B·Hkv; the first ones, which most queries see, come first. Scores are held
+/// transposed [keys, queries]. Queries beyond the sequence are zeros, and so are their parts of the sums.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_keys(const AttentionTiles a) {
+  constexpr int D = Tile::head_size;
+  constexpr int atoms = Tile::atoms, count = Tile::queries, panel = count * panel_stride<D>;
+  extern __shared__ uint4 attention_shared[];
+  bf16* const k = reinterpret_cast<bf16*>(attention_shared);
+  bf16* const v = k + Tile::keys * panel_stride<D>;
+  bf16* const stages = v + Tile::keys * panel_stride<D>;  // queries, dout; queries, dout
+  float2* const stage_rows = reinterpret_cast<float2*>(stages + 4 * panel);
+
+  const int blocks = (a.context + Tile::keys - 1) / Tile::keys;
+  const int first = static_cast<int>(blockIdx.x % blocks) * Tile::keys;
+  const std::int64_t pair = blockIdx.x / blocks, b = pair / a.kv_heads, kv = pair % a.kv_heads;
+  const std::int64_t sequence = b * a.context;
+  const int group = a.heads / a.kv_heads, begin = first / count, end = (a.context + count - 1) / count;
+  int next_tile = begin, parity = 0;  // what is loaded next: a tile of queries of a head, and where to
+  std::int64_t next_head = kv * group;
+  const auto load = [&] {
+    bf16* const to = stages + parity * 2 * panel;
+    load_panel<D, count, Tile::threads>(to, a.q.data + sequence * a.q.stride + next_head * D, a.q.stride,
+                                        next_tile * count, a.context);
+    load_panel<D, count, Tile::threads>(to + panel, a.dout.data + sequence * a.dout.stride + next_head * D,
+                                        a.dout.stride, next_tile * count, a.context);
+    const int place = static_cast<int>(threadIdx.x), query = next_tile * count + place;
+    if (place < count) {
+      const bool there = query < a.context;
+      copy_8(stage_rows + parity * count + place,
+             a.rows + 2 * ((b * a.heads + next_head) * a.context + (there ? query : 0)), there);
+    }
+    parity ^= 1;
+    if (++next_tile == end) next_tile = begin, ++next_head;
+  };
+  load_panel<D, Tile::keys, Tile::threads>(k, a.k.data + sequence * a.k.stride + kv * D, a.k.stride, first, a.context);
+  load_panel<D, Tile::keys, Tile::threads>(v, a.v.data + sequence * a.v.stride + kv * D, a.v.stride, first, a.context);
+  load();
+
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = warp * atoms * 16;
+  bf16 *const own_k = k + row * panel_stride<D>, *const own_v = v + row * panel_stride<D>;
+  float dk[atoms][D / 8][4] = {}, dv[atoms][D / 8][4] = {};
+  int tile = begin;
+  for (int steps = group * (end - begin); steps > 0; --steps, tile = tile + 1 == end ? begin : tile + 1) {
+    const int before = first + row - tile * count;  // key − query of the warp's and the tile's first ones
+    const bf16 *const q = stages + (parity ^ 1) * 2 * panel, *const dout = q + panel;
+    const auto of_rows = reinterpret_cast<const float4*>(stage_rows + (parity ^ 1) * count);  // two queries each
+    wait_for_copies();
+    __syncthreads();  // this tile is there, and nobody reads the one before any more
+    if (steps > 1) load();
+    if (before > count - 1) continue;  // all its queries come before this warp's keys
+
+    float p[atoms][count / 8][4], ds[atoms][count / 8][4];
+    multiply_rows<D, atoms, count>(p, own_k, q);
+    const bool masked = before + atoms * 16 - 1 > 0;
+#pragma unroll
+    for (int n = 0; n < count / 8; ++n) {
+      const float4 two = of_rows[n * 4 + lane % 4];
+#pragma unroll
+      for (int i = 0; i < atoms; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          p[i][n][e] = power_of_2(p[i][n][e] * (a.scale * log2_e) - (e % 2 ? two.z : two.x));
+          if (masked && before + i * 16 + lane / 4 + e / 2 * 8 > n * 8 + lane % 4 * 2 + e % 2) p[i][n][e] = 0;
+        }
+    }
+    multiply_add<D, atoms, count>(dv, p, dout);
+    multiply_rows<D, atoms, count>(ds, own_v, dout);
+#pragma unroll
+    for (int n = 0; n < count / 8; ++n) {
+      const float4 two = of_rows[n * 4 + lane % 4];
+#pragma unroll
+      for (int i = 0; i < atoms; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) ds[i][n][e] = p[i][n][e] * (ds[i][n][e] - (e % 2 ? two.w : two.y));
+    }
+    multiply_add<D, atoms, count>(dk, ds, q);
+  }
+
+  float scale[atoms][2], one[atoms][2];
+#pragma unroll
+  for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale, one[i][0] = one[i][1] = 1;
+  store_panel<D, atoms>(dk, scale, own_k, a.dk.data + sequence * a.dk.stride + kv * D, a.dk.stride, first + row,
+                        a.context);
+  store_panel<D, atoms>(dv, one, own_v, a.dv.data + sequence * a.dv.stride + kv * D, a.dv.stride, first + row,
+                        a.context);
+}
+
+/// dq. Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_queries(const AttentionTiles a) {
+  constexpr int D = Tile::head_size;
+  constexpr int atoms = Tile::atoms, count = Tile::keys, panel = count * panel_stride<D>;
+  extern __shared__ uint4 attention_shared[];
+  bf16* const q = reinterpret_cast<bf16*>(attention_shared);
+  bf16* const dout = q + Tile::queries * panel_stride<D>;
+  bf16* const stages = dout + Tile::queries * panel_stride<D>;  // keys, values; keys, values
+
+  const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
+  const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
+  const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
+  const std::int64_t kv = h / (a.heads / a.kv_heads), sequence = b * a.context;
+  const bf16* const k = a.k.data + sequence * a.k.stride + kv * D;
+  const bf16* const v = a.v.data + sequence * a.v.stride + kv * D;
+  const auto load = [&](int tile) {
+    bf16* const to = stages + tile % 2 * 2 * panel;
+    load_panel<D, count, Tile::threads>(to, k, a.k.stride, tile * count, a.context);
+    load_panel<D, count, Tile::threads>(to + panel, v, a.v.stride, tile * count, a.context);
+  };
+  load_panel<D, Tile::queries, Tile::threads>(q, a.q.data + sequence * a.q.stride + h * D, a.q.stride, first,
+                                              a.context);
+  load_panel<D, Tile::queries, Tile::threads>(dout, a.dout.data + sequence * a.dout.stride + h * D, a.dout.stride,
+                                              first, a.context);
+  load(0);
+
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = warp * atoms * 16;
+  bf16 *const own_q = q + row * panel_stride<D>, *const own_dout = dout + row * panel_stride<D>;
+  float shift[atoms][2], delta[atoms][2];
+#pragma unroll
+  for (int i = 0; i < atoms; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = first + row + i * 16 + half * 8 + lane / 4;
+      const float* const of_row = a.rows + 2 * (pair * a.context + query);
+      shift[i][half] = query < a.context ? of_row[0] : 0.0f;
+      delta[i][half] = query < a.context ? of_row[1] : 0.0f;
+    }
+
+  float dq[atoms][D / 8][4] = {};
+  const int seen = first + Tile::queries < a.context ? first + Tile::queries : a.context;
+  const int tiles = (seen + count - 1) / count;
+  for (int tile = 0; tile < tiles; ++tile) {
+    wait_for_copies();
+    __syncthreads();  // this tile is there, and nobody reads the one before any more
+    if (tile + 1 < tiles) load(tile + 1);
+    const int before = tile * count - first - row;  // key − query of the tile's and the warp's first ones
+    if (before > atoms * 16 - 1) continue;          // all its keys come after this warp's queries
+    const bf16 *const keys = stages + tile % 2 * 2 * panel, *const values = keys + panel;
+
+    float p[atoms][count / 8][4], ds[atoms][count / 8][4];
+    multiply_rows<D, atoms, count>(p, own_q, keys);
+    multiply_rows<D, atoms, count>(ds, own_dout, values);
+    const bool masked = before + count - 1 > 0;
+#pragma unroll
+    for (int i = 0; i < atoms; ++i)
+#pragma unroll
+      for (int n = 0; n < count / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float at = power_of_2(p[i][n][e] * (a.scale * log2_e) - shift[i][e / 2]);
+          ds[i][n][e] = at * (ds[i][n][e] - delta[i][e / 2]);
+          if (masked && before + n * 8 + lane % 4 * 2 + e % 2 > i * 16 + lane / 4 + e / 2 * 8) ds[i][n][e] = 0;
+        }
+    multiply_add<D, atoms, count>(dq, ds, keys);
+  }
+
+  float scale[atoms][2];
+#pragma unroll
+  for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale;
+  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + sequence * a.dq.stride + h * D, a.dq.stride, first + row,
+                        a.context);
+}
+
+#endif
+
+}  // namespace zeropp::kernels::detail

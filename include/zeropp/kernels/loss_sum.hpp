@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a cross entropy gives: a sum and what it is over.
+#pragma once
+
+#include <cstdint>
+
+namespace zeropp::kernels {
+
+/// Sum of −log softmax(logits)[label] in nats, and how many labels it is over.
+struct LossSum {
+  double sum = 0;
+  std::int64_t count = 0;
+};
+
+}  // namespace zeropp::kernels

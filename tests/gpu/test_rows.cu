@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels of the GPU that go row by row, and Adam, against the CPU's in double: widths that fill no vector, rows too
+// wide for registers, pointers that are not aligned, results in place of arguments, the same bits twice.
+#include "buffers.hpp"
+
+#include <string>
+
+#include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/embedding.hpp>
+#include <zeropp/kernels/norm.hpp>
+#include <zeropp/kernels/reduce.hpp>
+
+using namespace zeropp;
+using namespace zeropp::test;
+
+namespace {
+
+struct NormShape {
+  std::int64_t n, width, shift;
+};
+const std::vector<NormShape> norm_shapes{{1, 1, 0},    {5, 7, 0},      {70, 33, 1},     {1, 768, 0},   {1003, 768, 0},
+                                         {9, 768, 1},  {130, 1600, 0}, {2700, 1600, 0}, {21, 5000, 0}, {3, 5000, 1},
+                                         {6, 8192, 0}, {3, 20000, 0},  {0, 768, 0},     {5, 0, 0},     {600, 64, 0}};
+
+/// Inputs and outputs of a norm on the GPU, and the same by the CPU in double.
+template <class X, class W, class G>
+struct NormCase {
+  using C = compute_t<X>;
+  NormCase(Cuda& device, NormShape shape)
+      : gpu(device),
+        s(shape),
+        count(static_cast<std::size_t>(s.n * s.width)),
+        columns(static_cast<std::size_t>(s.width)),
+        rows(static_cast<std::size_t>(s.n)),
+        x(noise<X>(count, 1, 2)),
+        dy(noise<X>(count, 2)),
+        onto(noise<X>(count, 3)),
+        gamma(noise<W>(columns, 4, 1.5)),
+        beta(noise<W>(columns, 5)),
+        before(noise<G>(columns, 6)) {}
+
+  template <bool Center>
+  void check() {
+    const double slack = 16 + 4 * std::sqrt(static_cast<double>(s.width));
+    const auto x64 = doubles(x), dy64 = doubles(dy), gamma64 = doubles(gamma), beta64 = doubles(beta);
+    const double epsilon = static_cast<double>(C(1e-5f));
+    std::vector<double> y64(count), mean64(rows), rstd64(rows), dx64(count), dgamma64(columns), dbeta64(columns);
+    Cpu cpu;
+    const OnGpu<X> x_gpu(gpu, x, s.shift), y(gpu, count, s.shift), dy_gpu(gpu, dy, s.shift),
+        onto_gpu(gpu, onto, s.shift);
+    const OnGpu<W> gamma_gpu(gpu, gamma, s.shift), beta_gpu(gpu, beta, s.shift);
+    const OnGpu<C> mean(gpu, rows), rstd(gpu, rows);
+    if constexpr (Center) {
+      kernels::layer_norm_forward(cpu, x64.data(), gamma64.data(), beta64.data(), epsilon, y64.data(), mean64.data(),
+                                  rstd64.data(), s.n, s.width);
+      kernels::layer_norm_forward(gpu, x_gpu.data(), gamma_gpu.data(), beta_gpu.data(), C(1e-5f), y.data(), mean.data(),
+                                  rstd.data(), s.n, s.width);
+      if (s.width) expect(mean.values(), mean64, slack);
+    } else {
+      kernels::rms_norm_forward(cpu, x64.data(), gamma64.data(), epsilon, y64.data(), rstd64.data(), s.n, s.width);
+      kernels::rms_norm_forward(gpu, x_gpu.data(), gamma_gpu.data(), C(1e-5f), y.data(), rstd.data(), s.n, s.width);
+    }
+    expect(y.values(), y64, slack, Center && s.width == 1 ? 300 : 4);
+    if (s.width) expect(rstd.values(), rstd64, slack, s.width == 1 ? 300 : 1);
+    // The backward of both starts from the GPU's mean and rstd, so that it alone is compared.
+    if (s.width) mean64 = Center ? doubles(mean.values()) : mean64, rstd64 = doubles(rstd.values());
+    const auto cpu_backward = [&](double* dgamma, double* dbeta) {
+      if constexpr (Center)
+        kernels::layer_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), mean64.data(), rstd64.data(),
+                                     dx64.data(), dgamma, dbeta, s.n, s.width);
+      else
+        kernels::rms_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), rstd64.data(), dx64.data(), dgamma,
+                                   s.n, s.width);
+    };
+    const auto gpu_backward = [&](X* dx, G* dgamma, G* dbeta, const X* add) {
+      if constexpr (Center)
+        kernels::layer_norm_backward(gpu, dy_gpu.data(), x_gpu.data(), gamma_gpu.data(), mean.data(), rstd.data(), dx,
+                                     dgamma, dbeta, s.n, s.width, add);
+      else
+        kernels::rms_norm_backward(gpu, dy_gpu.data(), x_gpu.data(), gamma_gpu.data(), rstd.data(), dx, dgamma, s.n,
+                                   s.width, add);
+    };
+    const double size = s.width == 1 ? 1000 : 8, sums = 4 + std::sqrt(static_cast<double>(s.n));
+    cpu_backward(dgamma64.data(), dbeta64.data());
+    auto with_onto = dx64, dgamma_after = dgamma64, dbeta_after = dbeta64;
+    for (std::size_t i = 0; i < count; ++i) with_onto[i] += value(onto[i]);
+    for (std::size_t i = 0; i < columns; ++i) dgamma_after[i] += value(before[i]), dbeta_after[i] += value(before[i]);
+
+    const OnGpu<X> dx(gpu, count, s.shift), again(gpu, count, s.shift);
+    const OnGpu<G> dgamma(gpu, before, s.shift), dbeta(gpu, before, s.shift), dgamma2(gpu, before), dbeta2(gpu, before);
+    gpu_backward(dx.data(), dgamma.data(), dbeta.data(), nullptr);
+    expect(dx.values(), dx64, slack, size);
+    expect(dgamma.values(), dgamma_after, 64, sums);
+    if (Center) expect(dbeta.values(), dbeta_after, 64, sums);
+    gpu_backward(again.data(), dgamma2.data(), dbeta2.data(), onto_gpu.data());
+    expect(again.values(), with_onto, slack, size);
+    CHECK(same_bits(dgamma.values(), dgamma2.values()));
+    CHECK(same_bits(dbeta.values(), dbeta2.values()));
+
+    const auto wanted = again.values();  // dx may be left out, be onto, or be dy
+    gpu_backward(nullptr, dgamma2.data(), dbeta2.data(), nullptr);
+    gpu_backward(onto_gpu.data(), nullptr, nullptr, onto_gpu.data());
+    CHECK(same_bits(onto_gpu.values(), wanted));
+    gpu_backward(dy_gpu.data(), nullptr, nullptr, nullptr);
+    CHECK(same_bits(dy_gpu.values(), dx.values()));
+    dgamma_after = doubles(dgamma.values());
+    for (std::size_t i = 0; i < columns; ++i) dgamma_after[i] += dgamma64[i];
+    expect(dgamma2.values(), dgamma_after, 64, sums);
+  }
+
+  Cuda& gpu;
+  NormShape s;
+  std::size_t count, columns, rows;
+  std::vector<X> x, dy, onto;
+  std::vector<W> gamma, beta;
+  std::vector<G> before;
+};
+
+template <class X, class W, class G>
+void check_norms() {
+  Cuda gpu;
+  for (const auto& s : norm_shapes) {
+    CAPTURE(s.n);
+    CAPTURE(s.width);
+    CAPTURE(s.shift);
+    NormCase<X, W, G> one(gpu, s);
+    one.template check<true>();
+    NormCase<X, W, G> other(gpu, s);
+    other.template check<false>();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("norms of bf16, gradients in float") { check_norms<bf16, bf16, float>(); }
+TEST_CASE("norms of bf16, gradients in bf16") { check_norms<bf16, bf16, bf16>(); }
+TEST_CASE("norms of float") { check_norms<float, float, float>(); }
+TEST_CASE("norms of double") { check_norms<double, double, double>(); }
+
+namespace {
+
+std::vector<std::int32_t> tokens_of(std::size_t n, std::int32_t vocabulary, int kind) {
+  const Random random(31, RandomPurpose::test, static_cast<std::uint64_t>(kind));
+  std::vector<std::int32_t> tokens(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const double u = random.uniform(i);  // kind 0: each as often; 1: as in texts, some very often; 2: one only
+    tokens[i] = kind == 2 ? vocabulary - 1
+                          : static_cast<std::int32_t>((kind ? std::pow(u, 6) : u) * static_cast<double>(vocabulary));
+  }
+  return tokens;
+}
+
+template <class Y, class G>
+void check_embeddings() {
+  Cuda gpu;
+  Cpu cpu;
+  constexpr std::int32_t vocabulary = 301;
+  struct Shape {
+    std::int64_t batch, context, width, shift;
+  };
+  for (const auto& s : {Shape{3, 50, 64, 0}, Shape{2, 7, 33, 0}, Shape{5, 100, 768, 0}, Shape{1, 3, 1, 1},
+                        Shape{2, 9, 5000, 0}, Shape{2, 40, 64, 1}, Shape{40, 100, 8, 0}, Shape{0, 4, 8, 0}})
+    for (const int kind : {0, 1, 2})
+      for (const auto& held : {kernels::all_rows, Range{100, 220}}) {
+        CAPTURE(s.width);
+        CAPTURE(kind);
+        CAPTURE(held.begin);
+        const auto n = static_cast<std::size_t>(s.batch * s.context), w = static_cast<std::size_t>(s.width);
+        const auto held_rows = held.end > vocabulary ? vocabulary : held.size();
+        const auto tokens = tokens_of(n, vocabulary, kind);
+        const auto table = noise<Y>(static_cast<std::size_t>(held_rows) * w, 1);
+        const auto places = noise<Y>(static_cast<std::size_t>(s.context) * w, 2), dy = noise<Y>(n * w, 3);
+        const auto dtable = noise<G>(table.size(), 4), dplaces = noise<G>(places.size(), 5);
+        const OnGpu<std::int32_t> tokens_gpu(gpu, tokens, 1);
+        const std::span<const std::int32_t> on_gpu(tokens_gpu.span()), on_cpu(tokens);
+        const OnGpu<Y> table_gpu(gpu, table, s.shift), places_gpu(gpu, places, s.shift), dy_gpu(gpu, dy, s.shift);
+        const auto table64 = doubles(table), places64 = doubles(places), dy64 = doubles(dy);
+        std::vector<double> wanted(n * w);
+
+        for (const bool with_places : {true, false}) {
+          const OnGpu<Y> y(gpu, n * w, s.shift);
+          kernels::embedding_forward(cpu, on_cpu, table64.data(), vocabulary, with_places ? places64.data() : nullptr,
+                                     s.context, wanted.data(), s.width, held);
+          kernels::embedding_forward(gpu, on_gpu, table_gpu.data(), vocabulary,
+                                     with_places ? places_gpu.data() : nullptr, s.context, y.data(), s.width, held);
+          expect(y.values(), wanted, 1);
+        }
+        {
+          const OnGpu<Y> y(gpu, dy, s.shift);
+          auto sum = dy64;
+          kernels::add_rows(cpu, places64.data(), s.context, sum.data(), s.batch * s.context, s.width);
+          kernels::add_rows(gpu, places_gpu.data(), s.context, y.data(), s.batch * s.context, s.width);
+          expect(y.values(), sum, 1);
+        }
+        auto dtable64 = doubles(dtable), dplaces64 = doubles(dplaces);
+        kernels::embedding_backward(cpu, on_cpu, dy64.data(), dtable64.data(), dplaces64.data(), s.context, s.width,
+                                    held);
+        std::vector<G> first, first_places;
+        for (const int run : {0, 1}) {
+          const OnGpu<G> dtable_gpu(gpu, dtable, s.shift), dplaces_gpu(gpu, dplaces, s.shift);
+          kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), dtable_gpu.data(), dplaces_gpu.data(), s.context,
+                                      s.width, held);
+          if (run == 0) {
+            first = dtable_gpu.values(), first_places = dplaces_gpu.values();
+            const double size = 1 + std::sqrt(static_cast<double>(n));
+            expect(first, dtable64, 64, size);
+            expect(first_places, dplaces64, 64, size);
+            // The bits of a row do not depend on which others are held.
+            if (held.end <= vocabulary) {
+              std::vector<G> all(static_cast<std::size_t>(vocabulary) * w);
+              std::copy(dtable.begin(), dtable.end(), all.begin() + held.begin * s.width);
+              const OnGpu<G> all_gpu(gpu, all, s.shift);
+              kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), all_gpu.data(), static_cast<G*>(nullptr),
+                                          s.context, s.width);
+              const auto got = all_gpu.values();
+              CHECK(same_bits(first,
+                              std::vector<G>(got.begin() + held.begin * s.width, got.begin() + held.end * s.width)));
+            }
+          } else {
+            CHECK(same_bits(dtable_gpu.values(), first));
+            CHECK(same_bits(dplaces_gpu.values(), first_places));
+          }
+        }
+      }
+}
+
+}  // namespace
+
+TEST_CASE("embeddings of bf16, gradients in float") { check_embeddings<bf16, float>(); }
+TEST_CASE("embeddings of bf16, gradients in bf16") { check_embeddings<bf16, bf16>(); }
+TEST_CASE("embeddings of float") { check_embeddings<float, float>(); }
+TEST_CASE("embeddings of double") { check_embeddings<double, double>(); }
+
+TEST_CASE("the first bad token is named where the host waits, and nothing is read or written for it") {
+  Cuda gpu;
+  constexpr std::int64_t width = 8;
+  for (const std::int32_t bad : {-1, 100, 2'000'000'000}) {
+    std::vector<std::int32_t> tokens(5000, 99);
+    tokens[4321] = bad;
+    tokens[4900] = -7;
+    const OnGpu<std::int32_t> on_gpu(gpu, tokens);
+    const OnGpu<float> table(gpu, noise<float>(100 * width, 1)), y(gpu, 5000 * width);
+    const OnGpu<float> dtable(gpu, std::vector<float>(100 * width));
+    kernels::embedding_forward(gpu, std::span<const std::int32_t>(on_gpu.span()), table.data(), 100,
+                               static_cast<const float*>(nullptr), 1, y.data(), width);
+    kernels::embedding_backward(gpu, std::span<const std::int32_t>(on_gpu.span()), y.data(), dtable.data(),
+                                static_cast<float*>(nullptr), 1, width);
+    const auto sentence =
+        "token " + std::to_string(bad) + " at place 4321 of the batch is outside the vocabulary of 100";
+    CHECK_THROWS_WITH_AS(gpu.synchronize(), doctest::Contains(sentence.c_str()), DataError);
+    const auto sums = dtable.values();
+    CHECK(std::all_of(sums.begin(), sums.end(), [](float v) { return v == 0; }));
+    CHECK_NOTHROW(gpu.synchronize());
+  }
+  kernels::check_tokens(gpu, std::span<const std::int32_t>{}, 5);
+  CHECK_NOTHROW(gpu.synchronize());
+}
+
+TEST_CASE("what is set aside for sorting is enough") {
+  for (const unsigned n : {1u, 100u, 3000u, 65536u, 1u << 20, 1u << 24}) {
+    std::size_t bytes = 0;
+    std::uint32_t* none = nullptr;
+    cuda_check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, none, none, none, none, n, 0, 32, cudaStream_t{}),
+               "cub");
+    CAPTURE(n);
+    CAPTURE(bytes);
+    CHECK(bytes <= kernels::detail::sort_bytes(n));
+  }
+}
+
+namespace {
+
+template <class W, class G, class M>
+struct AdamCase {
+  AdamCase(std::size_t n)
+      : w(noise<W>(n, 1)),
+        low(std::is_same_v<W, bf16> ? n : 0),
+        g(noise<G>(n, 2)),
+        m(noise<M>(n, 3)),
+        v(noise<M>(n, 4)) {
+    const Random random(9, RandomPurpose::test, 5);
+    for (std::size_t i = 0; i < low.size(); ++i) low[i] = static_cast<std::int16_t>(random.bits(i));
+    for (auto& second : v) second = std::abs(second);
+  }
+  std::vector<W> w;
+  std::vector<std::int16_t> low;
+  std::vector<G> g;
+  std::vector<M> m, v;
+
+  template <class D>
+  static void step(D& device, std::span<W> w, std::span<std::int16_t> low, std::span<const G> g, std::span<M> m,
+                   std::span<M> v, std::span<const kernels::AdamRun> runs, const kernels::AdamStep& s) {
+    kernels::adam(device, kernels::AdamSpan<W, G, M>{w, low, g, m, v}, runs, s);
+  }
+  /// Master weights, by the formula with the same fused operations.
+  std::vector<double> reference(std::span<const kernels::AdamRun> runs, kernels::AdamStep s) {
+    const kernels::detail::AdamFactors<M> f(s);
+    std::vector<double> masters(w.size());
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      M master;
+      if constexpr (std::is_same_v<W, bf16>)
+        master = SplitMaster{w[i], low[i]}.master();
+      else
+        master = w[i];
+      for (const auto& run : runs) {
+        if (static_cast<std::int64_t>(i) < run.range.begin || static_cast<std::int64_t>(i) >= run.range.end) continue;
+        const auto decay =
+            static_cast<M>(1 - static_cast<double>(s.learning_rate) * static_cast<double>(run.weight_decay));
+        const volatile M grad = static_cast<M>(static_cast<compute_t<G>>(g[i])) * f.scale;
+        const volatile M square = grad * grad, old = v[i] * f.beta2, change = f.step;
+        m[i] = std::fma(grad - m[i], f.one_minus_beta1, m[i]);
+        v[i] = std::fma(square, f.one_minus_beta2, old);
+        const volatile M up = change * m[i];
+        const volatile M quotient = up / std::fma(std::sqrt(v[i]), f.root, f.epsilon);
+        master = std::fma(master, decay, -quotient);
+      }
+      masters[i] = static_cast<double>(master);
+      if constexpr (std::is_same_v<W, bf16>) {
+        const auto split = SplitMaster::from(master);
+        w[i] = split.weight, low[i] = split.remainder;
+      } else {
+        w[i] = master;
+      }
+    }
+    return masters;
+  }
+};
+
+template <class W, class G, class M>
+void check_adam() {
+  Cuda gpu;
+  const kernels::AdamStep s{.learning_rate = 1e-3f,
+                            .beta1 = 0.9f,
+                            .beta2 = 0.95f,
+                            .epsilon = 1e-8f,
+                            .gradient_scale = 0.37f,
+                            .bias_correction1 = 0.271,
+                            .bias_correction2 = 0.1426};
+  for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{33}, std::size_t{4096}, std::size_t{50003}})
+    for (const std::int64_t shift : {0, 1}) {
+      CAPTURE(n);
+      CAPTURE(shift);
+      AdamCase<W, G, M> host(n);
+      const auto count = static_cast<std::int64_t>(n);
+      std::vector<kernels::AdamRun> runs;  // more than one launch takes, of odd sizes, with a hole and an empty one
+      const auto part = std::max<std::int64_t>(1, count / 150);
+      for (std::int64_t at = 0; at < count; at += part)
+        if (at / part != 3 || count < 100)
+          runs.push_back({{at, std::min(count, at + part)}, at / part % 2 ? 0.1f : 0.0f});
+      runs.insert(runs.begin() + 1, kernels::AdamRun{{runs[0].range.end, runs[0].range.end}, 9.0f});
+      const OnGpu<W> w(gpu, host.w, shift);
+      const OnGpu<std::int16_t> low(gpu, host.low, shift);
+      const OnGpu<G> g(gpu, host.g, shift);
+      const OnGpu<M> m(gpu, host.m, shift), v(gpu, host.v, shift);
+      AdamCase<W, G, M>::step(gpu, w.span(), low.span(), std::span<const G>(g.span()), m.span(), v.span(), runs, s);
+      // The same in two shards, cut at an odd place.
+      const OnGpu<W> w2(gpu, host.w);
+      const OnGpu<std::int16_t> low2(gpu, host.low);
+      const OnGpu<M> m2(gpu, host.m), v2(gpu, host.v);
+      const auto cut = count / 3;
+      for (const auto& range : {Range{0, cut}, Range{cut, count}}) {
+        std::vector<kernels::AdamRun> mine;
+        for (const auto& run : runs) {
+          const auto here = run.range.clipped(range);
+          mine.push_back({{here.begin - range.begin, here.end - range.begin}, run.weight_decay});
+        }
+        std::erase_if(mine, [](auto& run) { return run.range.size() == 0; });
+        const auto of = [&](auto span) {
+          return span.empty()
+                     ? span
+                     : span.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
+        };
+        AdamCase<W, G, M>::step(gpu, of(w2.span()), of(low2.span()), of(std::span<const G>(g.span())), of(m2.span()),
+                                of(v2.span()), mine, s);
+      }
+      CHECK(same_bits(w.values(), w2.values()));
+      CHECK(same_bits(low.values(), low2.values()));
+      CHECK(same_bits(m.values(), m2.values()));
+      CHECK(same_bits(v.values(), v2.values()));
+      host.reference(runs, s);
+      CHECK(same_bits(w.values(), host.w));
+      CHECK(same_bits(low.values(), host.low));
+      CHECK(same_bits(m.values(), host.m));
+      CHECK(same_bits(v.values(), host.v));
+    }
+}
+
+}  // namespace
+
+TEST_CASE("Adam has the bits of its formula, whole or in shards: float") { check_adam<float, float, float>(); }
+TEST_CASE("Adam, bf16 with split masters") { check_adam<bf16, float, float>(); }
+TEST_CASE("Adam, bf16 with gradients in bf16") { check_adam<bf16, bf16, float>(); }
+TEST_CASE("Adam, double") { check_adam<double, double, double>(); }
+
+TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {
+  Cuda gpu;
+  Cpu cpu;
+  AdamCase<float, float, float> host(20000);
+  const kernels::AdamStep s{.learning_rate = 1e-3f,
+                            .weight_decay = 0.1f,
+                            .gradient_scale = 0.5f,
+                            .bias_correction1 = 0.1,
+                            .bias_correction2 = 0.001};
+  const OnGpu<float> w(gpu, host.w), g(gpu, host.g), m(gpu, host.m), v(gpu, host.v);
+  const kernels::AdamRun run{{0, 20000}, 0.1f};
+  AdamCase<float, float, float>::step(gpu, w.span(), {}, std::span<const float>(g.span()), m.span(), v.span(),
+                                      std::span<const kernels::AdamRun>(&run, 1), s);
+  kernels::adam(cpu, kernels::AdamSpan<float, float, float>{host.w, {}, host.g, host.m, host.v}, s);
+  expect(w.values(), doubles(host.w), 4);
+  expect(m.values(), doubles(host.m), 2);
+  expect(v.values(), doubles(host.v), 2);
+}
+
+TEST_CASE("a plan asks for the memory that the GPU takes") {
+  const auto arena = [](auto& device) {
+    constexpr std::int64_t n = 3000, width = 768;
+    const Tensor<float, 1> x(device.pool(), {n * width}), column(device.pool(), {width}), of_row(device.pool(), {n});
+    const Tensor<std::int32_t, 1> tokens(device.pool(), {n});
+    const std::vector<std::int32_t> zeros(n);
+    device.upload(tokens.data(), zeros.data(), 4 * zeros.size());
+    Pool::Program program(device.pool(), "kernels");
+    kernels::layer_norm_backward(device, x.data(), x.data(), column.data(), of_row.data(), of_row.data(), x.data(),
+                                 column.data(), column.data(), n, width);
+    kernels::embedding_backward(device, std::span<const std::int32_t>(tokens.span()), x.data(), column.data(),
+                                static_cast<float*>(nullptr), 1, width);
+    kernels::sum_of_squares(device, x.span());
+    program.finish();
+    return device.pool().arena();
+  };
+  Cuda gpu;
+  DryCuda plan;
+  if (gpu.properties().multiprocessors == plan.properties().multiprocessors) CHECK(arena(gpu) == arena(plan));
+}
