@@ -12,7 +12,7 @@
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/kernels/attention.hpp>
-#include <zeropp/kernels/attention_merge.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
 
 using namespace zeropp;
 using namespace zeropp::kernels;
@@ -287,9 +287,9 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
     const AttentionShape later{s.batch, rest, s.heads, s.kv_heads, s.head_size, context, cut};
     std::vector<C> out(static_cast<std::size_t>(s.batch * rest * across)), lse(lse_from(cut).size());
     const HeadsView<C> to{out.data(), across};
-    causal_attention_forward<Cpu, T, C>(device, later, at(whole.qkv, 0, cut, width),
-                                        at(whole.qkv, whole.key_at(), 0, width),
-                                        at(whole.qkv, whole.value_at(), 0, width), to, lse.data());
+    partial_attention_forward<Cpu, T>(device, later, at(whole.qkv, 0, cut, width),
+                                      at(whole.qkv, whole.key_at(), 0, width),
+                                      at(whole.qkv, whole.value_at(), 0, width), to, lse.data());
     std::vector<double> expected;
     for (std::int64_t b = 0; b < s.batch; ++b)
       for (auto i = (b * context + cut) * across; i < (b + 1) * context * across; ++i)
@@ -303,13 +303,13 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
         own{s.batch, rest, s.heads, s.kv_heads, s.head_size};
     std::vector<C> joined(static_cast<std::size_t>(s.batch * context * across), C{7}), part(out.size()), part_lse(lse);
     std::vector<C> joined_lse(static_cast<std::size_t>(s.batch * s.heads * context), C{7});
-    causal_attention_forward<Cpu, T, C>(device, own, at(whole.qkv, 0, cut, width),
-                                        at(whole.qkv, whole.key_at(), cut, width),
-                                        at(whole.qkv, whole.value_at(), cut, width),
-                                        {joined.data() + cut * across, across, context * across}, part_lse.data());
+    partial_attention_forward<Cpu, T>(device, own, at(whole.qkv, 0, cut, width),
+                                      at(whole.qkv, whole.key_at(), cut, width),
+                                      at(whole.qkv, whole.value_at(), cut, width),
+                                      {joined.data() + cut * across, across, context * across}, part_lse.data());
     for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
       std::copy_n(part_lse.begin() + row * rest, rest, joined_lse.begin() + row * context + cut);
-    causal_attention_forward<Cpu, T, C>(
+    partial_attention_forward<Cpu, T>(
         device, before, at(whole.qkv, 0, cut, width), at(whole.qkv, whole.key_at(), 0, width),
         at(whole.qkv, whole.value_at(), 0, width), {part.data(), across}, part_lse.data());
     merge_partial_attention(device, before, part.data(), part_lse.data(), joined.data(), joined_lse.data(), context,
@@ -334,7 +334,7 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
       for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
         compact.insert(compact.end(), shift.begin() + row * (context - query),
                        shift.begin() + row * (context - query) + shape.context);
-      causal_attention_backward<Cpu, T, C>(
+      partial_attention_backward<Cpu, T>(
           device, shape, at(whole.qkv, 0, query, width), at(whole.qkv, whole.key_at(), key, width),
           at(whole.qkv, whole.value_at(), key, width), at(whole.out, 0, query, across), compact.data(),
           at(whole.dout, 0, query, across), in(0, query), in(whole.key_at(), key), in(whole.value_at(), key));

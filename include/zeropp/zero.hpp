@@ -21,13 +21,13 @@
 
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/attention.hpp>
-#include <zeropp/kernels/attention_merge.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/cross_entropy_split.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/matmul.hpp>
 #include <zeropp/kernels/norm.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/positions.hpp>
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/reduce.hpp>

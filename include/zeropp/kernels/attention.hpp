@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <limits>
 #include <string_view>
-#include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/device/device.hpp>
@@ -109,103 +108,109 @@ inline Cost attention_cost(std::string_view name, const AttentionShape& s, doubl
           .bytes = batch * elements * size * static_cast<double>(element)};
 }
 
-}  // namespace detail
-
-/// Whether a device computes attention to other keys than the queries' own (AttentionShape::keys, offset) in the type
-/// that it computes in: what ring attention is made of.
-template <Device D>
-inline constexpr bool attends_in_parts = true;
-
-/// out = softmax(q kᵀ / √D, causal) v; lse [B, H, T] is what backward needs. Threads share the pairs of sequence and
-/// key head. `Out` is T, or the type that computes, for a part of the keys whose output is joined to that of others
-/// (attention_merge.hpp).
-template <Device D, class T, class Out = T>
-void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
-                              HeadsView<const T> v, HeadsView<std::type_identity_t<Out>> out, compute_t<T>* lse) {
+/// causal_attention_forward with output of type Out.
+template <class T, class Out, Device D>
+void attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                       HeadsView<const T> v, HeadsView<Out> out, compute_t<T>* lse) {
   using C = compute_t<T>;
-  device.run(detail::attention_cost("attention", s, 2, sizeof(T)), [&](auto& workers) {
-    constexpr int queries = detail::tile_columns<C>;
+  device.run(attention_cost("attention", s, 2, sizeof(T)), [&](auto& workers) {
+    constexpr int queries = tile_columns<C>;
     const auto size = s.head_size, group = s.heads / s.kv_heads;
-    const auto padded_size = round_up(size, detail::tile_rows);
+    const auto padded_size = round_up(size, tile_rows);
     const auto key_count = s.key_count();
-    const auto by_rows = round_up(key_count, detail::tile_rows) * size, by_columns = padded_size * key_count;
+    const auto by_rows = round_up(key_count, tile_rows) * size, by_columns = padded_size * key_count;
     const C scale = 1 / std::sqrt(static_cast<C>(size));
     workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
       const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
-      auto& scratch = detail::AttentionScratch<C>::of_thread();
-      scratch.reserve(scratch.space(by_rows) + scratch.space(by_columns) +
-                      (size + padded_size + detail::tile_keys) * queries);
+      auto& scratch = AttentionScratch<C>::of_thread();
+      scratch.reserve(scratch.space(by_rows) + scratch.space(by_columns) + (size + padded_size + tile_keys) * queries);
       C *keys = scratch.take(by_rows), *values = scratch.take(by_columns);
       C *q_block = scratch.take(size * queries), *out_block = scratch.take(padded_size * queries);
-      C* scores = scratch.take(detail::tile_keys * queries);
-      detail::pack<detail::tile_rows>(detail::head_of(k, key_count, size, b, kv), keys);
-      detail::pack<detail::tile_rows>(detail::head_of(v, key_count, size, b, kv).t(), values);
+      C* scores = scratch.take(tile_keys * queries);
+      pack<tile_rows>(head_of(k, key_count, size, b, kv), keys);
+      pack<tile_rows>(head_of(v, key_count, size, b, kv).t(), values);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = detail::head_of(q, s.context, size, b, h);
-        const auto out_head = detail::head_of(out, s.context, size, b, h);
+        const auto q_head = head_of(q, s.context, size, b, h);
+        const auto out_head = head_of(out, s.context, size, b, h);
         for (std::int64_t first = 0; first < s.context; first += queries) {
           const auto count = std::min<std::int64_t>(queries, s.context - first);
-          detail::pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
-          detail::scale_panel(q_block, size, scale);
+          pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
+          scale_panel(q_block, size, scale);
           C top[queries], sum[queries];
-          detail::attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
+          attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
           for (std::int64_t l = 0; l < count; ++l)
             lse[(b * s.heads + h) * s.context + first + l] = top[l] + std::log(sum[l]);
           for (C& l : sum) l = 1 / l;
           for (std::int64_t d = 0; d < size; ++d)
             for (int l = 0; l < queries; ++l) out_block[d * queries + l] *= sum[l];
-          detail::unpack<C>(out_block, queries, count, size, out_head.data + first * out_head.stride, out_head.stride);
+          unpack<C>(out_block, queries, count, size, out_head.data + first * out_head.stride, out_head.stride);
         }
       }
     });
   });
 }
 
-/// Overwrites dq, dk, dv. Key and value gradients add up over blocks of queries, and over the query heads that share
-/// them, in order. Over a part of the keys, `out` and `lse` are those over all, and gradients G are parts of sums.
-template <Device D, class T, class G = T>
-void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
-                               HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
-                               HeadsView<const T> dout, HeadsView<std::type_identity_t<G>> dq,
-                               HeadsView<std::type_identity_t<G>> dk, HeadsView<std::type_identity_t<G>> dv) {
+/// causal_attention_backward with gradients of type G.
+template <class T, class G, Device D>
+void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                        HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse, HeadsView<const T> dout,
+                        HeadsView<G> dq, HeadsView<G> dk, HeadsView<G> dv) {
   using C = compute_t<T>;
-  device.run(detail::attention_cost("attention backward", s, 5, sizeof(T)), [&](auto& workers) {
-    constexpr int queries = detail::tile_columns<C>;
+  device.run(attention_cost("attention backward", s, 5, sizeof(T)), [&](auto& workers) {
+    constexpr int queries = tile_columns<C>;
     const auto size = s.head_size, group = s.heads / s.kv_heads, key_count = s.key_count();
     const C scale = 1 / std::sqrt(static_cast<C>(size));
     workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
       const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
-      const auto k_head = detail::head_of(k, key_count, size, b, kv);
-      detail::AttentionBackward<C> work(s);
-      detail::pack<detail::tile_rows>(k_head, work.keys);
-      detail::pack<detail::tile_rows>(detail::head_of(v, key_count, size, b, kv), work.values);
-      detail::pack<detail::tile_rows>(k_head.t(), work.keys_by_columns);
+      const auto k_head = head_of(k, key_count, size, b, kv);
+      AttentionBackward<C> work(s);
+      pack<tile_rows>(k_head, work.keys);
+      pack<tile_rows>(head_of(v, key_count, size, b, kv), work.values);
+      pack<tile_rows>(k_head.t(), work.keys_by_columns);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = detail::head_of(q, s.context, size, b, h),
-                   dout_head = detail::head_of(dout, s.context, size, b, h);
+        const auto q_head = head_of(q, s.context, size, b, h), dout_head = head_of(dout, s.context, size, b, h);
         for (std::int64_t first = 0; first < s.context; first += queries) {
           const auto count = std::min<std::int64_t>(queries, s.context - first);
           const auto packed = static_cast<int>(count);
-          detail::pack_panel<queries>(q_head, first, packed, work.q);
-          detail::scale_panel(work.q, size, scale);
-          detail::copy_rows(q_head, first, count, work.width, scale, work.q_rows);
-          detail::pack_panel<queries>(dout_head, first, packed, work.dout);
-          detail::copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
+          pack_panel<queries>(q_head, first, packed, work.q);
+          scale_panel(work.q, size, scale);
+          copy_rows(q_head, first, count, work.width, scale, work.q_rows);
+          pack_panel<queries>(dout_head, first, packed, work.dout);
+          copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
           C shift[queries] = {}, delta[queries] = {};
           std::copy_n(lse + (b * s.heads + h) * s.context + first, count, shift);
-          detail::pack_panel<queries>(detail::head_of(out, s.context, size, b, h), first, packed, work.dq);
+          pack_panel<queries>(head_of(out, s.context, size, b, h), first, packed, work.dq);
           for (std::int64_t d = 0; d < size; ++d)
             for (int l = 0; l < queries; ++l) delta[l] += work.dout[d * queries + l] * work.dq[d * queries + l];
           work.block(first, s, shift, delta);
-          detail::scale_panel(work.dq, size, scale);
-          const auto to = detail::head_of(dq, s.context, size, b, h);
-          detail::unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
+          scale_panel(work.dq, size, scale);
+          const auto to = head_of(dq, s.context, size, b, h);
+          unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
         }
       }
-      detail::store_rows(work.dk, work.width, detail::head_of(dk, key_count, size, b, kv));
-      detail::store_rows(work.dv, work.width, detail::head_of(dv, key_count, size, b, kv));
+      store_rows(work.dk, work.width, head_of(dk, key_count, size, b, kv));
+      store_rows(work.dv, work.width, head_of(dv, key_count, size, b, kv));
     });
   });
+}
+
+}  // namespace detail
+
+/// out = softmax(q kᵀ / √D, causal) v; lse [B, H, T] is what backward needs. Threads share the pairs of sequence and
+/// key head.
+template <Device D, class T>
+void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                              HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
+  detail::attention_forward<T, T>(device, s, q, k, v, out, lse);
+}
+
+/// Overwrites dq, dk, dv. Key and value gradients add up over blocks of queries, and over the query heads that share
+/// them, in order.
+template <Device D, class T>
+void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                               HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
+                               HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
+  detail::attention_backward<T, T>(device, s, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 }  // namespace zeropp::kernels

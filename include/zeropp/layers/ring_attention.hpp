@@ -14,8 +14,8 @@
 #include <utility>
 
 #include <zeropp/base/error.hpp>
-#include <zeropp/kernels/attention_merge.hpp>
 #include <zeropp/kernels/elementwise.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/packed_heads.hpp>
@@ -43,7 +43,7 @@ class RingAttention {
     send(to_next(), keys);
     auto output = ctx.template make<3, Sum>({s.batch, s.context, heads_.width()});
     auto lse = ctx.template make<3, Sum>({s.batch, s.heads, s.context});
-    kernels::causal_attention_forward<typename C::Device, T, Sum>(
+    kernels::partial_attention_forward<typename C::Device, T>(
         ctx.device, s, HeadsIn{packed}, HeadsIn{keys}, HeadsIn{keys, heads_.kv_width()}, HeadsIn{output}, lse.data());
     auto partial = ctx.template make<3, Sum>(output.shape());
     auto partial_lse = ctx.template make<3, Sum>(lse.shape());
@@ -52,9 +52,9 @@ class RingAttention {
       if (step + 1 < part_.size()) send(to_next(), keys);
       const auto seen = seen_at(step, s);
       const kernels::HeadsView<Sum> into{partial.data(), heads_.width()};
-      kernels::causal_attention_forward<typename C::Device, T, Sum>(
-          ctx.device, seen.shape, HeadsIn{packed, 0, seen.first}, HeadsIn{keys}, HeadsIn{keys, heads_.kv_width()}, into,
-          partial_lse.data());
+      kernels::partial_attention_forward<typename C::Device, T>(ctx.device, seen.shape, HeadsIn{packed, 0, seen.first},
+                                                                HeadsIn{keys}, HeadsIn{keys, heads_.kv_width()}, into,
+                                                                partial_lse.data());
       kernels::merge_partial_attention(ctx.device, seen.shape, partial.data(), partial_lse.data(), output.data(),
                                        lse.data(), s.context, seen.first);
     }
@@ -72,7 +72,7 @@ class RingAttention {
     auto dq = ctx.template make<3, Sum>(of_queries), dkeys = ctx.template make<3, Sum>(of_keys);
     const auto run = [&](const kernels::AttentionShape& shape, std::int64_t first, const Sum* lse,
                          kernels::HeadsView<Sum> to_queries, const Tensor<Sum, 3>& to_keys) {
-      kernels::causal_attention_backward<typename C::Device, T, Sum>(
+      kernels::partial_attention_backward<typename C::Device, T>(
           ctx.device, shape, HeadsIn{a.qkv, 0, first}, HeadsIn{keys}, HeadsIn{keys, value}, HeadsIn{a.output, 0, first},
           lse, HeadsIn{doutput, 0, first}, to_queries, HeadsIn{to_keys}, HeadsIn{to_keys, value});
     };

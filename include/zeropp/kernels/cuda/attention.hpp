@@ -17,9 +17,6 @@
 
 namespace zeropp::kernels {
 
-template <CudaDevice D>
-inline constexpr bool attends_in_parts<D> = false;
-
 #ifdef __CUDACC__
 
 namespace detail {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over some of the keys joined with attention over others, by their log-sum-exps: softmax over all of them
+// Attention to some of the keys, joined with attention to others by their log-sum-exps: softmax over all of them
 // (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Liu et al., "Ring attention", 2023).
 #pragma once
 
@@ -7,10 +7,32 @@
 #include <cstdint>
 
 #include <zeropp/device/device.hpp>
-#include <zeropp/kernels/attention_tiles.hpp>
+#include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/math.hpp>
 
 namespace zeropp::kernels {
+
+/// Whether a device has what is in this header.
+template <Device D>
+inline constexpr bool attends_in_parts = true;
+
+/// causal_attention_forward over a part of the keys (`keys` and `offset` of the shape): the output, and the log-sum-exp
+/// of the scores, in the type that computes.
+template <Device D, class T>
+void partial_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                               HeadsView<const T> v, HeadsView<compute_t<T>> out, compute_t<T>* lse) {
+  detail::attention_forward<T, compute_t<T>>(device, s, q, k, v, out, lse);
+}
+
+/// causal_attention_backward over a part of the keys: `out` and `lse` are those over all of them; what it writes to dq,
+/// dk and dv are parts of sums, in the type that computes.
+template <Device D, class T>
+void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
+                                HeadsView<const T> dout, HeadsView<compute_t<T>> dq, HeadsView<compute_t<T>> dk,
+                                HeadsView<compute_t<T>> dv) {
+  detail::attention_backward<T, compute_t<T>>(device, s, q, k, v, out, lse, dout, dq, dk, dv);
+}
 
 /// out [B, context, H, D] and lse [B, H, context], of queries [first, first + s.context), take in what `s` says of
 /// other keys: part [B, s.context, H, D] and part_lse [B, H, s.context]. Every query has seen keys on both sides.
@@ -37,3 +59,7 @@ void merge_partial_attention(D& device, const AttentionShape& s, const C* part, 
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef ZEROPP_CUDA
+#include <zeropp/kernels/cuda/partial_attention.hpp>
+#endif
