@@ -71,12 +71,16 @@ namespace detail {
 
 template <int Step, class V, int... I>
 inline void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
 #ifdef __CUDACC__  // nvcc does not hand packs on to the builtin; the same elements, one by one
   V low = a, high = b;
-  ((I & Step ? low[I] = b[I - Step] : high[I] = a[I + Step]), ...);
+  for (int i = 0; i < n; ++i)
+    if (i & Step)
+      low[i] = b[i - Step];
+    else
+      high[i] = a[i + Step];
   a = low, b = high;
 #else
-  constexpr int n = sizeof...(I);
   const V low = __builtin_shufflevector(a, b, ((I & Step) ? n + I - Step : I)...);
   b = __builtin_shufflevector(a, b, ((I & Step) ? n + I : I + Step)...);
   a = low;

@@ -33,7 +33,7 @@ void launch_cross_entropy(const LogitRows<T>& of, double* losses, double scale, 
 
 #ifdef __CUDACC__
 
-inline constexpr int row_threads = 512;
+inline constexpr int logits_threads = 512;
 
 /// e^x: the hardware's to 2^−22 for logits of bf16, the library's for others.
 template <class T>
@@ -119,7 +119,7 @@ struct RowTop {
 /// Joins the threads' parts in a fixed order; all threads get the result.
 template <class T>
 __device__ RowTop<T> join_threads(RowTop<T> top) {
-  constexpr int warps = row_threads / 32;
+  constexpr int warps = logits_threads / 32;
   __shared__ RowTop<T> parts[warps], whole;
   const auto down = [&](int by) {
     top.join({__shfl_down_sync(~0u, top.highest, by), __shfl_down_sync(~0u, top.sum, by)});
@@ -175,7 +175,7 @@ __device__ void wait_copies() {
 
 /// One block a row. `held` packs of it stay in shared memory, the rest is read twice.
 template <bool Gradient, class T>
-__global__ void __launch_bounds__(row_threads, 2)
+__global__ void __launch_bounds__(logits_threads, 2)
     cross_entropy_rows(LogitRows<T> of, double* losses, compute_t<T> scale, int held) {
   constexpr int n = pack_size<T>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -186,27 +186,27 @@ __global__ void __launch_bounds__(row_threads, 2)
   const std::int64_t label = of.labels[blockIdx.x];
   if (label < 0 || label >= of.used) {
     if constexpr (Gradient)
-      for (int i = me; i < packs; i += row_threads) row[i] = RowPack<T>{};
+      for (int i = me; i < packs; i += logits_threads) row[i] = RowPack<T>{};
     if (me == 0) losses[blockIdx.x] = 0;
     return;
   }
   const int reach = static_cast<int>(ceil_div(of.used, n)), kept = Gradient ? min(held, reach) : 0;
   const auto real = [&](int i) { return of.used - static_cast<std::int64_t>(i) * n; };
   // A thread copies what it reads itself: no barrier. The second half arrives while the first is summed.
-  const int half = ceil_div(kept, 2 * row_threads) * row_threads;
-  for (int i = me; i < min(half, kept); i += row_threads) copy_async(&copy[i], &row[i]);
+  const int half = ceil_div(kept, 2 * logits_threads) * logits_threads;
+  for (int i = me; i < min(half, kept); i += logits_threads) copy_async(&copy[i], &row[i]);
   close_copies();
-  for (int i = half + me; i < kept; i += row_threads) copy_async(&copy[i], &row[i]);
+  for (int i = half + me; i < kept; i += logits_threads) copy_async(&copy[i], &row[i]);
   close_copies();
   double target = 0;
   if (me == 0) target = static_cast<double>(static_cast<compute_t<T>>(logits[label]));  // before it is overwritten
   RowTop<T> top{RowTop<T>::nothing(), 0};
   wait_copies<1>();
-  for (int i = me; i < min(half, kept); i += row_threads) top.take(copy[i], real(i));
+  for (int i = me; i < min(half, kept); i += logits_threads) top.take(copy[i], real(i));
   wait_copies<0>();
-  for (int i = half + me; i < kept; i += row_threads) top.take(copy[i], real(i));
+  for (int i = half + me; i < kept; i += logits_threads) top.take(copy[i], real(i));
 #pragma unroll 4
-  for (int i = kept + me; i < reach; i += row_threads) top.take(row[i], real(i));
+  for (int i = kept + me; i < reach; i += logits_threads) top.take(row[i], real(i));
   top = join_threads(top);
   if constexpr (Gradient) {
     const auto factor = scale / top.sum;
@@ -214,9 +214,9 @@ __global__ void __launch_bounds__(row_threads, 2)
       return gradient_of<T>(pack, real(i), top.highest, factor, label - static_cast<std::int64_t>(i) * n, scale);
     };
     int i = me;
-    for (; i < kept; i += row_threads) row[i] = gradient(i, copy[i]);
-    for (; i < reach; i += row_threads) row[i] = gradient(i, row[i]);
-    for (; i < packs; i += row_threads) row[i] = RowPack<T>{};
+    for (; i < kept; i += logits_threads) row[i] = gradient(i, copy[i]);
+    for (; i < reach; i += logits_threads) row[i] = gradient(i, row[i]);
+    for (; i < packs; i += logits_threads) row[i] = RowPack<T>{};
   }
   if (me == 0) losses[blockIdx.x] = ::log(static_cast<double>(top.sum)) + static_cast<double>(top.highest) - target;
 }
@@ -239,7 +239,7 @@ void launch_cross_entropy(const LogitRows<T>& of, double* losses, double scale, 
                                     static_cast<int>(row)),
                "asking for shared memory");
   }
-  cross_entropy_rows<Gradient><<<static_cast<unsigned>(of.rows), row_threads, row, stream>>>(
+  cross_entropy_rows<Gradient><<<static_cast<unsigned>(of.rows), logits_threads, row, stream>>>(
       of, losses, static_cast<compute_t<T>>(scale), static_cast<int>(row / 16));
 }
 

@@ -34,7 +34,7 @@ void launch_join_gradients(const LogitRows<T>& of, const VocabularyPart& part, c
 #ifdef __CUDACC__
 
 template <class T>
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(logits_threads)
     parts_of_rows(LogitRows<T> of, VocabularyPart part, PartOfRow<compute_t<T>>* parts) {
   constexpr int n = pack_size<T>;
   const T* const logits = of.logits + blockIdx.x * of.stride;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(row_threads)
   const int reach = static_cast<int>(ceil_div(of.used, n));
   RowTop<T> top{RowTop<T>::nothing(), 0};
 #pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < reach; i += row_threads)
+  for (int i = static_cast<int>(threadIdx.x); i < reach; i += logits_threads)
     top.take(row[i], of.used - static_cast<std::int64_t>(i) * n);
   top = join_threads(top);
   if (threadIdx.x != 0) return;
@@ -60,7 +60,7 @@ template <class T>
 void launch_parts_of_rows(const LogitRows<T>& of, const VocabularyPart& part, PartOfRow<compute_t<T>>* parts,
                           cudaStream_t stream) {
   if (of.rows == 0) return;
-  parts_of_rows<T><<<static_cast<unsigned>(of.rows), row_threads, 0, stream>>>(of, part, parts);
+  parts_of_rows<T><<<static_cast<unsigned>(of.rows), logits_threads, 0, stream>>>(of, part, parts);
 }
 
 struct WholeRow {
@@ -104,7 +104,7 @@ void launch_join_losses(const PartOfRow<C>* parts, std::int64_t rows, const std:
 }
 
 template <class T>
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(logits_threads)
     join_gradients(LogitRows<T> of, VocabularyPart part, const PartOfRow<compute_t<T>>* parts, double scale) {
   using C = compute_t<T>;
   constexpr int n = pack_size<T>;
@@ -123,18 +123,18 @@ __global__ void __launch_bounds__(row_threads)
   const std::int64_t local = label - part.rows.begin;
   int i = me;
 #pragma unroll 4
-  for (; i < reach; i += row_threads) {
+  for (; i < reach; i += logits_threads) {
     const auto before = static_cast<std::int64_t>(i) * n;
     row[i] = gradient_of<T>(row[i], of.used - before, highest, factor, local - before, static_cast<C>(scale));
   }
-  for (; i < packs; i += row_threads) row[i] = RowPack<T>{};
+  for (; i < packs; i += logits_threads) row[i] = RowPack<T>{};
 }
 
 template <class T>
 void launch_join_gradients(const LogitRows<T>& of, const VocabularyPart& part, const PartOfRow<compute_t<T>>* parts,
                            double scale, cudaStream_t stream) {
   if (of.rows == 0) return;
-  join_gradients<T><<<static_cast<unsigned>(of.rows), row_threads, 0, stream>>>(of, part, parts, scale);
+  join_gradients<T><<<static_cast<unsigned>(of.rows), logits_threads, 0, stream>>>(of, part, parts, scale);
 }
 
 #endif

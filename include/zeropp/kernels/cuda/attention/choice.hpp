@@ -19,7 +19,7 @@ namespace zeropp::kernels {
 
 enum class AttentionBackend {
   best,   ///< the first of the following that can do it
-  cudnn,  ///< bf16, heads of a multiple of 8 up to 128, in a program that links zeropp::cudnn
+  cudnn,  ///< bf16, 2 positions or more, heads of a multiple of 8 up to 128, in a program that links zeropp::cudnn
   tiles,  ///< bf16, heads of 64 or 128
   plain   ///< everything
 };
@@ -93,7 +93,7 @@ class CudaAttention {
     return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
-  /// Why cuDNN did not run the last call that `best` gave to others; empty if it ran all.
+  /// Why cuDNN does not run the last call that was chosen for under `best`; empty if it does, or is not linked.
   const std::string& refusal() const { return refusal_; }
 
   /// Bytes of workspace for a call by cuDNN, from the shape alone, so that a plan asks for as much as a run; more where
@@ -135,10 +135,9 @@ class CudaAttention {
     return all;
   }
   bool cudnn_can(const AttentionCall& call, std::string& why) {
-    if (call.s.head_size > 128 || !aligned(call)) {
-      why =
-          text("it takes heads of a multiple of 8 up to 128 elements whose rows begin at multiples of 16 bytes, found ",
-               call.s.head_size);
+    if (call.s.head_size > 128 || call.s.context < 2 || !aligned(call)) {
+      why = text("it takes 2 positions or more and heads of a multiple of 8 up to 128 elements whose rows begin at ",
+                 "multiples of 16 bytes, found ", call.s.context, " positions and ", call.s.head_size, " elements");
       return false;
     }
     return dry_ || provider().prepare(call, why);

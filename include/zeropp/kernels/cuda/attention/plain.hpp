@@ -8,6 +8,7 @@
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/kernels/attention_tiles.hpp>
+#include <zeropp/kernels/cuda/vector.hpp>
 
 namespace zeropp::kernels::detail {
 
@@ -51,13 +52,6 @@ __device__ C dot(const T* left, const T* right, std::int64_t size) {
   for (std::int64_t d = 0; d < size; ++d) sum += static_cast<C>(left[d]) * static_cast<C>(right[d]);
   return sum;
 }
-/// The same sum in all lanes, in a fixed order.
-template <class C>
-__device__ C warp_sum(C value) {
-  for (int other = 16; other > 0; other /= 2) value += __shfl_xor_sync(0xffffffffu, value, other);
-  return value;
-}
-
 /// A warp a query: the log-sum-exp of its scores, then its output.
 template <class T>
 __global__ void __launch_bounds__(plain_warps * 32) attention_forward_plain(const AttentionPlain<T> a) {
