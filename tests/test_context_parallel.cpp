@@ -523,6 +523,22 @@ TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
     });
 }
 
+TEST_CASE("micro-batches without rows take part in every exchange") {
+  for (auto attention : {ulysses, ring})
+    on_ranks(2, [&](Comm comm) {
+      Cpu cpu;
+      const TinyConfig config{.context = 16, .heads = 4, .dropout = 0};
+      Sharded<Plain, Stage::parameters> model{
+          Mesh{comm, {.context = 2}}, cpu, Plain{config}, {.context_attention = attention}};
+      auto batch = Batch::on(cpu, 1, 16);
+      const auto tokens = token_tensor(cpu, {1, 16}, 61, 5);
+      batch.fill(tokens.span(), tokens.span());
+      const auto loss = model.train(batch).mean(), norm = global_norm(model);
+      CHECK(model.train(batch, {.micro_batches = 3}).mean() == loss);
+      CHECK(global_norm(model) == doctest::Approx(norm).epsilon(1e-6));
+    });
+}
+
 TEST_CASE("the dry plan is the use, to the byte") {
   const auto measure = [](const Comm& world, auto& device, ContextAttention attention) {
     using D = std::decay_t<decltype(device)>;
