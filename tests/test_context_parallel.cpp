@@ -12,6 +12,7 @@
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/layers/swiglu.hpp>
+#include <zeropp/train/sampler.hpp>
 
 #include "support/gradients.hpp"
 #include "support/mesh_gpt.hpp"
@@ -487,6 +488,7 @@ TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
   struct Seen {
     double loss, own_loss;
     std::vector<float> logits = std::vector<float>(5 * 61), last = std::vector<float>(61);
+    std::vector<std::int32_t> text;
   };
   const auto run = [&](const Mesh& mesh, ContextAttention attention) {
     Cpu cpu;
@@ -499,6 +501,7 @@ TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
     model.logits(batch.tokens, rows, seen.logits);
     for (std::int64_t row = 0; row < 32; ++row)  // on another rank each time, in one recorded program
       model.logits(batch.tokens, {&row, 1}, seen.last);
+    seen.text = sample(model, {5, 3}, 20, 16, 61, {.temperature = 0});
     const auto part = model.part_of(batch);
     auto ctx = model.context({.loss_scale = 1.0 / 26, .labels = part.labels});
     auto [loss, saved] = model.forward(ctx, part.tokens);
@@ -520,6 +523,7 @@ TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
       CHECK(mine.own_loss == doctest::Approx(one.own_loss).epsilon(1e-6));
       CHECK(apart(mine.logits, one.logits) < 1e-5);
       CHECK(apart(mine.last, one.last) < 1e-5);
+      CHECK(mine.text == one.text);
     });
 }
 
