@@ -189,7 +189,7 @@ void dropout_mask(benchmark::State& state) {
   const auto rows = state.range(0), width = state.range(1);
   auto x = noise<float>(rows * width, 1), y = x;
   against_copy(state, 2.0 * 4 * static_cast<double>(rows * width),
-               [&] { dropout(device(), std::span{x}, std::span{y}, 0.1f, Random(1, RandomPurpose::dropout), 0); });
+               [&] { dropout(device(), std::span{x}, std::span{y}, 0.1f, Random(1, RandomPurpose::dropout), {}); });
 }
 BENCHMARK(layer_norm_forward)->Args({8192, 768})->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(layer_norm_backward)->Args({8192, 768})->Unit(benchmark::kMillisecond)->UseRealTime();

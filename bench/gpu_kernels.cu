@@ -106,7 +106,7 @@ void elementwise(Cuda& gpu) {
         [&](int i) { kernels::swiglu_backward(gpu, x.span(i), y.span(i), z.span(i), u.span(i), v.span(i)); });
   }
   row(gpu, "dropout bf16", 2 * b,
-      [&](int i) { kernels::dropout(gpu, x.span(i), z.span(i), 0.1f, Random(1, RandomPurpose::dropout), 0); });
+      [&](int i) { kernels::dropout(gpu, x.span(i), z.span(i), 0.1f, Random(1, RandomPurpose::dropout), {}); });
   const Rotating<float> f(gpu, n, 51);
   row(gpu, "convert bf16 to float", 3 * b, [&](int i) { kernels::convert(gpu, x.span(i), f.span(i)); });
   row(gpu, "convert float to bf16", 3 * b, [&](int i) { kernels::convert(gpu, f.span(i), z.span(i)); });

@@ -12,6 +12,7 @@
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/kernels/attention.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
 
 using namespace zeropp;
 using namespace zeropp::kernels;
@@ -261,6 +262,94 @@ TEST_CASE("what comes later in a sequence changes no bit of what came before") {
   CHECK_FALSE(whole.out[before] == changed.out[before]);
 }
 
+TEST_CASE("queries and keys in parts: what attention to each part says, joined, is attention to all") {
+  const std::int64_t context = 130, cut = 70, rest = context - cut;
+  auto check = [&](auto type, double tolerance) {
+    using T = decltype(type);
+    using C = compute_t<T>;
+    Case<T> whole({2, context, 4, 2, 24});
+    Cpu device;
+    whole.forward(device);
+    whole.backward(device);
+    const auto& s = whole.s;
+    const auto width = whole.width(), across = whole.heads_width();
+    const auto at = [&](const std::vector<T>& v, std::int64_t column, std::int64_t first, std::int64_t stride) {
+      return HeadsView<const T>{v.data() + first * stride + column, stride, context * stride};
+    };
+    const auto lse_from = [&](std::int64_t first) {
+      std::vector<C> part;
+      for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
+        part.insert(part.end(), whole.lse.begin() + row * context + first, whole.lse.begin() + (row + 1) * context);
+      return part;
+    };
+
+    // The later queries, over all keys at once: the place of the first among the keys is the offset.
+    const AttentionShape later{s.batch, rest, s.heads, s.kv_heads, s.head_size, context, cut};
+    std::vector<C> out(static_cast<std::size_t>(s.batch * rest * across)), lse(lse_from(cut).size());
+    const HeadsView<C> to{out.data(), across};
+    partial_attention_forward<Cpu, T>(device, later, at(whole.qkv, 0, cut, width),
+                                      at(whole.qkv, whole.key_at(), 0, width),
+                                      at(whole.qkv, whole.value_at(), 0, width), to, lse.data());
+    std::vector<double> expected;
+    for (std::int64_t b = 0; b < s.batch; ++b)
+      for (auto i = (b * context + cut) * across; i < (b + 1) * context * across; ++i)
+        expected.push_back(value(whole.out[static_cast<std::size_t>(i)]));
+    const auto expected_lse = lse_from(cut);
+    CHECK(apart(out, expected) <= tolerance);
+    CHECK(bytes(lse) == bytes(expected_lse));
+
+    // The same from two parts of the keys: those before the cut, seen by every query, and those behind it.
+    const AttentionShape before{s.batch, rest, s.heads, s.kv_heads, s.head_size, cut, cut - 1},
+        own{s.batch, rest, s.heads, s.kv_heads, s.head_size};
+    std::vector<C> joined(static_cast<std::size_t>(s.batch * context * across), C{7}), part(out.size()), part_lse(lse);
+    std::vector<C> joined_lse(static_cast<std::size_t>(s.batch * s.heads * context), C{7});
+    partial_attention_forward<Cpu, T>(device, own, at(whole.qkv, 0, cut, width),
+                                      at(whole.qkv, whole.key_at(), cut, width),
+                                      at(whole.qkv, whole.value_at(), cut, width),
+                                      {joined.data() + cut * across, across, context * across}, part_lse.data());
+    for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
+      std::copy_n(part_lse.begin() + row * rest, rest, joined_lse.begin() + row * context + cut);
+    partial_attention_forward<Cpu, T>(
+        device, before, at(whole.qkv, 0, cut, width), at(whole.qkv, whole.key_at(), 0, width),
+        at(whole.qkv, whole.value_at(), 0, width), {part.data(), across}, part_lse.data());
+    merge_partial_attention(device, before, part.data(), part_lse.data(), joined.data(), joined_lse.data(), context,
+                            cut);
+    std::vector<C> late;
+    for (std::int64_t b = 0; b < s.batch; ++b) {
+      late.insert(late.end(), joined.begin() + (b * context + cut) * across,
+                  joined.begin() + (b + 1) * context * across);
+      CHECK(joined[static_cast<std::size_t>(b * context * across)] == C{7});  // other queries are left alone
+    }
+    CHECK(apart(late, expected) <= tolerance);
+
+    // Gradients: with the log-sum-exp over all keys, parts add up.
+    std::vector<double> sum(whole.dqkv.size());
+    const auto add = [&](const AttentionShape& shape, std::int64_t query, std::int64_t key) {
+      std::vector<C> d(whole.dqkv.size());
+      const auto in = [&](std::int64_t column, std::int64_t first) {
+        return HeadsView<C>{d.data() + first * width + column, width, context * width};
+      };
+      const auto shift = query ? lse_from(query) : whole.lse;
+      std::vector<C> compact;
+      for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
+        compact.insert(compact.end(), shift.begin() + row * (context - query),
+                       shift.begin() + row * (context - query) + shape.context);
+      partial_attention_backward<Cpu, T>(
+          device, shape, at(whole.qkv, 0, query, width), at(whole.qkv, whole.key_at(), key, width),
+          at(whole.qkv, whole.value_at(), key, width), at(whole.out, 0, query, across), compact.data(),
+          at(whole.dout, 0, query, across), in(0, query), in(whole.key_at(), key), in(whole.value_at(), key));
+      for (std::size_t i = 0; i < d.size(); ++i) sum[i] += static_cast<double>(d[i]);
+    };
+    add({s.batch, cut, s.heads, s.kv_heads, s.head_size}, 0, 0);
+    add(before, cut, 0);
+    add(own, cut, cut);
+    CHECK(apart(whole.dqkv, sum) <= 3 * tolerance);
+  };
+  check(double{}, 1e-14);
+  check(float{}, 1e-6);
+  check(bf16{}, 0x1p-8);
+}
+
 TEST_CASE("nothing in, nothing out") {
   Cpu device;
   for (AttentionShape s : {AttentionShape{0, 5, 2, 1, 4}, AttentionShape{2, 0, 2, 1, 4}}) {
@@ -282,4 +371,11 @@ TEST_CASE("the dry device counts the causal half and touches nothing") {
   CHECK(dry.flops() == doctest::Approx(2 * 2 * half));
   causal_attention_backward<Dry, float>(dry, s, in, in, in, in, p, in, view, view, view);
   CHECK(dry.flops() == doctest::Approx((2 + 5) * 2 * half));
+
+  // queries that see a part of other keys: 3 of 5 keys, 4, 5, 5, and of as many keys all
+  Dry other;
+  causal_attention_forward<Dry, float>(other, {1, 4, 1, 1, 1, 5, 2}, in, in, in, view, p);
+  CHECK(other.flops() == 2 * 2 * (3 + 4 + 5 + 5));
+  causal_attention_forward<Dry, float>(other, {1, 4, 1, 1, 1, 5, 4}, in, in, in, view, p);
+  CHECK(other.flops() == 2 * 2 * (17 + 4 * 5));
 }

@@ -127,7 +127,7 @@ TEST_CASE("dropout: the rate, the scale, and a mask that depends on the place on
   auto x = std::vector<float>(n, 1.0f);
   const Random random(9, RandomPurpose::dropout);
   const auto y = on_threads(std::vector<float>(n), [&](auto& on, auto& out) {
-    dropout(on, std::span{x}, std::span{out}, 0.25f, random, 1000);
+    dropout(on, std::span{x}, std::span{out}, 0.25f, random, {.first = 1000});
   });
   std::size_t zeros = 0;
   for (float v : y) {
@@ -138,9 +138,9 @@ TEST_CASE("dropout: the rate, the scale, and a mask that depends on the place on
   for (std::size_t cut : {1, 4, 4096, 50001}) {                    // in two parts, the second further on
     std::vector<float> parts(n);
     Cpu cpu;
-    dropout(cpu, std::span{x}.first(cut), std::span{parts}.first(cut), 0.25f, random, 1000);
+    dropout(cpu, std::span{x}.first(cut), std::span{parts}.first(cut), 0.25f, random, {.first = 1000});
     dropout(cpu, std::span{x}.subspan(cut), std::span{parts}.subspan(cut), 0.25f, random,
-            1000 + static_cast<std::int64_t>(cut));
+            {.first = 1000 + static_cast<std::int64_t>(cut)});
     CHECK(parts == y);
   }
 }

@@ -31,7 +31,7 @@ Measured measure(const ModelComms& comms, D& device, L layer, std::int64_t micro
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 3);
     std::fill_n(batch.labels.data(), batch.labels.size(), 4);
   }
-  batch.labels_in_step = batch.labels.size() * comms.data.size();
+  batch.labels_in_step = batch.labels.size() * comms.sharding.size();
   for (int step = 0; step < 3; ++step) {
     model.train(batch, {.micro_batches = micro_batches});
     adam.step(1e-3f, clip_by_global_norm(model, 1.0f));

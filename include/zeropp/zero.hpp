@@ -30,11 +30,15 @@
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/matmul.hpp>
 #include <zeropp/kernels/norm.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
+#include <zeropp/kernels/positions.hpp>
+#include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>
 
 #include <zeropp/layers/attention.hpp>
 #include <zeropp/layers/context.hpp>
+#include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/dropout.hpp>
 #include <zeropp/layers/embedding.hpp>
 #include <zeropp/layers/gelu.hpp>
@@ -55,8 +59,10 @@
 
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/bucketed_reducer.hpp>
+#include <zeropp/parallel/context_parallel.hpp>
 #include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/sharded_options.hpp>
 #include <zeropp/parallel/stage.hpp>
 #include <zeropp/parallel/tensor_parallel.hpp>
 

@@ -122,9 +122,9 @@ TEST_CASE_TEMPLATE("dropout is the CPU's, bit for bit", T, float, double, bf16) 
         CAPTURE(first);
         auto host = noise<T>(n, 8);
         const OnGpu<T> x(gpu, host, shift), y(gpu, n, shift);
-        kernels::dropout(gpu, x.span(), y.span(), 0.3f, random, first);
-        kernels::dropout(gpu, x.span(), x.span(), 0.3f, random, first);
-        kernels::dropout(cpu, std::span{host}, std::span{host}, 0.3f, random, first);
+        kernels::dropout(gpu, x.span(), y.span(), 0.3f, random, {.first = first});
+        kernels::dropout(gpu, x.span(), x.span(), 0.3f, random, {.first = first});
+        kernels::dropout(cpu, std::span{host}, std::span{host}, 0.3f, random, {.first = first});
         CHECK(same_bits(y.values(), host));
         CHECK(same_bits(x.values(), host));
       }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor x pipeline x data under mpirun: the bytes of losses and norms are those of as many thread ranks.
+// Tensor x pipeline x data x context under mpirun: the bytes of losses and norms are those of as many thread ranks.
 #include <cstdio>
 
 #include <zeropp/comm/launch.hpp>
@@ -15,7 +15,9 @@ int main(int argc, char** argv) {
     for (const Layout& layout :
          {Layout{.data = 1, .tensor = 2, .pipeline = 2}, Layout{.data = 2, .tensor = 2, .sequence = true},
           Layout{.data = 2, .pipeline = 2, .schedule = PipelineKind::zb_v, .chunks = 2},
-          Layout{.pipeline = 4, .schedule = PipelineKind::zb_h1}}) {
+          Layout{.pipeline = 4, .schedule = PipelineKind::zb_h1}, Layout{.context = 4},
+          Layout{.tensor = 2, .sequence = true, .context = 2, .attention = ContextAttention::ring},
+          Layout{.data = 2, .context = 2, .attention = ContextAttention::ring}}) {
       std::string threads;
       if (world.rank == 0)
         run_ranks(layout.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
@@ -24,8 +26,8 @@ int main(int argc, char** argv) {
         });
       const auto mine = train_on_mesh<Recomputed, Stage::parameters>(world.comm, layout, o).steps;
       if (world.rank == 0 && mine != threads) {
-        std::printf("%d data x %d tensor x %d pipeline ranks: other bytes than on threads\n", layout.data,
-                    layout.tensor, layout.pipeline);
+        std::printf("%d data x %d tensor x %d pipeline x %d context ranks: other bytes than on threads\n", layout.data,
+                    layout.tensor, layout.pipeline, layout.context);
         ++wrong;
       }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The small GPT on a mesh: tensor x pipeline x data ranks.
+// The small GPT on a mesh: tensor x pipeline x data x context ranks.
 #pragma once
 
 #include <utility>
@@ -15,8 +15,10 @@ struct Layout {
   bool sequence = false;
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
   int chunks = 1;
+  int context = 1;
+  ContextAttention attention = ContextAttention::ulysses;
 
-  int ranks() const { return data * tensor * pipeline; }
+  int ranks() const { return data * tensor * pipeline * context; }
 };
 
 /// Sizes that four tensor ranks and four stages divide.
@@ -30,14 +32,15 @@ template <class G, Stage S, class P = Fp32>
 Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& o) {
   using Split = TensorParallel<G>;
   Cpu device;
-  const Mesh mesh{world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
+  const Mesh mesh{
+      world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline, .context = layout.context}};
   const PipelineOptions pipeline{.comm = mesh.pipeline(),
                                  .schedule = layout.schedule,
                                  .chunks = layout.chunks,
                                  .width = o.config.width,
                                  .parts_of_context = layout.sequence ? layout.tensor : 1};
   PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence = layout.sequence}, G{o.config}}};
-  Sharded<PipelineStage<Split>, S, P> model{mesh, device, std::move(stage)};
+  Sharded<PipelineStage<Split>, S, P> model{mesh, device, std::move(stage), {.context_attention = layout.attention}};
   return record(model, mesh.data(), o);
 }
 

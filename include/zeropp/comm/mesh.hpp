@@ -47,11 +47,10 @@ class Mesh {
     sizes_ = {options.data, options.tensor, options.pipeline, options.context};
     fill(options.data == 0);
     place(options.order);
-    for (const Axis axis : options.order) {
-      comms_[index(axis)] = along(axis);
-      comms_[index(axis)].label(name_of(axis));
-      comms_[index(axis)].record(world.recorder());
-    }
+    for (const Axis axis : options.order) comms_[index(axis)] = named(along(axis), name_of(axis));
+    sharding_ = size(Axis::context) == 1 ? data()
+                : size(Axis::data) == 1  ? context()
+                                         : named(along_both(), "data x context");
   }
 
   const Comm& world() const { return world_; }
@@ -60,6 +59,9 @@ class Mesh {
   const Comm& tensor() const { return comm(Axis::tensor); }
   const Comm& pipeline() const { return comm(Axis::pipeline); }
   const Comm& context() const { return comm(Axis::context); }
+  /// The ranks that train one copy of each weight on different tokens: data × context, neighbours along the context.
+  /// Training state is sharded over them.
+  const Comm& sharding() const { return sharding_; }
 
   int size(Axis axis) const { return sizes_[index(axis)]; }
   /// Place of this rank along an axis; the rank in comm(axis).
@@ -130,6 +132,12 @@ class Mesh {
     }
   }
 
+  /// What traces say about it.
+  Comm named(Comm comm, std::string_view axis) const {
+    comm.label(axis);
+    comm.record(world_.recorder());
+    return comm;
+  }
   Comm along(Axis axis) const {
     const int stride = strides_[index(axis)], first = world_.rank() - coordinate(axis) * stride;
     std::vector<int> members;
@@ -137,7 +145,17 @@ class Mesh {
     return world_.subset(members);
   }
 
-  Comm world_;
+  Comm along_both() const {
+    const auto begin = [&](Axis axis) { return coordinate(axis) * strides_[index(axis)]; };
+    const int first = world_.rank() - begin(Axis::data) - begin(Axis::context);
+    std::vector<int> members;
+    for (int d = 0; d < size(Axis::data); ++d)
+      for (int c = 0; c < size(Axis::context); ++c)
+        members.push_back(first + d * strides_[index(Axis::data)] + c * strides_[index(Axis::context)]);
+    return world_.subset(members);
+  }
+
+  Comm world_, sharding_;
   std::array<int, mesh_axes> sizes_{1, 1, 1, 1}, strides_{1, 1, 1, 1};
   std::array<Comm, mesh_axes> comms_;
 };

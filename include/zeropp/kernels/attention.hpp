@@ -26,7 +26,7 @@ void attention_forward_block(std::int64_t first, const AttentionShape& s, const 
   constexpr int queries = tile_columns<C>;
   std::fill_n(top, queries, -std::numeric_limits<C>::infinity());
   std::fill_n(sum, queries, C{0});
-  AttentionTile<C>::for_each(first, s.context, [&](const AttentionTile<C>& tile) {
+  AttentionTile<C>::for_each(first, s, [&](const AttentionTile<C>& tile) {
     tile.products(keys, q, s.head_size, scores);
     tile.mask(scores);
     C highest[queries], shrink[queries];
@@ -45,7 +45,7 @@ void attention_forward_block(std::int64_t first, const AttentionShape& s, const 
     if (tile.key > 0)
       for (std::int64_t d = 0; d < s.head_size; ++d)
         for (int l = 0; l < queries; ++l) out[d * queries + l] *= shrink[l];
-    tile.gather(values, scores, s.context, s.head_size, out, tile.key > 0);
+    tile.gather(values, scores, s.key_count(), s.head_size, out, tile.key > 0);
   });
 }
 
@@ -61,8 +61,9 @@ struct AttentionBackward {
   explicit AttentionBackward(const AttentionShape& s)
       : padded(round_up(s.head_size, tile_rows)), width(round_up(s.head_size, lanes<C>)) {
     auto& scratch = AttentionScratch<C>::of_thread();
-    const auto by_rows = scratch.space(round_up(s.context, tile_rows) * s.head_size);
-    const auto by_columns = scratch.space(padded * s.context), sums = (s.context + deep_rows) * width;
+    const auto count = s.key_count();
+    const auto by_rows = scratch.space(round_up(count, tile_rows) * s.head_size);
+    const auto by_columns = scratch.space(padded * count), sums = (count + deep_rows) * width;
     const auto panel = padded * queries, rows = queries * width, tile = tile_keys * queries;
     scratch.reserve(2 * by_rows + by_columns + 2 * sums + 3 * panel + 2 * rows + 2 * tile);
     for (C** at : {&keys, &values}) *at = scratch.take(by_rows);
@@ -78,7 +79,7 @@ struct AttentionBackward {
 
   /// Adds to dk and dv, leaves dq [D, queries] of the scaled queries.
   void block(std::int64_t first, const AttentionShape& s, const C* lse, const C* delta) {
-    AttentionTile<C>::for_each(first, s.context, [&](const AttentionTile<C>& tile) {
+    AttentionTile<C>::for_each(first, s, [&](const AttentionTile<C>& tile) {
       tile.products(keys, q, s.head_size, p);
       tile.mask(p);
       for (std::int64_t r = 0; r < tile.keys; ++r)
@@ -90,18 +91,107 @@ struct AttentionBackward {
         for (int l = 0; l < queries; ++l) ds[r * queries + l] = p[r * queries + l] * (ds[r * queries + l] - delta[l]);
       tile.clear_beyond(ds);
       tile.scatter(ds, q_rows, width, dk);
-      tile.gather(keys_by_columns, ds, s.context, s.head_size, dq, tile.key > 0);
+      tile.gather(keys_by_columns, ds, s.key_count(), s.head_size, dq, tile.key > 0);
     });
   }
 };
 
 inline Cost attention_cost(std::string_view name, const AttentionShape& s, double products, std::size_t element) {
-  const double rows = static_cast<double>(s.batch * s.context);
-  const double half = static_cast<double>(s.context + 1) / 2;
-  return {
-      .name = name,
-      .flops = products * 2 * rows * half * static_cast<double>(s.heads * s.head_size),
-      .bytes = rows * static_cast<double>((2 * s.heads + 2 * s.kv_heads) * s.head_size) * static_cast<double>(element)};
+  const auto rows = static_cast<double>(s.context), keys = static_cast<double>(s.key_count());
+  // queries see one key more each, until they see all
+  const double growing = std::clamp(keys - 1 - static_cast<double>(s.offset), 0.0, rows);
+  const double pairs = growing * ((growing + 1) / 2 + static_cast<double>(s.offset)) + (rows - growing) * keys;
+  const double elements = rows * static_cast<double>(2 * s.heads) + keys * static_cast<double>(2 * s.kv_heads);
+  const auto batch = static_cast<double>(s.batch), size = static_cast<double>(s.head_size);
+  return {.name = name,
+          .flops = products * 2 * batch * pairs * static_cast<double>(s.heads) * size,
+          .bytes = batch * elements * size * static_cast<double>(element)};
+}
+
+/// causal_attention_forward with output of type Out.
+template <class T, class Out, Device D>
+void attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                       HeadsView<const T> v, HeadsView<Out> out, compute_t<T>* lse) {
+  using C = compute_t<T>;
+  device.run(attention_cost("attention", s, 2, sizeof(T)), [&](auto& workers) {
+    constexpr int queries = tile_columns<C>;
+    const auto size = s.head_size, group = s.heads / s.kv_heads;
+    const auto padded_size = round_up(size, tile_rows);
+    const auto key_count = s.key_count();
+    const auto by_rows = round_up(key_count, tile_rows) * size, by_columns = padded_size * key_count;
+    const C scale = 1 / std::sqrt(static_cast<C>(size));
+    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
+      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
+      auto& scratch = AttentionScratch<C>::of_thread();
+      scratch.reserve(scratch.space(by_rows) + scratch.space(by_columns) + (size + padded_size + tile_keys) * queries);
+      C *keys = scratch.take(by_rows), *values = scratch.take(by_columns);
+      C *q_block = scratch.take(size * queries), *out_block = scratch.take(padded_size * queries);
+      C* scores = scratch.take(tile_keys * queries);
+      pack<tile_rows>(head_of(k, key_count, size, b, kv), keys);
+      pack<tile_rows>(head_of(v, key_count, size, b, kv).t(), values);
+      for (auto h = kv * group; h < (kv + 1) * group; ++h) {
+        const auto q_head = head_of(q, s.context, size, b, h);
+        const auto out_head = head_of(out, s.context, size, b, h);
+        for (std::int64_t first = 0; first < s.context; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.context - first);
+          pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
+          scale_panel(q_block, size, scale);
+          C top[queries], sum[queries];
+          attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
+          for (std::int64_t l = 0; l < count; ++l)
+            lse[(b * s.heads + h) * s.context + first + l] = top[l] + std::log(sum[l]);
+          for (C& l : sum) l = 1 / l;
+          for (std::int64_t d = 0; d < size; ++d)
+            for (int l = 0; l < queries; ++l) out_block[d * queries + l] *= sum[l];
+          unpack<C>(out_block, queries, count, size, out_head.data + first * out_head.stride, out_head.stride);
+        }
+      }
+    });
+  });
+}
+
+/// causal_attention_backward with gradients of type G.
+template <class T, class G, Device D>
+void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                        HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse, HeadsView<const T> dout,
+                        HeadsView<G> dq, HeadsView<G> dk, HeadsView<G> dv) {
+  using C = compute_t<T>;
+  device.run(attention_cost("attention backward", s, 5, sizeof(T)), [&](auto& workers) {
+    constexpr int queries = tile_columns<C>;
+    const auto size = s.head_size, group = s.heads / s.kv_heads, key_count = s.key_count();
+    const C scale = 1 / std::sqrt(static_cast<C>(size));
+    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
+      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
+      const auto k_head = head_of(k, key_count, size, b, kv);
+      AttentionBackward<C> work(s);
+      pack<tile_rows>(k_head, work.keys);
+      pack<tile_rows>(head_of(v, key_count, size, b, kv), work.values);
+      pack<tile_rows>(k_head.t(), work.keys_by_columns);
+      for (auto h = kv * group; h < (kv + 1) * group; ++h) {
+        const auto q_head = head_of(q, s.context, size, b, h), dout_head = head_of(dout, s.context, size, b, h);
+        for (std::int64_t first = 0; first < s.context; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.context - first);
+          const auto packed = static_cast<int>(count);
+          pack_panel<queries>(q_head, first, packed, work.q);
+          scale_panel(work.q, size, scale);
+          copy_rows(q_head, first, count, work.width, scale, work.q_rows);
+          pack_panel<queries>(dout_head, first, packed, work.dout);
+          copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
+          C shift[queries] = {}, delta[queries] = {};
+          std::copy_n(lse + (b * s.heads + h) * s.context + first, count, shift);
+          pack_panel<queries>(head_of(out, s.context, size, b, h), first, packed, work.dq);
+          for (std::int64_t d = 0; d < size; ++d)
+            for (int l = 0; l < queries; ++l) delta[l] += work.dout[d * queries + l] * work.dq[d * queries + l];
+          work.block(first, s, shift, delta);
+          scale_panel(work.dq, size, scale);
+          const auto to = head_of(dq, s.context, size, b, h);
+          unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
+        }
+      }
+      store_rows(work.dk, work.width, head_of(dk, key_count, size, b, kv));
+      store_rows(work.dv, work.width, head_of(dv, key_count, size, b, kv));
+    });
+  });
 }
 
 }  // namespace detail
@@ -111,42 +201,7 @@ inline Cost attention_cost(std::string_view name, const AttentionShape& s, doubl
 template <Device D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
-  using C = compute_t<T>;
-  device.run(detail::attention_cost("attention", s, 2, sizeof(T)), [&](auto& workers) {
-    constexpr int queries = detail::tile_columns<C>;
-    const auto size = s.head_size, group = s.heads / s.kv_heads;
-    const auto padded_size = round_up(size, detail::tile_rows);
-    const auto by_rows = round_up(s.context, detail::tile_rows) * size, by_columns = padded_size * s.context;
-    const C scale = 1 / std::sqrt(static_cast<C>(size));
-    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
-      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
-      auto& scratch = detail::AttentionScratch<C>::of_thread();
-      scratch.reserve(scratch.space(by_rows) + scratch.space(by_columns) +
-                      (size + padded_size + detail::tile_keys) * queries);
-      C *keys = scratch.take(by_rows), *values = scratch.take(by_columns);
-      C *q_block = scratch.take(size * queries), *out_block = scratch.take(padded_size * queries);
-      C* scores = scratch.take(detail::tile_keys * queries);
-      detail::pack<detail::tile_rows>(detail::head_of(k, s, b, kv), keys);
-      detail::pack<detail::tile_rows>(detail::head_of(v, s, b, kv).t(), values);
-      for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = detail::head_of(q, s, b, h);
-        const auto out_head = detail::head_of(out, s, b, h);
-        for (std::int64_t first = 0; first < s.context; first += queries) {
-          const auto count = std::min<std::int64_t>(queries, s.context - first);
-          detail::pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
-          detail::scale_panel(q_block, size, scale);
-          C top[queries], sum[queries];
-          detail::attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
-          for (std::int64_t l = 0; l < count; ++l)
-            lse[(b * s.heads + h) * s.context + first + l] = top[l] + std::log(sum[l]);
-          for (C& l : sum) l = 1 / l;
-          for (std::int64_t d = 0; d < size; ++d)
-            for (int l = 0; l < queries; ++l) out_block[d * queries + l] *= sum[l];
-          detail::unpack<C>(out_block, queries, count, size, out_head.data + first * out_head.stride, out_head.stride);
-        }
-      }
-    });
-  });
+  detail::attention_forward<T, T>(device, s, q, k, v, out, lse);
 }
 
 /// Overwrites dq, dk, dv. Key and value gradients add up over blocks of queries, and over the query heads that share
@@ -155,43 +210,7 @@ template <Device D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
-  using C = compute_t<T>;
-  device.run(detail::attention_cost("attention backward", s, 5, sizeof(T)), [&](auto& workers) {
-    constexpr int queries = detail::tile_columns<C>;
-    const auto size = s.head_size, group = s.heads / s.kv_heads;
-    const C scale = 1 / std::sqrt(static_cast<C>(size));
-    workers.for_each(s.batch * s.kv_heads, 1, [&](std::int64_t pair, std::int64_t) {
-      const auto b = pair / s.kv_heads, kv = pair % s.kv_heads;
-      const auto k_head = detail::head_of(k, s, b, kv);
-      detail::AttentionBackward<C> work(s);
-      detail::pack<detail::tile_rows>(k_head, work.keys);
-      detail::pack<detail::tile_rows>(detail::head_of(v, s, b, kv), work.values);
-      detail::pack<detail::tile_rows>(k_head.t(), work.keys_by_columns);
-      for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = detail::head_of(q, s, b, h), dout_head = detail::head_of(dout, s, b, h);
-        for (std::int64_t first = 0; first < s.context; first += queries) {
-          const auto count = std::min<std::int64_t>(queries, s.context - first);
-          const auto packed = static_cast<int>(count);
-          detail::pack_panel<queries>(q_head, first, packed, work.q);
-          detail::scale_panel(work.q, size, scale);
-          detail::copy_rows(q_head, first, count, work.width, scale, work.q_rows);
-          detail::pack_panel<queries>(dout_head, first, packed, work.dout);
-          detail::copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
-          C shift[queries] = {}, delta[queries] = {};
-          std::copy_n(lse + (b * s.heads + h) * s.context + first, count, shift);
-          detail::pack_panel<queries>(detail::head_of(out, s, b, h), first, packed, work.dq);
-          for (std::int64_t d = 0; d < size; ++d)
-            for (int l = 0; l < queries; ++l) delta[l] += work.dout[d * queries + l] * work.dq[d * queries + l];
-          work.block(first, s, shift, delta);
-          detail::scale_panel(work.dq, size, scale);
-          const auto to = detail::head_of(dq, s, b, h);
-          detail::unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
-        }
-      }
-      detail::store_rows(work.dk, work.width, detail::head_of(dk, s, b, kv));
-      detail::store_rows(work.dv, work.width, detail::head_of(dv, s, b, kv));
-    });
-  });
+  detail::attention_backward<T, T>(device, s, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 }  // namespace zeropp::kernels

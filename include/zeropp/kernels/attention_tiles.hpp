@@ -16,13 +16,21 @@ namespace zeropp::kernels {
 /// B, T, H query heads that share Hkv key and value heads (Hkv divides H), D elements a head.
 struct AttentionShape {
   std::int64_t batch, context, heads, kv_heads, head_size;
+  /// Positions of keys and values where they are others than those of the queries (at least 1); 0: T, the same.
+  std::int64_t keys = 0;
+  /// Query t sees the keys up to number t + offset (at least 0): keys - 1 shows all of them to every query.
+  std::int64_t offset = 0;
+
+  std::int64_t key_count() const { return keys ? keys : context; }
 };
 
-/// Heads side by side in rows: row b·T + t begins at data + (b·T + t) · stride; head h at h · head_size within it.
+/// Heads side by side in rows: row t of sequence b begins at data + b · sequence + t · stride; head h at h · head_size
+/// within it.
 template <class T>
 struct HeadsView {
   T* data;
   std::int64_t stride;
+  std::int64_t sequence = 0;  ///< elements from one sequence to the next; 0: as many rows as there are positions
 };
 
 namespace detail {
@@ -30,10 +38,11 @@ namespace detail {
 inline constexpr std::int64_t tile_keys = 96;  ///< a multiple of every number of rows below
 inline constexpr int deep_rows = 6, deep_vectors = register_count >= 32 ? 4 : 2;
 
-/// One head of one sequence as a matrix [T, D].
+/// One head of one sequence as a matrix [rows, D].
 template <class T>
-MatrixView<T> head_of(HeadsView<T> from, const AttentionShape& s, std::int64_t b, std::int64_t head) {
-  return {from.data + b * s.context * from.stride + head * s.head_size, s.context, s.head_size, from.stride};
+MatrixView<T> head_of(HeadsView<T> from, std::int64_t rows, std::int64_t size, std::int64_t b, std::int64_t head) {
+  const auto sequence = from.sequence ? from.sequence : rows * from.stride;
+  return {from.data + b * sequence + head * size, rows, size, from.stride};
 }
 
 /// Places in a thread's scratch, linear in T; they stay with the thread and are not counted in the pool.
@@ -58,18 +67,19 @@ class AttentionScratch {
   C* next_ = nullptr;
 };
 
-/// Queries [first, first + count) of one head against keys [key, key + keys).
+/// `count` queries of one head against keys [key, key + keys); the first query sees keys up to number `first`.
 template <class C>
 struct AttentionTile {
   static constexpr int queries = tile_columns<C>;
   std::int64_t first, count, key, keys;
 
-  /// All tiles of a block of queries that are not masked as a whole.
+  /// All tiles of the block of queries from `first` on that are not masked as a whole.
   template <class F>
-  static void for_each(std::int64_t first, std::int64_t context, F f) {
-    const auto count = std::min<std::int64_t>(queries, context - first);
-    for (std::int64_t key = 0; key < first + count; key += tile_keys)
-      f(AttentionTile{first, count, key, std::min(tile_keys, first + count - key)});
+  static void for_each(std::int64_t first, const AttentionShape& s, F f) {
+    const auto count = std::min<std::int64_t>(queries, s.context - first);
+    const auto seen = std::min(s.key_count(), first + s.offset + count);
+    for (std::int64_t key = 0; key < seen; key += tile_keys)
+      f(AttentionTile{first + s.offset, count, key, std::min(tile_keys, seen - key)});
   }
 
   /// to [keys, queries] = left · right, with `left` packed by rows of [T, D] and `right` a panel [D, queries].
@@ -97,7 +107,7 @@ struct AttentionTile {
     if constexpr (Vectors > 1) scatter<Vectors - 1>(scores, rows, width, to, column);
   }
 
-  /// −∞ where a key comes after the query.
+  /// −∞ where a query does not see a key.
   void mask(C* scores) const {
     for (auto r = std::max<std::int64_t>(0, first - key + 1); r < keys; ++r)
       std::fill_n(scores + r * queries, std::min<std::int64_t>(queries, key + r - first),

@@ -3,6 +3,7 @@
 // float. Spans of one call have one size.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -10,6 +11,7 @@
 #include <zeropp/base/random.hpp>
 #include <zeropp/device/device.hpp>
 #include <zeropp/kernels/math.hpp>
+#include <zeropp/kernels/positions.hpp>
 
 namespace zeropp::kernels {
 
@@ -122,22 +124,25 @@ void swiglu_backward(D& device, std::span<T> gate, std::span<T> up, std::span<T>
       detail::view<T>(dy));
 }
 
-/// y = x / (1 - p) where the counter's uniform number is at least p, else 0. Backward is the same on dy. Element i has
-/// the number `first + i`, its place in the whole batch, so the mask does not depend on the ranks. y may be x.
+/// y = x / (1 - p) where the counter's uniform number is at least p, else 0. Backward is the same on dy. `numbers` says
+/// which element of the whole batch each one is, so the mask does not depend on the ranks. y may be x.
 template <Device D, class T>
-void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& random, std::int64_t first) {
+void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& random, const ElementNumbers& numbers) {
   const auto n = static_cast<std::int64_t>(x.size());
   const auto keep = static_cast<compute_t<T>>(1 / (1 - static_cast<double>(p)));
   const auto threshold = static_cast<std::uint32_t>(static_cast<double>(p) * 0x1p24);
   device.run({.name = "dropout", .bytes = 2.0 * static_cast<double>(x.size_bytes())}, [&](auto& workers) {
     workers.for_each(n, detail::grain, [&](std::int64_t begin, std::int64_t end) {
       for (auto i = begin; i < end;) {
-        const auto at = static_cast<std::uint64_t>(first + i);
-        const auto block = random.block(at / 4);
-        for (auto k = at % 4; k < 4 && i < end; ++k, ++i) {
-          const bool kept = block[k] >> 8 >= threshold;
-          y[static_cast<std::size_t>(i)] =
-              static_cast<T>(kept ? static_cast<compute_t<T>>(x[static_cast<std::size_t>(i)]) * keep : compute_t<T>{0});
+        const auto run = numbers.run(i);
+        const auto until = std::min(end, i + run.count);
+        for (auto at = static_cast<std::uint64_t>(run.begin); i < until;) {
+          const auto block = random.block(at / 4);
+          for (auto k = at % 4; k < 4 && i < until; ++k, ++i, ++at) {
+            const auto e = static_cast<std::size_t>(i);
+            const bool kept = block[k] >> 8 >= threshold;
+            y[e] = static_cast<T>(kept ? static_cast<compute_t<T>>(x[e]) * keep : compute_t<T>{0});
+          }
         }
       }
     });

@@ -10,6 +10,7 @@
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/positions.hpp>
 
 namespace zeropp::kernels {
 
@@ -29,11 +30,12 @@ void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t 
 /// Rows of a table that are here; a token beyond them adds nothing.
 inline constexpr Range all_rows{0, std::int64_t{1} << 62};
 
-/// y[i] = table[tokens[i]] + positions[i mod context]; y is [n, width], table [vocabulary, width], of which the rows
-/// `held` are at `table`; positions [context, width] may be null.
+/// y[i] = table[tokens[i]] + positions[places[i mod context]]; y is [n, width], table [vocabulary, width], of which the
+/// rows `held` are at `table`; positions, of `width` too, may be null.
 template <Device D, class W, class Y>
 void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
-                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows) {
+                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows,
+                       Positions places = {}) {
   check_tokens(device, tokens, vocabulary);
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
@@ -41,7 +43,7 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
     workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
       for (auto i = begin; i < end; ++i) {
         const std::int64_t token = tokens[static_cast<std::size_t>(i)];
-        const W* place = positions ? positions + i % context * width : nullptr;
+        const W* place = positions ? positions + places[i % context] * width : nullptr;
         if (token < held.begin || token >= held.end) {
           for (std::int64_t c = 0; c < width; ++c)
             y[i * width + c] = static_cast<Y>(place ? compute_t<W>(place[c]) : 0);
@@ -55,14 +57,15 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
   });
 }
 
-/// y[i] += rows[i mod period] for y [n, width]: positions, or with a period of 1 a bias.
+/// y[i] += rows[places[i mod period]] for y [n, width]: positions, or with a period of 1 a bias.
 template <Device D, class W, class Y>
-void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t n, std::int64_t width) {
+void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t n, std::int64_t width,
+              Positions places = {}) {
   const auto count = static_cast<double>(n * width);
   device.run({.name = "add rows", .flops = count, .bytes = count * (sizeof(W) + 2 * sizeof(Y))}, [&](auto& workers) {
     workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
       for (auto i = begin; i < end; ++i) {
-        const W* row = rows + i % period * width;
+        const W* row = rows + places[i % period] * width;
         for (std::int64_t c = 0; c < width; ++c) {
           Y& to = y[i * width + c];
           to = static_cast<Y>(static_cast<compute_t<Y>>(to) + static_cast<compute_t<Y>>(row[c]));
@@ -75,7 +78,7 @@ void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t 
 /// Adds dy to the rows of dtable that are `held`, and of dpositions where that is not null.
 template <Device D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
-                        std::int64_t context, std::int64_t width, Range held = all_rows) {
+                        std::int64_t context, std::int64_t width, Range held = all_rows, Positions places = {}) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   device.run({.name = "embedding backward", .flops = 2 * count, .bytes = count * (4 * sizeof(G) + sizeof(Y))},
@@ -84,7 +87,7 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
                  for (std::int64_t i = 0; i < n; ++i) {
                    const std::int64_t token = tokens[static_cast<std::size_t>(i)];
                    G* row = token >= held.begin && token < held.end ? dtable + (token - held.begin) * width : nullptr;
-                   G* place = dpositions ? dpositions + i % context * width : nullptr;
+                   G* place = dpositions ? dpositions + places[i % context] * width : nullptr;
                    for (auto c = begin; c < end; ++c) {
                      const auto g = static_cast<compute_t<Y>>(dy[i * width + c]);
                      if (row) row[c] += static_cast<compute_t<G>>(g);

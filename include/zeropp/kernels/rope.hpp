@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary positions (Su et al., "RoFormer", 2021): pairs (i, i + size/2) of a head are turned by t · base^(-2i/size).
+// Rotary positions (Su et al., "RoFormer", 2021): pairs (i, i + size/2) of a head are turned by t · base^(-2i/size),
+// t being the position in the whole sequence.
 #pragma once
 
 #include <cmath>
@@ -8,6 +9,7 @@
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/positions.hpp>
 
 namespace zeropp::kernels {
 
@@ -16,7 +18,7 @@ enum class Turn { forward = 1, backward = -1 };  ///< backward is the transpose:
 /// In place on x: rows of `stride` elements, row b·context + t holds `heads` heads of `head_size` (even) elements.
 template <Device D, class T>
 void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t context, std::int64_t heads,
-          std::int64_t head_size, double base, Turn turn) {
+          std::int64_t head_size, double base, Turn turn, Positions positions = {}) {
   using C = compute_t<T>;
   const auto half = head_size / 2;
   const auto count = static_cast<double>(batch * context * heads * head_size);
@@ -25,8 +27,8 @@ void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t
       std::vector<C> cosine(static_cast<std::size_t>(half)), sine(static_cast<std::size_t>(half));
       for (auto t = begin; t < end; ++t) {
         for (std::int64_t i = 0; i < half; ++i) {
-          const double angle =
-              static_cast<double>(t) * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_size));
+          const double angle = static_cast<double>(positions[t]) *
+                               std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_size));
           cosine[static_cast<std::size_t>(i)] = static_cast<C>(std::cos(angle));
           sine[static_cast<std::size_t>(i)] = static_cast<C>(static_cast<int>(turn) * std::sin(angle));
         }

@@ -7,9 +7,11 @@
 #include <type_traits>
 #include <utility>
 
-#include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/rope.hpp>
 #include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/packed_heads.hpp>
+#include <zeropp/layers/ring_attention.hpp>
+#include <zeropp/layers/ulysses.hpp>
 
 namespace zeropp {
 
@@ -29,8 +31,13 @@ namespace detail {
 template <class Qkv, class Projection>
 class AttentionCore {
  public:
+  static constexpr bool shares_context = true;
+
   AttentionCore(const AttentionOptions& here, Qkv of_qkv, Projection of_projection)
-      : qkv(std::move(of_qkv)), projection(std::move(of_projection)), options_(here), size_(here.width / here.heads) {}
+      : qkv(std::move(of_qkv)),
+        projection(std::move(of_projection)),
+        options_(here),
+        heads_{here.heads, here.kv_heads, here.width / here.heads} {}
 
   Qkv qkv;
   Projection projection;
@@ -43,11 +50,16 @@ class AttentionCore {
     f(projection);
   }
 
+  /// Throws ConfigError where these context ranks cannot share this layer.
+  void check_context(const ContextPart& part) {
+    if (part.size() > 1 && part.attention() == ContextAttention::ulysses)
+      heads_of_rank(heads_.heads, heads_.kv_heads, part.rank(), part.size(), name());
+  }
+
   template <class T>
   struct Saved {
-    Tensor<T, 3> x, qkv;                  ///< [B, T, C], [B, T, C + 2·Hkv·D]
-    Tensor<compute_t<T>, 3> log_sum_exp;  ///< [B, H, T]
-    Tensor<T, 3> heads;                   ///< [B, T, C]: what the projection takes
+    Tensor<T, 3> x;        ///< [B, T, C]
+    Attended<T> attended;  ///< its output is what the projection saves
   };
 
   template <class C, class T>
@@ -60,15 +72,10 @@ class AttentionCore {
   }
   template <class C, class T>
   auto backward(C& ctx, Tensor<T, 3> dy, Saved<T> saved) {
-    const auto s = shape(saved.qkv);
-    auto dheads = ctx.backward(projection, std::move(dy), saved.heads);
-    auto dpacked = ctx.make_like(saved.qkv);
-    kernels::causal_attention_backward<typename C::Device, T>(
-        ctx.device, s, query(saved.qkv), key(saved.qkv), value(saved.qkv), view(std::as_const(saved.heads)),
-        saved.log_sum_exp.data(), view(std::as_const(dheads)), query(dpacked), key(dpacked), value(dpacked));
-    saved.qkv = {};
-    saved.heads = dheads = {};
-    if (options_.rope_base > 0) turn(ctx, dpacked, s, kernels::Turn::backward);
+    auto doutput = ctx.backward(projection, std::move(dy), saved.attended.output);
+    auto dpacked = on_part(
+        ctx, [&](auto attention) { return attention.backward(ctx, std::move(saved.attended), std::move(doutput)); });
+    turn(ctx, dpacked, kernels::Turn::backward);
     return ctx.backward(qkv, std::move(dpacked), std::move(saved.x));
   }
 
@@ -76,63 +83,54 @@ class AttentionCore {
   /// Forward; `onto` is what the output is added onto, or None.
   template <class C, class T, class Onto>
   auto attend(C& ctx, Tensor<T, 3> x, Onto onto) {
-    auto [packed, x_saved] = ctx.forward(qkv, std::move(x));
-    const auto s = shape(packed);
-    if (options_.rope_base > 0) turn(ctx, packed, s, kernels::Turn::forward);
-    auto lse = ctx.template make<3, compute_t<T>>({s.batch, s.heads, s.context});
-    auto heads = ctx.template make<3>({s.batch, s.context, options_.width});
-    kernels::causal_attention_forward<typename C::Device, T>(ctx.device, s, query(packed), key(packed), value(packed),
-                                                             view(heads), lse.data());
-    auto saved = ctx.save(Saved<T>{std::move(x_saved), std::move(packed), std::move(lse), {}});
-    auto [y, heads_saved] = project(ctx, std::move(heads), std::move(onto));
-    saved.heads = std::move(heads_saved);
+    auto packed = ctx.forward(qkv, std::move(x));
+    turn(ctx, packed.output, kernels::Turn::forward);
+    auto attended = on_part(ctx, [&](auto attention) { return attention.forward(ctx, std::move(packed.output)); });
+    auto output = std::exchange(attended.output, {});
+    auto saved = ctx.save(Saved<T>{std::move(packed.saved), std::move(attended)});
+    auto [y, output_saved] = project(ctx, std::move(output), std::move(onto));
+    saved.attended.output = std::move(output_saved);
     return Forward{std::move(y), std::move(saved)};
   }
   template <class C, class T, class Onto>
-  auto project(C& ctx, Tensor<T, 3> heads, Onto onto) {
+  auto project(C& ctx, Tensor<T, 3> output, Onto onto) {
     if constexpr (std::is_same_v<Onto, None>)
-      return ctx.forward(projection, std::move(heads));
+      return ctx.forward(projection, std::move(output));
     else
-      return ctx.forward_onto(projection, std::move(heads), std::move(onto));
+      return ctx.forward_onto(projection, std::move(output), std::move(onto));
   }
-  template <class T>
-  kernels::AttentionShape shape(const Tensor<T, 3>& packed) const {
-    return {packed.extent(0), packed.extent(1), options_.heads, options_.kv_heads, size_};
+
+  /// Calls f with the attention of this run: over whole sequences, or shared by context ranks.
+  template <class C, class F>
+  auto on_part(C& ctx, F f) {
+    if (ctx.part.size() == 1) return f(WholeAttention{heads_});
+    if (ctx.part.attention() == ContextAttention::ring) {
+      check_ring<typename C::Device>();
+      if constexpr (kernels::attends_in_parts<typename C::Device>) return f(RingAttention{heads_, ctx.part});
+    }
+    return f(UlyssesAttention{heads_, ctx.part, name()});
   }
-  // A handle to memory converts to a view to read or to write: the kernel's signature says which.
-  template <class T>
-  struct Place {
-    T* data;
-    std::int64_t stride;
-    operator kernels::HeadsView<T>() const { return {data, stride}; }
-    operator kernels::HeadsView<const T>() const { return {data, stride}; }
-  };
-  template <class T>
-  Place<T> query(const Tensor<T, 3>& packed) const {
-    return {packed.data(), packed.extent(2)};
-  }
-  template <class T>
-  Place<T> key(const Tensor<T, 3>& packed) const {
-    return {packed.data() + options_.width, packed.extent(2)};
-  }
-  template <class T>
-  Place<T> value(const Tensor<T, 3>& packed) const {
-    return {packed.data() + options_.width + options_.kv_heads * size_, packed.extent(2)};
-  }
-  template <class T>
-  static Place<T> view(const Tensor<T, 3>& heads) {
-    return {heads.data(), heads.extent(2)};
-  }
+
   template <class C, class T>
-  void turn(C& ctx, Tensor<T, 3>& packed, const kernels::AttentionShape& s, kernels::Turn direction) const {
-    kernels::rope(ctx.device, query(packed).data, packed.extent(2), s.batch, s.context, s.heads, size_,
-                  options_.rope_base, direction);
-    kernels::rope(ctx.device, key(packed).data, packed.extent(2), s.batch, s.context, s.kv_heads, size_,
-                  options_.rope_base, direction);
+  void turn(C& ctx, Tensor<T, 3>& packed, kernels::Turn direction) const {
+    if (options_.rope_base == 0) return;
+    const auto positions = ctx.part.positions(packed.extent(1));
+    T* at = packed.data();
+    for (auto heads : {heads_.heads, heads_.kv_heads}) {  // queries, and the keys behind them
+      kernels::rope(ctx.device, at, packed.extent(2), packed.extent(0), packed.extent(1), heads, heads_.size,
+                    options_.rope_base, direction, positions);
+      at += heads_.width();
+    }
+  }
+
+  std::string name() {
+    std::string first;
+    visit_parameters(qkv, [&](Parameter& p) { first = first.empty() ? p.name : first; });
+    return first;
   }
 
   AttentionOptions options_;
-  std::int64_t size_;
+  PackedHeads heads_;
 };
 
 }  // namespace detail

@@ -15,6 +15,7 @@
 #include <zeropp/device/device.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/elementwise.hpp>
+#include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/precision.hpp>
 
@@ -37,6 +38,7 @@ struct RunState {
   double loss_scale = 1;  ///< factor on the gradient of the *sum* of the losses; 1 / labels of the step for a mean
   Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
+  ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these
 };
 
 namespace detail {

@@ -12,19 +12,21 @@
 
 namespace zeropp {
 
-/// Which of several equal parts of the sequence is here.
+/// Which of several equal parts of this rank's positions is here.
 struct SequencePart {
   std::int64_t index = 0, parts = 1;
 };
 
 class Dropout {
  public:
+  static constexpr bool shares_context = true;
+
   /// Elements are zeroed with probability p in [0, 1), the others scaled by 1/(1 − p).
   Dropout(std::string name, float p) : name_(std::move(name)), p_(p) {
     if (!(p >= 0 && p < 1)) throw ConfigError(text(name_, ": the probability of dropout must be in [0, 1), got ", p));
   }
 
-  SequencePart part;  ///< of the inputs: their elements are counted in the whole sequence
+  SequencePart part;  ///< of the inputs: their elements are counted in whole sequences
 
   /// Layers that draw numbers of one purpose need names of their own, or they draw the same: `Sharded` compares them.
   const std::string& random_name() const { return name_; }
@@ -43,19 +45,17 @@ class Dropout {
  private:
   template <class C, class T, int R>
   Tensor<T, R> drop(C& ctx, Tensor<T, R> x) const {
+    static_assert(R >= 2, "Dropout works on [B, T, ...]: sequences, and positions of them");
     if (p_ == 0 || !ctx.training()) return x;
     auto y = x.unique() ? x : ctx.make_like(x);
-    const auto sample = x.extent(0) ? x.size() / x.extent(0) : 0;
-    const auto random = ctx.random(RandomPurpose::dropout, hash_of(name_));
-    if (part.parts == 1) {
-      kernels::dropout(ctx.device, x.span(), y.span(), p_, random, ctx.first_sample * sample);
-      return y;
-    }
-    for (std::int64_t b = 0; b < x.extent(0); ++b) {
-      const auto at = static_cast<std::size_t>(b * sample), count = static_cast<std::size_t>(sample);
-      kernels::dropout(ctx.device, x.span().subspan(at, count), y.span().subspan(at, count), p_, random,
-                       ((ctx.first_sample + b) * part.parts + part.index) * sample);
-    }
+    const auto row = x.extent(0) && x.extent(1) ? x.size() / (x.extent(0) * x.extent(1)) : 1;
+    const auto here = x.extent(1) * row, whole = here * part.parts * ctx.part.size();
+    kernels::dropout(ctx.device, x.span(), y.span(), p_, ctx.random(RandomPurpose::dropout, hash_of(name_)),
+                     {.first = ctx.first_sample * whole,
+                      .here = here,
+                      .whole = whole,
+                      .row = row,
+                      .positions = ctx.part.positions(x.extent(1) * part.parts).from(part.index * x.extent(1))});
     return y;
   }
 

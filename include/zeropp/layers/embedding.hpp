@@ -23,7 +23,7 @@ struct EmbeddingOptions {
 /// Tokens [B, T] to [B, T, C]. Parameters wte.weight [V, C] and, with positions, wpe.weight [context, C].
 class GptEmbedding {
  public:
-  static constexpr bool splits_backward = true;
+  static constexpr bool splits_backward = true, shares_context = true;
 
   explicit GptEmbedding(EmbeddingOptions o) : options_(std::move(o)) {
     const auto vocabulary = detail::positive(options_.vocabulary, options_.tokens, "the vocabulary");
@@ -59,10 +59,11 @@ class GptEmbedding {
   template <class C>
   auto forward(C& ctx, Tensor<std::int32_t, 2> tokens) {
     const auto context = tokens.extent(1);
-    expect_context(context);
+    expect_context(context * ctx.part.size());
     auto y = ctx.template make<3>({tokens.extent(0), context, options_.width});
     kernels::embedding_forward(ctx.device, tokens.span(), ctx.value(tables[0]), options_.vocabulary_used,
-                               tables.size() > 1 ? ctx.value(tables[1]) : nullptr, context, y.data(), options_.width);
+                               tables.size() > 1 ? ctx.value(tables[1]) : nullptr, context, y.data(), options_.width,
+                               kernels::all_rows, ctx.part.positions(context));
     return Forward{std::move(y), ctx.save(std::move(tokens))};
   }
   template <class C, class T>
@@ -70,7 +71,7 @@ class GptEmbedding {
     ctx.weight_gradients([this, dy, tokens](auto& on) {
       kernels::embedding_backward(on.device, tokens.span(), dy.data(), on.gradient(tables[0]),
                                   tables.size() > 1 ? on.gradient(tables[1]) : nullptr, tokens.extent(1),
-                                  options_.width);
+                                  options_.width, kernels::all_rows, on.part.positions(tokens.extent(1)));
     });
     return {};
   }

@@ -44,6 +44,13 @@ concept PerPosition = requires {
   requires L::per_position;
 };
 
+/// A layer that is right, together with right children, where context ranks share the sequence: it passes positions on
+/// alone, or asks `ctx.part` for them. It says so with `static constexpr bool shares_context = true`.
+template <class L>
+concept SharesContext = requires {
+  requires L::shares_context;
+};
+
 /// Calls f(child) for the direct children of a layer, in the order of its forward; nothing for a leaf.
 template <class L, class F>
 void for_each_child(L& layer, F&& f) {

@@ -36,7 +36,7 @@ struct LinearOptions {
 /// Parameters NAME.weight [out, in] and NAME.bias [out].
 class Linear {
  public:
-  static constexpr bool splits_backward = true;
+  static constexpr bool splits_backward = true, shares_context = true;
   using OutputOnto = Linear;
 
   Linear(const std::string& name, std::int64_t in, std::int64_t out, LinearOptions options = {})

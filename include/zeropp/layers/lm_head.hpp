@@ -23,6 +23,8 @@ struct LmHeadOptions {
 /// Input [B, T, C], output Loss over ctx.labels [B, T]. Parameter NAME.weight [V, C].
 class LmHead {
  public:
+  static constexpr bool shares_context = true;
+
   LmHead(const std::string& name, std::int64_t vocabulary, std::int64_t width, LmHeadOptions o = {})
       : vocabulary_(detail::positive(vocabulary, name, "the vocabulary")),
         used_(o.vocabulary_used ? o.vocabulary_used : vocabulary),

@@ -27,6 +27,7 @@ struct Recompute {
       detail::is_layer<L>,
       "Recompute<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
   static_assert(!detail::recomputes<L>, "Recompute<Recompute<L>> would only run L twice more; write Recompute<L>");
+  static constexpr bool shares_context = true;
 
   L inner;
 

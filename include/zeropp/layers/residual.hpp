@@ -11,6 +11,8 @@ namespace zeropp {
 
 template <class... Ls>
 struct Residual {
+  static constexpr bool shares_context = true;
+
   using Inner = std::conditional_t<sizeof...(Ls) == 1, std::tuple_element_t<0, std::tuple<Ls...>>, Sequential<Ls...>>;
   Inner inner;
 

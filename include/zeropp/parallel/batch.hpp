@@ -19,6 +19,7 @@ struct Batch {
   std::int64_t first_sample = 0;    ///< index of the first row in the whole batch, over all ranks
   std::int64_t labels_in_step = 0;  ///< labels that count, over all ranks; 0: counted by a collective
   std::int64_t labels_here = -1;    ///< labels that count, on this rank; -1: not known yet
+  std::uint64_t fingerprint = 0;    ///< of how the rows begin, as they were filled: context ranks compare it
   /// Copies from the host to where the batch lives; empty: it lives there.
   std::function<void(void* to, const void* from, std::size_t bytes)> upload = {};
 
@@ -41,6 +42,12 @@ struct Batch {
                              " tokens and ", label_values.size(), " labels"));
     put(token_values, tokens);
     put(label_values, labels);
+    fingerprint = 0;  // FNV-1a of the first tokens of each row
+    for (std::int64_t row = 0; row < rows(); ++row)
+      for (std::int64_t t = 0; t < std::min<std::int64_t>(context(), 8); ++t) {
+        const auto token = token_values[static_cast<std::size_t>(row * context() + t)];
+        fingerprint = (fingerprint ^ static_cast<std::uint64_t>(token)) * 0x100000001b3ull;
+      }
     labels_here = std::count_if(label_values.begin(), label_values.end(), [](auto label) { return label >= 0; });
   }
 

@@ -11,17 +11,26 @@ namespace zeropp {
 
 struct ModelComms {
   Comm world;     ///< all ranks that hold a part of the model
-  Comm data;      ///< those with the same part: what `Sharded` partitions over
+  Comm sharding;  ///< those with the same part, data ranks and context ranks: what `Sharded` partitions over
   Comm tensor;    ///< those that share its layers
   Comm pipeline;  ///< its stages
+  Comm context;   ///< those that share sequences
 
   /// Data ranks only: a Comm, or a World.
   template <std::convertible_to<const Comm&> C>
-  ModelComms(const C& comm) : world(comm), data(comm) {}
-  ModelComms(Comm all, Comm same, Comm shared, Comm stages)
-      : world(std::move(all)), data(std::move(same)), tensor(std::move(shared)), pipeline(std::move(stages)) {}
+  ModelComms(const C& comm) : world(comm), sharding(comm) {}
+  ModelComms(Comm all, Comm same, Comm shared, Comm stages, Comm positions)
+      : world(std::move(all)),
+        sharding(std::move(same)),
+        tensor(std::move(shared)),
+        pipeline(std::move(stages)),
+        context(std::move(positions)) {}
   ModelComms(const Mesh& mesh)
-      : world(mesh.world()), data(mesh.data()), tensor(mesh.tensor()), pipeline(mesh.pipeline()) {}
+      : world(mesh.world()),
+        sharding(mesh.sharding()),
+        tensor(mesh.tensor()),
+        pipeline(mesh.pipeline()),
+        context(mesh.context()) {}
 };
 
 }  // namespace zeropp

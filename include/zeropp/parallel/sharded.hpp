@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -21,27 +20,17 @@
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
+#include <zeropp/layers/ring_attention.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/context_parallel.hpp>
 #include <zeropp/parallel/gradient_sums.hpp>
 #include <zeropp/parallel/model_comms.hpp>
 #include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
+#include <zeropp/parallel/sharded_options.hpp>
 
 namespace zeropp {
-
-struct ShardedOptions {
-  std::uint64_t seed = 1337;
-  Reduction reduction = Reduction::every_micro_batch;
-  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
-  /// 0 on the host, where it would only take memory.
-  std::optional<int> prefetch = {};
-  std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
-};
-
-struct TrainOptions {
-  std::int64_t micro_batches = 1;  ///< the batch's rows are cut into so many passes; their gradients add up
-};
 
 template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
 class Sharded {
@@ -57,13 +46,15 @@ class Sharded {
   static constexpr Stage stage = S;
 
   /// Takes memory for the rank's part of the state and draws the first weights. `comms` is a Comm of data ranks, or a
-  /// Mesh: the state is partitioned over its data axis; layers under TensorParallel or PipelineStage were built with
-  /// its other axes. A collective: ranks whose models differ are refused. Throws ConfigError, MemoryError, CommError.
+  /// Mesh: the state is partitioned over its data and context axes; layers under TensorParallel or PipelineStage were
+  /// built with its other axes; context ranks share sequences, and give the same batch each. A collective: ranks whose
+  /// models differ are refused. Throws ConfigError, MemoryError, CommError.
   Sharded(const ModelComms& comms, D& device, L layer, ShardedOptions options = {})
       : world_(comms.world),
-        comm_(on_device(comms.data, device)),
+        comm_(on_device(comms.sharding, device)),
         tensor_(on_device(comms.tensor, device)),
         pipeline_(on_device(comms.pipeline, device)),
+        part_(on_device(comms.context, device), options.context_attention),
         device_(device),
         options_(options),
         layer_(std::move(layer)),
@@ -77,13 +68,12 @@ class Sharded {
 
   L& layer() { return layer_; }
   const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
-  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_}; }
+  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, part_.comm()}; }
   D& device() { return device_; }
-  /// Where its passes are recorded: what its communicators were given; or null.
-  Recorder* recorder() const {
-    return comm_.recorder() ? comm_.recorder() : pipeline_.recorder() ? pipeline_.recorder() : tensor_.recorder();
-  }
+  /// Where its passes are recorded: what its ranks' communicator was given; or null.
+  Recorder* recorder() const { return world_.recorder(); }
   const ShardedOptions& options() const { return options_; }
+  const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
   const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
@@ -101,10 +91,11 @@ class Sharded {
 
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
   /// Returns the loss over all ranks. A collective.
-  Loss train(const Batch& batch, TrainOptions options = {}) {
+  Loss train(const Batch& whole, TrainOptions options = {}) {
     if (options.micro_batches < 1)
       throw ConfigError(text("micro_batches must be at least 1, got ", options.micro_batches));
-    return guarded(text("train ", batch.rows(), "x", batch.context(), "/", options.micro_batches), [&] {
+    return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches), [&] {
+      const auto batch = part_of(whole);
       auto run = run_state(batch, Mode::training);
       const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
       run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
@@ -128,8 +119,9 @@ class Sharded {
   }
 
   /// The loss of a batch over all ranks, without gradients. A collective.
-  Loss evaluate(const Batch& batch) {
-    return guarded(text("evaluate ", batch.rows(), "x", batch.context()), [&] {
+  Loss evaluate(const Batch& whole) {
+    return guarded(text("evaluate ", whole.rows(), "x", whole.context()), [&] {
+      const auto batch = part_of(whole);
       Context context(device_, run_state(batch, Mode::evaluation));
       if constexpr (Pipelined<L>)
         return over_ranks(PipelineRun(*this, layer_, layer_.layout(), {batch, context, 1}).evaluate());
@@ -140,17 +132,20 @@ class Sharded {
 
   /// Logits of some rows of `tokens` [B, T] (row b·T + t): out is [rows, vocabulary]. A collective.
   void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows, std::span<float> out) {
-    guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", rows.size()), [&] {
-      LogitsRequest request{rows, out};
-      Context context(device_, {.mode = Mode::evaluation, .seed = options_.seed, .step = step_, .logits = &request});
-      if constexpr (Pipelined<L>) {
-        PipelineRun(*this, layer_, layer_.layout(), {{.tokens = tokens, .labels = {}}, context, 1}).evaluate();
-        pipeline_.host().broadcast(out, layer_.last_stage());
-      } else {
-        forward(context, tokens);
-      }
+    SharedLogits shared(part_, tokens.shape(), rows, out);
+    auto& request = shared.request();
+    guarded(text("logits ", tokens.extent(0), "x", tokens.extent(1), " ", request.rows.size()), [&] {
+      const auto batch = part_of({.tokens = tokens, .labels = {}});
+      Context context(device_, run_state(batch, Mode::evaluation));
+      context.logits = &request;
+      if constexpr (Pipelined<L>)
+        PipelineRun(*this, layer_, layer_.layout(), {batch, context, 1}).evaluate();
+      else
+        forward(context, batch.tokens);
       return 0;
     });
+    shared.collect();
+    if constexpr (Pipelined<L>) pipeline_.host().broadcast(out, layer_.last_stage());
   }
 
   // ---- for a loop of your own: context, forward, backward, then finish_gradients() before the optimizer's step
@@ -159,8 +154,12 @@ class Sharded {
   Context context(RunState run = {}) {
     run.seed = options_.seed;
     run.step = step_;
+    run.part = part_;
     return Context(device_, std::move(run));
   }
+
+  /// This rank's positions of a batch: what forward takes where context ranks share sequences.
+  Batch part_of(const Batch& whole) { return zeropp::part_of(device_, whole, part_); }
 
   template <class X>
   auto forward(Context& context, X x) {
@@ -232,8 +231,12 @@ class Sharded {
     return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
   }
   RunState run_state(const Batch& batch, Mode mode) const {
-    return {
-        .mode = mode, .seed = options_.seed, .step = step_, .first_sample = batch.first_sample, .labels = batch.labels};
+    return {.mode = mode,
+            .seed = options_.seed,
+            .step = step_,
+            .first_sample = batch.first_sample,
+            .labels = batch.labels,
+            .part = part_};
   }
 
   /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
@@ -269,13 +272,18 @@ class Sharded {
   }
 
   void agree() {
-    detail::agree(
-        layer_, comm_, tensor_, pipeline_,
-        text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-             static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ", prefetch(), "\n"));
+    if (part_.size() > 1) {
+      if (part_.attention() == ContextAttention::ring) detail::check_ring<D>();
+      detail::check_context(layer_, part_);
+    }
+    detail::agree(layer_, comm_, tensor_, pipeline_,
+                  text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
+                       static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
+                       prefetch(), " context ", name_of(options_.context_attention), "\n"));
   }
 
   Comm world_, comm_, tensor_, pipeline_;
+  ContextPart part_;
   D& device_;
   ShardedOptions options_;
   L layer_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much of the training state is partitioned over the ranks of the data axis: the stages of ZeRO (Rajbhandari et
+// How much of the training state is partitioned over the data and context ranks: the stages of ZeRO (Rajbhandari et
 // al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC'20), and when gradients are summed.
 #pragma once
 

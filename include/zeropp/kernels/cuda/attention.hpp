@@ -29,7 +29,7 @@ void check_cuda_attention(const Shape& s, const Views&... views) {
   if constexpr (requires { s.keys, s.offset; })
     if ((s.keys != 0 && s.keys != s.context) || s.offset != 0)
       throw ConfigError(text("attention on a GPU sees the keys of its own queries only, asked for ", s.keys,
-                             " keys from query ", s.offset, " on; context parallelism runs on the CPU"));
+                             " keys from query ", s.offset, " on; ring attention runs on the CPU"));
   const auto check = [&](const auto& view) {
     if constexpr (requires { view.sequence; })
       if (view.sequence != 0 && view.sequence != s.context * view.stride)

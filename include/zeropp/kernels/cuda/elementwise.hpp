@@ -3,6 +3,7 @@
 // computes; pointers that are not aligned for that are served element by element.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -12,6 +13,7 @@
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/kernels/cuda/math.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
+#include <zeropp/kernels/positions.hpp>
 
 #ifdef __CUDACC__
 namespace zeropp::kernels {
@@ -241,16 +243,21 @@ void swiglu_backward(D& device, std::span<T> gate, std::span<T> up, std::span<T>
 }
 
 template <CudaDevice D, class T>
-void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& random, std::int64_t first) {
+void dropout(D& device, std::span<T> x, std::span<T> y, float p, const Random& random, const ElementNumbers& numbers) {
   const auto n = static_cast<std::int64_t>(x.size());
   if (n == 0) return;
   const auto keep = static_cast<compute_t<T>>(1 / (1 - static_cast<double>(p)));
   const auto threshold = static_cast<std::uint32_t>(static_cast<double>(p) * 0x1p24);
   device.run({.name = "dropout", .bytes = 2.0 * static_cast<double>(x.size_bytes())}, [&](cudaStream_t stream) {
-    const bool vector = first % 4 == 0 && detail::aligned_for<8>(x.data(), y.data());
-    const auto blocks = static_cast<unsigned>(ceil_div(n + first % 4, std::int64_t{detail::map_threads} * 8));
-    detail::dropout_kernel<std::remove_cv_t<T>>
-        <<<blocks, detail::map_threads, 0, stream>>>(n, x.data(), y.data(), keep, threshold, random, first, vector);
+    for (std::int64_t i = 0; i < n;) {  // whole sequences are one run
+      const auto run = numbers.run(i);
+      const auto count = std::min(run.count, n - i), first = run.begin;
+      const bool vector = first % 4 == 0 && detail::aligned_for<8>(x.data() + i, y.data() + i);
+      const auto blocks = static_cast<unsigned>(ceil_div(count + first % 4, std::int64_t{detail::map_threads} * 8));
+      detail::dropout_kernel<std::remove_cv_t<T>><<<blocks, detail::map_threads, 0, stream>>>(
+          count, x.data() + i, y.data() + i, keep, threshold, random, first, vector);
+      i += count;
+    }
   });
 }
 

@@ -76,26 +76,29 @@ void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t 
 
 template <CudaDevice D, class W, class Y>
 void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
-                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows) {
+                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows,
+                       Positions places = {}) {
   check_tokens(device, tokens, vocabulary);
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   held.end = std::min(held.end, vocabulary);
   detail::sum_rows(device, {.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))},
                    detail::TokenRows<W>{tokens.data(), table, held, width},
-                   detail::PeriodicRows<W>{positions, context, width}, y, n, width);
+                   detail::PeriodicRows<W>{positions, context, width, places}, y, n, width);
 }
 
 template <CudaDevice D, class W, class Y>
-void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t n, std::int64_t width) {
+void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t n, std::int64_t width,
+              Positions places = {}) {
   const auto count = static_cast<double>(n * width);
   detail::sum_rows(device, {.name = "add rows", .flops = count, .bytes = count * (sizeof(W) + 2 * sizeof(Y))},
-                   detail::PeriodicRows<Y>{y, n, width}, detail::PeriodicRows<W>{rows, period, width}, y, n, width);
+                   detail::PeriodicRows<Y>{y, n, width}, detail::PeriodicRows<W>{rows, period, width, places}, y, n,
+                   width);
 }
 
 template <CudaDevice D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
-                        std::int64_t context, std::int64_t width, Range held = all_rows) {
+                        std::int64_t context, std::int64_t width, Range held = all_rows, Positions at = {}) {
   using C = std::common_type_t<compute_t<Y>, compute_t<G>>;
   const auto n = static_cast<std::int64_t>(tokens.size());
   if (n * width == 0) return;
@@ -126,7 +129,7 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
                  if (dpositions)
                    detail::position_sums_kernel<N>
                        <<<dim3(static_cast<unsigned>(std::min(context, n)), across), threads, 0, stream>>>(
-                           dy, dpositions, n, context, width);
+                           dy, dpositions, n, context, width, at);
                };
                constexpr int lanes = detail::vector_lanes<Y, G>;
                if (width % lanes == 0 && detail::aligned_for<lanes>(dy, dtable, dpositions))

@@ -7,6 +7,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
+#include <zeropp/kernels/positions.hpp>
 
 #ifdef __CUDACC__
 namespace zeropp::kernels::detail {
@@ -50,13 +51,14 @@ struct TokenRows {
   }
 };
 
-/// Row i is row i mod period; none where `rows` is null.
+/// Row i is row places[i mod period]; none where `rows` is null.
 template <class T>
 struct PeriodicRows {
   using Element = T;
   const T* rows;
   std::int64_t period, width;
-  __device__ const T* operator()(std::int64_t i) const { return rows ? rows + i % period * width : nullptr; }
+  Positions places = {};
+  __device__ const T* operator()(std::int64_t i) const { return rows ? rows + places[i % period] * width : nullptr; }
 };
 
 /// y[i] = a(i) + b(i), one warp a row, four vectors of it at a time. y may be where a's rows are.
@@ -196,10 +198,11 @@ __global__ void __launch_bounds__(256) join_parts_kernel(SortedRows<Y, G, C> a) 
   a.add(token, column, sum);
 }
 
-/// Block (position, columns): dpositions[t] += dy[t] + dy[t + context] + ...
+/// Block (position, columns): dpositions[places[t]] += dy[t] + dy[t + context] + ...
 template <int N, class Y, class G>
 __global__ void __launch_bounds__(256)
-    position_sums_kernel(const Y* dy, G* dpositions, std::int64_t n, std::int64_t context, std::int64_t width) {
+    position_sums_kernel(const Y* dy, G* dpositions, std::int64_t n, std::int64_t context, std::int64_t width,
+                         Positions places) {
   using C = std::common_type_t<compute_t<Y>, compute_t<G>>;
   const std::int64_t column = (blockIdx.y * blockDim.x + threadIdx.x) * std::int64_t{N};
   if (column >= width) return;
@@ -210,7 +213,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int k = 0; k < N; ++k) sum[k] += static_cast<C>(one[k]);
   }
-  G* to = dpositions + blockIdx.x * width + column;
+  G* to = dpositions + places[blockIdx.x] * width + column;
   const auto before = Lanes<G, N>::load(to);
   compute_t<G> after[N];
 #pragma unroll

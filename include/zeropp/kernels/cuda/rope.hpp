@@ -23,13 +23,13 @@ inline constexpr int rope_threads = 256;
 template <int N, class T>
 __global__ void __launch_bounds__(rope_threads)
     rope_kernel(T* x, std::int64_t stride, std::int64_t batch, std::int64_t context, int heads, int half, double base,
-                int sign) {
+                int sign, Positions positions) {
   using C = compute_t<T>;
   extern __shared__ double angles[];
   C *cosine = reinterpret_cast<C*>(angles), *sine = cosine + half;
   const std::int64_t t = blockIdx.x;
   for (int i = threadIdx.x; i < half; i += rope_threads) {
-    const double angle = static_cast<double>(t) * pow(base, -2.0 * i / (2.0 * half));
+    const double angle = static_cast<double>(positions[t]) * pow(base, -2.0 * i / (2.0 * half));
     double s, c;
     sincos(angle, &s, &c);
     cosine[i] = static_cast<C>(c);
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(rope_threads)
 
 template <CudaDevice D, class T>
 void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t context, std::int64_t heads,
-          std::int64_t head_size, double base, Turn turn) {
+          std::int64_t head_size, double base, Turn turn, Positions positions = {}) {
   const auto half = head_size / 2;
   if (batch * context * heads * half == 0) return;
   const auto count = static_cast<double>(batch * context * heads * head_size);
@@ -74,7 +74,8 @@ void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t
     constexpr int lanes = detail::vector_lanes<T>;
     const auto launch = [&]<int N>(std::integral_constant<int, N>) {
       detail::rope_kernel<N><<<grid, detail::rope_threads, shared, stream>>>(
-          x, stride, batch, context, static_cast<int>(heads), static_cast<int>(half), base, static_cast<int>(turn));
+          x, stride, batch, context, static_cast<int>(heads), static_cast<int>(half), base, static_cast<int>(turn),
+          positions);
     };
     if (half % lanes == 0 && stride % lanes == 0 && detail::aligned_for<lanes>(x))
       launch(std::integral_constant<int, lanes>{});

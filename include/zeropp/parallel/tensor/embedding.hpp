@@ -14,7 +14,7 @@ namespace zeropp {
 template <>
 class TensorParallel<GptEmbedding> {
  public:
-  static constexpr bool splits_backward = true;
+  static constexpr bool splits_backward = true, shares_context = true;
 
   /// Tied tables are cut alike: the whole vocabulary, padding included, is divided.
   TensorParallel(const TensorOptions& o, GptEmbedding whole)
@@ -33,16 +33,16 @@ class TensorParallel<GptEmbedding> {
     if (group_.size() == 1) return ctx.forward(embedding_, std::move(tokens));
     const auto& o = embedding_.options();
     const auto context = tokens.extent(1);
-    embedding_.expect_context(context);
+    embedding_.expect_context(context * ctx.part.size());
     auto partial = ctx.template make<3>({tokens.extent(0), context, o.width});
     kernels::embedding_forward(ctx.device, tokens.span(), ctx.value(embedding_.tables[0]), o.vocabulary_used,
                                static_cast<const typename C::Weight*>(nullptr), context, partial.data(), o.width,
                                rows_);
     auto y = group_.sum(ctx, std::move(partial));
     if (embedding_.tables.size() > 1) {
-      const auto here = y.extent(1), first = group_.part().index * here;
-      kernels::add_rows(ctx.device, ctx.value(embedding_.tables[1]) + first * o.width, here, y.data(), y.rows(),
-                        o.width);
+      const auto here = y.extent(1);
+      kernels::add_rows(ctx.device, ctx.value(embedding_.tables[1]), here, y.data(), y.rows(), o.width,
+                        ctx.part.positions(context).from(group_.part().index * here));
     }
     return Forward{std::move(y), ctx.save(std::move(tokens))};
   }
@@ -54,7 +54,7 @@ class TensorParallel<GptEmbedding> {
       auto& tables = embedding_.tables;
       kernels::embedding_backward(on.device, tokens.span(), dy.data(), on.gradient(tables[0]),
                                   tables.size() > 1 ? on.gradient(tables[1]) : nullptr, tokens.extent(1),
-                                  embedding_.options().width, rows_);
+                                  embedding_.options().width, rows_, on.part.positions(tokens.extent(1)));
     });
     return {};
   }

@@ -29,7 +29,7 @@ inline Range share_of_outputs(const Linear& whole, const TensorGroup& group) {
 template <>
 class TensorParallel<Linear, SplitBy::columns> {
  public:
-  static constexpr bool splits_backward = true;
+  static constexpr bool splits_backward = true, shares_context = true;
 
   /// Even parts of the outputs.
   TensorParallel(const TensorOptions& o, const Linear& whole)
@@ -63,7 +63,7 @@ class TensorParallel<Linear, SplitBy::columns> {
 template <>
 class TensorParallel<Linear, SplitBy::rows> {
  public:
-  static constexpr bool splits_backward = true;
+  static constexpr bool splits_backward = true, shares_context = true;
 
   TensorParallel(const TensorOptions& o, const Linear& whole) : part(whole), group_(o) {
     const auto inputs = share_of(whole.in(), group_.rank(), group_.size(), whole.weight.name, "an input width of ");

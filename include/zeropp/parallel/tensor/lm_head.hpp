@@ -17,6 +17,8 @@ namespace zeropp {
 template <>
 class TensorParallel<LmHead> {
  public:
+  static constexpr bool shares_context = true;
+
   TensorParallel(const TensorOptions& o, LmHead whole)
       : group_(o),
         part_{share_of(whole.vocabulary(), o.comm.rank(), o.comm.size(), whole.weight.name, "a vocabulary of "),

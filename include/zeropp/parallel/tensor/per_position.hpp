@@ -14,6 +14,8 @@ namespace zeropp {
 
 template <PerPosition L>
 struct TensorParallel<L, SplitBy::none> {
+  static constexpr bool shares_context = true;
+
   TensorParallel(const TensorOptions& o, L whole) : inner(std::move(whole)) {
     const TensorGroup group{o};
     visit_parameters(inner, [&](Parameter& p) { group.replicate(p); });

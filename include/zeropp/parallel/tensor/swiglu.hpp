@@ -14,6 +14,8 @@ class TensorParallel<SwiGlu> {
   using Core = detail::SwiGluCore<TensorParallel<Linear, SplitBy::rows>>;
 
  public:
+  static constexpr bool shares_context = true;
+
   TensorParallel(const TensorOptions& o, const SwiGlu& whole)
       : group_(o), inner{share(whole.gate), share(whole.up), {o, whole.down}} {}
 

@@ -66,14 +66,14 @@ void for_each_whole_tensor(Model& model, F&& f) {
         lease.reset();
         lease.emplace(unit);
       }
-      if (comms.data.rank() == 0) {
+      if (comms.sharding.rank() == 0) {
         values = on_host(
             model.device(),
             unit.whole().subspan(static_cast<std::size_t>(here.offset), static_cast<std::size_t>(here.size())), part);
         if (p.split) values = whole = join_parts(comms.tensor, here, values);
       }
     }
-    if (p.stage != 0 && comms.data.rank() == 0 && comms.tensor.rank() == 0) {
+    if (p.stage != 0 && comms.sharding.rank() == 0 && comms.tensor.rank() == 0) {
       std::vector<Weight> arrived(static_cast<std::size_t>(comms.pipeline.rank() == 0 ? p.size() : 0));
       bring_to_first(comms.pipeline, p.stage, values, std::span{arrived});
       if (comms.pipeline.rank() == 0) values = whole = std::move(arrived);

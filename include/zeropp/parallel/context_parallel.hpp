@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a model does where context ranks share sequences: each takes its positions of whole rows, logits of rows that
+// lie on several ranks come together, and layers that do not know about it are refused. Attention does the rest.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <zeropp/kernels/rectangles.hpp>
+#include <zeropp/layers/context.hpp>
+#include <zeropp/parallel/batch.hpp>
+
+namespace zeropp {
+
+namespace detail {
+/// Throws CommError, on all context ranks, where their batches begin otherwise. A collective.
+inline void expect_same_rows(const Batch& batch, const Comm& comm) {
+  const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(batch.fingerprint)};
+  std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % 2];  // dry ranks gather nothing
+  comm.host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
+  for (std::size_t i = 2; i < all.size(); ++i)
+    if (all[i] != all[i % 2])
+      throw CommError(
+          text("context rank ", i / 2, " was given other rows than context rank 0; ranks that share ",
+               "sequences take the same batch: a loader's rank is mesh.data().rank(), of mesh.data().size()"));
+}
+}  // namespace detail
+
+/// The positions of this rank, in memory of the device's pool; the batch as it is where there is one context rank.
+/// Every context rank gives the same whole rows, so labels and places need no thought. Throws ConfigError
+/// (ContextPart), and CommError where the rows are not the same. A collective of the context ranks.
+template <Device D>
+Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
+  if (part.size() == 1) return whole;
+  const auto rows = whole.rows(), context = whole.context(), here = part.share(context);
+  const auto chunk = here / part.chunks();
+  detail::expect_same_rows(whole, part.comm());
+  std::vector<kernels::Rectangle> chunks;
+  for (int c = 0; c < part.chunks(); ++c)
+    chunks.push_back({part.positions(here)[c * chunk], context, c * chunk, here, rows, chunk});
+  const auto cut = [&](const Tensor<std::int32_t, 2>& all) {
+    if (!all) return all;
+    Tensor<std::int32_t, 2> mine(device.pool(), {rows, here}, Purpose::buffers);
+    kernels::copy_rectangles(device, chunks, all.data(), mine.data());
+    return mine;
+  };
+  return {cut(whole.tokens), cut(whole.labels), whole.first_sample, whole.labels_in_step};
+}
+
+/// A request for logits of rows b·T + t of whole sequences, of which each context rank has some.
+class SharedLogits {
+ public:
+  /// `out` is [rows, vocabulary]. Throws ConfigError for rows outside [0, B·T), and for other room than for the rows.
+  SharedLogits(const ContextPart& part, Extents<2> tokens, std::span<const std::int64_t> rows, std::span<float> out)
+      : part_(part), request_{rows, out} {
+    if (part.size() == 1) return;
+    const auto [batch, context] = tokens;
+    const auto here = part.share(context), chunk = here / part.chunks();
+    const auto positions = part.positions(here);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i] < 0 || rows[i] >= batch * context)
+        throw ConfigError(
+            text("logits of row ", rows[i], " are asked for, the tokens have ", batch * context, " rows"));
+      for (int c = 0; c < part.chunks(); ++c) {
+        const auto at = rows[i] % context - positions[c * chunk];
+        if (at < 0 || at >= chunk) continue;
+        rows_.push_back(rows[i] / context * here + c * chunk + at);
+        place_.push_back(i);
+      }
+    }
+    vocabulary_ = rows.empty() ? 0 : out.size() / rows.size();
+    if (rows.size() * vocabulary_ != out.size())
+      throw ConfigError(text("logits of ", rows.size(), " rows are asked for, got room for ", out.size(), " numbers"));
+    mine_.resize(rows_.size() * vocabulary_);
+    request_ = {rows_, mine_};
+    whole_ = out;
+  }
+  SharedLogits(const SharedLogits&) = delete;  // the request points in here
+  SharedLogits& operator=(const SharedLogits&) = delete;
+
+  LogitsRequest& request() { return request_; }
+
+  /// Every rank then has all rows. A collective.
+  void collect() {
+    if (part_.size() == 1) return;
+    std::fill(whole_.begin(), whole_.end(), 0.0f);  // the host's; each row is added to zeros, exactly
+    for (std::size_t i = 0; i < place_.size(); ++i)
+      std::copy_n(mine_.begin() + static_cast<std::ptrdiff_t>(i * vocabulary_), vocabulary_,
+                  whole_.begin() + static_cast<std::ptrdiff_t>(place_[i] * vocabulary_));
+    part_.comm().host().all_reduce(whole_);
+  }
+
+ private:
+  const ContextPart& part_;
+  LogitsRequest request_;
+  std::vector<std::int64_t> rows_;  ///< here
+  std::vector<std::size_t> place_;  ///< in the request, of each
+  std::vector<float> mine_;
+  std::size_t vocabulary_ = 0;
+  std::span<float> whole_;
+};
+
+namespace detail {
+
+[[noreturn]] inline void refuse_context(const std::string& layer, int ranks) {
+  throw ConfigError(text(layer, " does not say that ", ranks,
+                         " context ranks can share its sequences: declare `static constexpr bool per_position = true` "
+                         "in its type if it computes each position alone, or `shares_context = true` if it asks "
+                         "ctx.part which positions it has"));
+}
+
+/// Throws ConfigError unless every layer inside says that it is right on a part of the sequence.
+template <class L>
+void check_context(L& layer, const ContextPart& part) {
+  if constexpr (!PerPosition<L>) {
+    if constexpr (!Container<L> && !SharesContext<L>) {
+      std::string name;
+      visit_parameters(layer, [&](Parameter& p) { name = name.empty() ? "the layer of " + p.name : name; });
+      refuse_context(name.empty() ? "a layer without parameters" : name, part.size());
+    }
+    if constexpr (requires { layer.check_context(part); }) layer.check_context(part);
+    zeropp::for_each_child(layer, [&](auto& child) { check_context(child, part); });
+  }
+}
+
+}  // namespace detail
+
+}  // namespace zeropp
