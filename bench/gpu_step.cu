@@ -2,6 +2,7 @@
 // A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
 // --profile where the time goes. Prints one line of JSON.
 //   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--profile]
+//   --attention best|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -20,7 +21,8 @@ struct Settings {
   std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
   std::int64_t batch = 8, accumulate = 1;
   int steps = 20, warmup = 4, stage = 0;
-  bool recompute = false, profile = false, bf16_gradients = false;
+  bool recompute = false, profile = false, bf16_gradients = false, any_order = false;
+  kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
 struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<LayerNorm, Mlp>> {
@@ -45,6 +47,7 @@ template <Stage S, class P, class G>
 void run(const Settings& s, const World& world) {
   const double started = steady_seconds();
   Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()), .profile = s.profile}};
+  gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
   Sharded<G, S, P, Cuda> model{world.comm, gpu, G{s}};
   FusedAdam adam{model, {.weight_decay = 0.1f}};
   const auto rows = s.batch * s.accumulate;
@@ -126,6 +129,12 @@ int main(int argc, char** argv) {
     if (flag == "--steps") s.steps = static_cast<int>(number(i));
     if (flag == "--warmup") s.warmup = static_cast<int>(number(i));
     if (flag == "--stage") s.stage = static_cast<int>(number(i));
+    if (flag == "--attention") {
+      const std::string name = i + 1 < argc ? argv[i + 1] : "";
+      if (name == "cudnn") s.attention = kernels::AttentionBackend::cudnn;
+      if (name == "tiles") s.attention = kernels::AttentionBackend::tiles;
+    }
+    if (flag == "--any-order") s.any_order = true;
     if (flag == "--recompute") s.recompute = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;
     if (flag == "--profile") s.profile = true;

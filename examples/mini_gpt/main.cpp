@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // mini_gpt: a GPT on text, on any number of ranks. See README.md; `mini_gpt --help` lists the flags.
-#include "train.hpp"
+#include <zeropp/train/simulate_config.hpp>
+
+#include "gpu.hpp"
 
 using namespace mini_gpt;
 
@@ -8,9 +10,39 @@ namespace {
 
 /// Of `ranks` ranks.
 void print_plan(const Settings& s, int ranks, const World& world, Console& console) {
-  zeropp::print_plan(console, world, s, ranks, s.tokens(), [&](const Mesh& mesh) {
-    return s.precision == "bf16" ? plan_of<Bf16>(s, mesh) : plan_of<Fp32>(s, mesh);
+  const auto room = s.backend == "cuda" ? gpu::room() : bytes_text(machine_memory()) + " on this machine";
+  zeropp::print_plan(console, world, s, ranks, s.tokens(), room, [&](const Mesh& mesh) {
+    if (s.backend == "cuda") return gpu::plan(s, mesh);
+    return s.precision == "bf16" ? plan_of<Bf16, Dry>(s, mesh) : plan_of<Fp32, Dry>(s, mesh);
   });
+}
+
+int train(const Settings& s, const World& world, const Data& data) {
+  if (s.backend == "cuda") return gpu::train(s, world, data);
+  Cpu device{{.threads = s.threads}};
+  const Ceiling ceiling{gemm_rate(world.comm, device, 256, s.model.n_embd), machine_memory()};
+  return s.precision == "bf16" ? train<Bf16>(s, world, data, device, ceiling)
+                               : train<Fp32>(s, world, data, device, ceiling);
+}
+
+void simulate(const Settings& given) {
+  const auto file = read_simulation(given.simulation, read_text(FileSystem::system(), given.simulation));
+  Settings s;
+  const auto& m = file.model;
+  s.model = {
+      .n_layer = m.layers, .n_head = m.heads, .n_embd = m.width, .block_size = m.context, .vocabulary = m.vocabulary};
+  s.zero = file.stage, s.recompute = file.recompute, s.sequence_parallel = file.sequence_parallel;
+  s.pipeline_schedule = name_of(file.schedule), s.chunks = file.chunks;
+  Trace trace;
+  auto* const recorded = given.trace.empty() ? nullptr : &trace;
+  const auto step = file.precision == "bf16" ? simulate_of<Bf16>(s, file.simulation, recorded)
+                                             : simulate_of<Fp32>(s, file.simulation, recorded);
+  Console{true}.line(describe(step) + describe_ranks(step));
+  if (!recorded) return;
+  const auto title = text(step.mesh, ", ", s.pipeline_schedule);
+  std::ofstream out(given.trace);
+  out << (given.trace.ends_with(".svg") ? timeline_svg(trace, title) : trace_json(trace)) << std::flush;
+  if (!out) throw DataError(text("cannot write ", given.trace));
 }
 
 }  // namespace
@@ -19,6 +51,7 @@ int main(int argc, char** argv) {
   Settings s;
   try {
     if (const int code = parse(argc, argv, s); code >= 0) return code;
+    if (!s.simulation.empty()) return simulate(s), 0;
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
@@ -34,14 +67,16 @@ int main(int argc, char** argv) {
     if (s.doctor) {
       Cpu device{{.threads = s.threads}};
       console.line(describe_machine(world.comm, device));
+      if (s.backend == "cuda") console.line(gpu::describe(s, world));
       print_plan(s, ranks, world, console);
       return 0;
     }
-    console.line(text("ranks: ", ranks, " (", world.source, "), threads of a rank: ", s.threads));
+    console.line(text("ranks: ", ranks, " (", world.source, "), ",
+                      s.backend == "cuda" ? std::string("on GPUs") : text("threads of a rank: ", s.threads)));
     print_plan(s, ranks, world, console);
     if (s.dry_run) return 0;
     if (world.rank == 0) FileSystem::system().make_folders(s.out);
-    const int code = s.precision == "bf16" ? train<Bf16>(s, world, data) : train<Fp32>(s, world, data);
+    const int code = train(s, world, data);
     std::string again;
     for (int i = 0; i < argc; ++i) again += shell_word(argv[i]) + " ";
     console.line(text("resume with ", again, "--resume auto"));

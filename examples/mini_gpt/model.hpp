@@ -14,13 +14,14 @@ using namespace zeropp;
 struct ModelConfig {
   std::int64_t n_layer = 4, n_head = 4, n_embd = 192, block_size = 128;
   std::int64_t vocabulary = 2048;  ///< rows of the table
+  std::int64_t tokens = 0;         ///< that they stand for; 0: all rows
   float dropout = 0;
 
   /// nanoGPT's sizes. Throws ConfigError for another name.
   static ModelConfig preset(const std::string& name) {
     if (name == "tiny") return {};
     const auto gpt2 = [](std::int64_t layers, std::int64_t heads, std::int64_t width) {
-      return ModelConfig{layers, heads, width, 1024, 50304, 0.0f};  // 50257 tokens, padded
+      return ModelConfig{layers, heads, width, 1024, 50304, 50257};
     };
     if (name == "124M") return gpt2(12, 12, 768);
     if (name == "355M") return gpt2(24, 16, 1024);

@@ -3,6 +3,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "gpu.hpp"
+
 namespace mini_gpt {
 
 namespace {
@@ -31,6 +33,7 @@ void read_config(const std::string& path, Settings& s) {
 }  // namespace
 
 int parse(int argc, char** argv, Settings& s) {
+  s.precision = "auto";
   for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
     const std::string word = argv[i], flag = word.substr(0, word.find('='));
     const std::string value = flag != word ? word.substr(flag.size() + 1) : i + 1 < argc ? argv[i + 1] : "";
@@ -58,7 +61,9 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--micro-batches", s.passes, "passes of a step, in place of --batch");
   app.add_option("--tp", s.tensor, "ranks that share each layer"),
       app.add_flag("--sequence-parallel", s.sequence_parallel, "they share the sequence too");
-  app.add_option("--pp", s.pipeline, "stages of a pipeline; data ranks = ranks / (tp * pp)"),
+  app.add_option("--cp", s.context, "ranks that share each sequence; data ranks = ranks / (tp * pp * cp)"),
+      app.add_option("--context-attention", s.context_attention)->check(CLI::IsMember({"ulysses", "ring"}));
+  app.add_option("--pp", s.pipeline, "stages of a pipeline"),
       app.add_option("--schedule", s.pipeline_schedule, "of the pipeline")->check(CLI::IsMember(pipeline_kinds));
   app.add_option("--chunks", s.chunks, "parts of the model on a stage; 0: the fewest that the schedule takes");
   app.add_option("--lr-schedule", s.lr_schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
@@ -68,19 +73,27 @@ int parse(int argc, char** argv, Settings& s) {
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
-  app.add_option("--precision", s.precision)->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--precision", s.precision, "auto: bf16 on GPUs, else fp32")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_flag("--share-gpus", s.share_gpus, "more ranks than GPUs take turns");
   app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says"),
       app.add_option("--threads", s.threads, "of a rank");
   app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder");
+  app.add_option("--weights", s.weights, "begin with Hugging Face's GPT-2: a model.safetensors");
   app.add_option("--sample", s.sample_tokens, "tokens of a sample");
   app.add_flag("--dry-run", s.dry_run, "print the plan and stop"),
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
+  app.add_option("--simulate", s.simulation, "a step on a cluster that need not be there: mesh.json");
+  app.add_option("--trace", s.trace, "of --simulate: its passes for Perfetto; with .svg a picture");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) ? static_cast<int>(ExitCode::usage) : 0;
   }
   if (once) s.reduction = Reduction::once;
+  if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
+  if (s.precision == "auto") s.precision = s.backend == "cuda" ? "bf16" : "fp32";
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
     s.rows = s.batch_tokens / s.model.block_size;
   return -1;
@@ -92,7 +105,10 @@ void Settings::check(int world_size) const {
     refuse("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
            "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
   const auto axes = mesh(world_size);
-  (void)micro_batches(world_size / (axes.tensor * axes.pipeline));
+  (void)micro_batches(world_size / (axes.tensor * axes.pipeline * axes.context));
+  (void)sharded();
+  if (backend == "cuda" && precision != "bf16")
+    refuse("--precision ", precision, ": on GPUs mini_gpt trains in bf16; leave it out, or use --backend cpu");
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
   const auto positive = [&](const char* flag, std::int64_t value) {
     if (value < 1) refuse(flag, " must be at least 1, got ", value);

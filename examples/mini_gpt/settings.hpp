@@ -11,12 +11,14 @@ namespace mini_gpt {
 
 struct Settings : TrainSettings {
   ModelConfig model;
-  std::string data, format = "auto", out = "out", resume = "auto";
+  std::string data, format = "auto", out = "out", resume = "auto", weights;
+  std::string backend = "auto";  ///< "cpu" or "cuda" once parsed; and then `precision` is no longer "auto"
+  std::string simulation, trace;
   std::int64_t batch_tokens = 0;  ///< of a step; 0: rows · block size
   std::int64_t eval_every = 100, save_every = 200, sample_every = 200, sample_tokens = 120, keep = 2;
   double held_out = 0.1;
   int threads = 1;
-  bool dry_run = false, doctor = false;
+  bool dry_run = false, doctor = false, share_gpus = false;
   std::string config_text;  ///< the file as it came, for the checkpoint
 
   std::int64_t tokens() const { return rows * model.block_size; }

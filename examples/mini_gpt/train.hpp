@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan and the training loop of mini_gpt. One .cpp a precision instantiates them, so that they compile side by
-// side.
+// The plan and the training loop of mini_gpt, on any device. A file for each precision and device instantiates them, so
+// that they compile side by side.
 #pragma once
 
 #include <fstream>
 #include <future>
 
 #include <zeropp/train/checkpoint.hpp>
+#include <zeropp/train/simulate.hpp>
 
 #include "settings.hpp"
 
 namespace mini_gpt {
 
 using Data = std::shared_future<Corpus>;  // loaded by the first rank that asks, in a process
+
+/// What a run is held against.
+struct Ceiling {
+  double products = 1;  ///< floating-point operations a second, all ranks together
+  double memory = 0;    ///< bytes of a device
+};
 
 /// Calls f.template operator()<Model type, Stage>() for the run's types.
 template <class F>
@@ -35,25 +42,34 @@ Parallel<G> part_of(const Settings& s, const Mesh& mesh) {
   return parallelize(mesh, G{s.model}, s.parallel(s.model.n_embd));
 }
 
-template <class P>
+/// D: the dry device of the run.
+template <class P, class D>
 Plan plan_of(const Settings& s, const Mesh& mesh) {
   const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
                             s.sharded(), s.adam()};
-  return with_types(s, [&]<class G, Stage S>() { return plan<S, P>(mesh, part_of<G>(s, mesh), options); });
+  return with_types(s, [&]<class G, Stage S>() { return plan<S, P, D>(mesh, part_of<G>(s, mesh), options); });
 }
 
-template <class G, Stage S, class P>
-int train_with(const Settings& s, const World& world, const Corpus& corpus) {
+template <class P>
+SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
+  return with_types(s, [&]<class G, Stage S>() {
+    return simulate<S, P>(
+        simulation, [&](const Mesh& mesh) { return part_of<G>(s, mesh); }, trace);
+  });
+}
+
+template <class G, Stage S, class P, class D>
+int train_with(const Settings& s, const World& world, const Corpus& corpus, D& device, const Ceiling& ceiling) {
   const double started = steady_seconds();
   Console console{world.rank == 0};
-  Cpu device{{.threads = s.threads}};
   const Mesh mesh{world.comm, s.mesh(world.size)};
-  Sharded<Parallel<G>, S, P> model{mesh, device, part_of<G>(s, mesh), s.sharded()};
+  Sharded<Parallel<G>, S, P, D> model{mesh, device, part_of<G>(s, mesh), s.sharded()};
   FusedAdam adam{model, s.adam()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
   std::int64_t first = 0;
   std::string saved;
+  if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
   if (s.resume != "none")
     if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
@@ -65,9 +81,8 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
   const TokenLoader loader{corpus.split.training, options};
   const EvaluationLoader held_out{corpus.split.validation, options};
   auto batch = Batch::on(device, s.rows_of(mesh.data()), s.model.block_size);
-  const double rate_of_products = gemm_rate(world.comm, device, 256, s.model.n_embd);
   MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first, warn};
-  Progress progress{console, first, s.steps};
+  Progress progress{console, first, s.steps, ceiling.memory};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
     const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
@@ -92,7 +107,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
                   .learning_rate = rate,
                   .milliseconds = 1e3 * seconds,
                   .tokens_per_second = speed,
-                  .mfu = speed * s.model.flops_per_token(model.parameters()) / rate_of_products,
+                  .mfu = speed * s.model.flops_per_token(model.parameters()) / ceiling.products,
                   .bytes = static_cast<std::int64_t>(device.pool().allocated())};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
     if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
@@ -126,14 +141,16 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus) {
   return signal ? Interrupt::exit_code(signal) : 0;
 }
 
-template <class P>
-int train(const Settings& s, const World& world, const Data& data) {
-  return with_types(s, [&]<class G, Stage S>() { return train_with<G, S, P>(s, world, data.get()); });
+template <class P, class D>
+int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
+  return with_types(s, [&]<class G, Stage S>() { return train_with<G, S, P>(s, world, data.get(), device, ceiling); });
 }
 
-extern template Plan plan_of<Fp32>(const Settings&, const Mesh&);
-extern template Plan plan_of<Bf16>(const Settings&, const Mesh&);
-extern template int train<Fp32>(const Settings&, const World&, const Data&);
-extern template int train<Bf16>(const Settings&, const World&, const Data&);
+extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
+extern template Plan plan_of<Bf16, Dry>(const Settings&, const Mesh&);
+extern template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
+extern template SimulatedStep simulate_of<Bf16>(const Settings&, const Simulation&, Trace*);
+extern template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
+extern template int train<Bf16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 
 }  // namespace mini_gpt

@@ -2,6 +2,7 @@
 #include "train.hpp"
 
 namespace mini_gpt {
-template Plan plan_of<Fp32>(const Settings&, const Mesh&);
-template int train<Fp32>(const Settings&, const World&, const Data&);
+template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
+template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
+template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 }  // namespace mini_gpt

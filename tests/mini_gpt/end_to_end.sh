@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 
 awk 'BEGIN { for (i = 0; i < 1500; ++i) printf "line %d says %d and %d\n", i, i * 7 % 13, i * i % 17 }' > text.txt
-small=(--data text.txt --n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --vocab-size 256 --batch-tokens 256
+small=(--backend cpu --data text.txt --n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --vocab-size 256 --batch-tokens 256
        --steps 12 --warmup-steps 2 --sample 8 --eval-every 5 --sample-every 6 --save-every 5 --keep 5)
 
 fail() { echo "FAILED: $*"; exit 1; }
@@ -26,14 +26,23 @@ losses() { sed 's/"milliseconds".*"bytes":[0-9]*//' "$1/metrics.jsonl"; }  # wha
 
 case $case in
   plan)
-    expect 0 'in all' "$program" --dry-run --ranks 1000 --zero 3 --model 1558M --batch-tokens 1024000
-    expect 0 '1,557,686,400' "$program" --dry-run --model 1558M
-    expect 0 'GFLOP/s' "$program" --doctor
+    expect 0 'in all' "$program" --backend cpu --dry-run --ranks 1000 --zero 3 --model 1558M --batch-tokens 1024000
+    expect 0 '1,557,686,400' "$program" --backend cpu --dry-run --model 1558M
+    expect 0 'GFLOP/s' "$program" --backend cpu --doctor
     expect 0 '--batch-tokens' "$program" --help
-    expect 0 'tensor 7, pipeline 3: blocks 38-47 back' "$program" --dry-run --ranks 64 --tp 8 --pp 4 --micro-batches 8 \
+    expect 0 'tensor 7, pipeline 3: blocks 38-47 back' "$program" --backend cpu --dry-run --ranks 64 --tp 8 --pp 4 --micro-batches 8 \
       --model 1558M --n-head 24 --n-embd 1536
     [ "$(grep -c '  tensor [0-7], pipeline [0-3]: ' out.txt)" = 32 ] || fail 'not a line for each of 32 parts'
     grep -qF '1f1b: 27.3 % of a step idle' out.txt || fail 'does not say how long the pipeline is idle'
+    expect 0 'tensor 0, pipeline 0, context 3: ' "$program" --backend cpu --dry-run --ranks 8 --cp 4 --model 124M
+    gpu=(--backend cuda --dry-run --model 1558M --ranks 8 --zero 3)
+    if ldd "$program" | grep -q libcudart; then
+      expect 0 ' on NVIDIA ' "$program" "${gpu[@]}"
+      grep -qF 'ZeRO-3, bf16' out.txt || fail 'a plan for GPUs is not in bf16'
+      expect 2 'on GPUs mini_gpt trains in bf16' "$program" "${gpu[@]}" --precision fp32
+    else
+      expect 2 'was built without CUDA' "$program" "${gpu[@]}"
+    fi
     [ -e out ] && fail 'a dry run leaves files behind'
     ;;
   stages)
@@ -62,8 +71,17 @@ case $case in
     done
     expect 0 '1 data x 2 tensor x 2 pipeline' "$program" "${small[@]}" --ranks 4 --tp 2 --pp 2 --micro-batches 4 --out both
     diff <(losses tp) <(losses both) || fail 'a pipeline of two tensor ranks has other losses than without'
+    for attention in ulysses ring; do  # the same bits at every stage
+      cp=(--ranks 4 --cp 2 --context-attention $attention --micro-batches 2)
+      for stage in 0 3; do
+        expect 0 '2 data x 1 tensor x 1 pipeline x 2 context' "$program" "${small[@]}" "${cp[@]}" --zero $stage --out cp$stage
+      done
+      diff <(losses cp0) <(losses cp3) || fail "context ranks that attend by $attention have other losses at stage 3"
+      cmp {cp0,cp3}/checkpoints/step-00000012/model.safetensors || fail "and other weights"
+      rm -r cp0 cp3
+    done
     # Stopped on one mesh, resumed there and on others.
-    for mesh in '--ranks 4 --tp 2 --pp 2' '--ranks 2' '--ranks 8 --tp 2 --pp 2 --zero 3 --sequence-parallel' '--ranks 3'; do
+    for mesh in '--ranks 4 --tp 2 --pp 2' '--ranks 4 --tp 2 --cp 2' '--ranks 2' '--ranks 8 --tp 2 --pp 2 --zero 3 --sequence-parallel' '--ranks 3'; do
       rm -rf again
       cp -r both again
       rm -r again/checkpoints/step-00000012 again/checkpoints/latest
@@ -78,6 +96,19 @@ case $case in
     expect 0 'resumed after step 6' "$program" "${small[@]}" --ranks 4 --tp 2 --pp 2 --micro-batches 4 --out again
     diff <(losses both) <(losses again) || fail 'the resumed run has other losses'
     cmp {both,again}/checkpoints/step-00000012/model.safetensors || fail 'the resumed run has other weights'
+    ;;
+  simulate)
+    printf '{"ranks": 64, "mesh": {"tensor": 4, "pipeline": 2, "context": 2}, "batch": {"rows": 32, "micro_batches": 8},
+      "model": {"layers": 4, "heads": 8, "width": 64, "context": 128, "vocabulary": 512},
+      "zero_optimization": {"stage": 3}, "pipeline": {"schedule": "zb-h1"}, "precision": "bf16"}' > mesh.json
+    expect 0 '64 ranks = 4 data x 4 tensor x 2 pipeline x 2 context' "$program" --simulate mesh.json --trace step.json
+    grep -q 'bubble ' out.txt || fail 'does not say how long ranks are idle'
+    python3 -c 'import json; assert len(json.load(open("step.json"))["traceEvents"]) > 20' || fail 'no trace of the step'
+    expect 0 'tokens/s' "$program" --simulate mesh.json --trace step.svg
+    grep -q '</svg>' step.svg || fail 'no picture of the step'
+    printf '{"rank": 64}' > wrong.json
+    expect 2 'unknown key "rank"' "$program" --simulate wrong.json
+    expect 4 'nowhere.json' "$program" --simulate nowhere.json
     ;;
   resume)
     expect 0 'checkpoint' "$program" "${small[@]}" --ranks 2 --out straight
@@ -112,7 +143,7 @@ case $case in
     expect 2 'not divisible by 3 heads' "$program" "${small[@]}" --n-head 3
     expect 2 'zero' "$program" "${small[@]}" --zero 4
     expect 2 'there is no model "9T"' "$program" --model 9T
-    expect 2 '3 tensor x 1 pipeline ranks do not divide 4 ranks; their product can be 1, 2, 4' \
+    expect 2 '3 tensor x 1 pipeline x 1 context ranks do not divide 4 ranks; their product can be 1, 2, 4' \
       "$program" "${small[@]}" --ranks 4 --tp 3
     expect 2 '2 heads are not divisible by 4 tensor ranks' "$program" "${small[@]}" --ranks 4 --tp 4
     expect 2 'a pipeline of 4 parts (stages x chunks) needs as many blocks, the model has 2' \

@@ -21,6 +21,13 @@ constexpr std::string_view name_of(ContextAttention attention) {
   return attention == ContextAttention::ring ? "ring" : "ulysses";
 }
 
+/// Throws ConfigError for a name that there is not.
+inline ContextAttention context_attention(std::string_view name) {
+  for (auto attention : {ContextAttention::ulysses, ContextAttention::ring})
+    if (name_of(attention) == name) return attention;
+  throw ConfigError(text("context ranks attend by ulysses or ring, got \"", name, "\""));
+}
+
 class ContextPart {
  public:
   ContextPart() = default;  ///< one rank: whole sequences

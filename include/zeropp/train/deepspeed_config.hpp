@@ -15,10 +15,10 @@ namespace zeropp {
 
 /// Reads train_batch_size, train_micro_batch_size_per_gpu, gradient_accumulation_steps (which must fit),
 /// zero_optimization {stage, reduce_bucket_size, prefetch_units}, tensor_parallel {autotp_size, sequence_parallel},
-/// pipeline {stages, schedule, chunks}, optimizer {type, params {lr, betas, eps, weight_decay}}, scheduler {type,
-/// params {total_num_steps, warmup_num_steps, warmup_max_lr, cos_min_ratio}}, bf16 {enabled}, gradient_clipping, seed,
-/// activation_checkpointing, steps. The caller reads sections of its own and then calls root.finish(). Throws
-/// ConfigError.
+/// pipeline {stages, schedule, chunks}, sequence_parallel_size and context_attention (our context ranks), optimizer
+/// {type, params {lr, betas, eps, weight_decay}}, scheduler {type, params {total_num_steps, warmup_num_steps,
+/// warmup_max_lr, cos_min_ratio}}, bf16 {enabled}, gradient_clipping, seed, activation_checkpointing, steps. The caller
+/// reads sections of its own and then calls root.finish(). Throws ConfigError.
 inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   std::int64_t accumulation = 0;
   const bool batch = root.read("train_batch_size", s.rows, 1, 1e9),
@@ -52,8 +52,13 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
                       text("must be gpipe, 1f1b, interleaved, zb-h1 or zb-v, got \"", s.pipeline_schedule, "\""));
   pipeline.read("chunks", s.chunks, 1, 1e6);
   pipeline.finish();
+  root.read("sequence_parallel_size", s.context, 1, 1e6);
+  if (root.read("context_attention", s.context_attention) && s.context_attention != "ulysses" &&
+      s.context_attention != "ring")
+    root.refuse("context_attention", text("must be ulysses or ring, got \"", s.context_attention, "\""));
   if (accumulation)  // the data ranks that the batch sizes imply, and the others
-    s.ranks = static_cast<int>(checked_product(s.ranks, checked_product(s.tensor, s.pipeline)));
+    s.ranks =
+        static_cast<int>(checked_product(s.ranks, checked_product(s.tensor, checked_product(s.pipeline, s.context))));
 
   auto optimizer = root.section("optimizer");
   if (std::string type; optimizer.read("type", type) && type != "AdamW")

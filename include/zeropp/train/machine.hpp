@@ -14,6 +14,8 @@
 
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/device/cpu.hpp>
+#include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/matmul.hpp>
 
 namespace zeropp {
@@ -45,14 +47,19 @@ double best_time(const Comm& comm, int tries, F f) {
 }
 }  // namespace detail
 
-/// Floating-point operations a second of float32 matrix products [rows, width] · [width, 4 width], all ranks together.
-/// A collective.
-inline double gemm_rate(const Comm& comm, Cpu& device, std::int64_t rows, std::int64_t width, int tries = 5) {
+/// Floating-point operations a second of matrix products [rows, width] · [width, 4 width] in T, all ranks together. A
+/// collective.
+template <class T = float, Device D>
+double gemm_rate(const Comm& comm, D& device, std::int64_t rows, std::int64_t width, int tries = 5) {
   const auto out = 4 * width;
-  std::vector<float> x(static_cast<std::size_t>(rows * width), 0.5f), w(static_cast<std::size_t>(out * width), 0.25f),
-      y(static_cast<std::size_t>(rows * out));
+  Tensor<T, 2> x(device.pool(), {rows, width}, Purpose::buffers), w(device.pool(), {out, width}, Purpose::buffers),
+      y(device.pool(), {rows, out}, Purpose::buffers);
+  kernels::fill(device, x.span(), static_cast<T>(0.5f));
+  kernels::fill(device, w.span(), static_cast<T>(0.25f));
+  device.synchronize();
   const double seconds = detail::best_time(comm, tries, [&] {
-    kernels::linear_forward(device, x.data(), w.data(), static_cast<const float*>(nullptr), y.data(), rows, width, out);
+    kernels::linear_forward(device, x.data(), w.data(), static_cast<const T*>(nullptr), y.data(), rows, width, out);
+    device.synchronize();
   });
   return comm.size() * 2.0 * static_cast<double>(rows * width * out) / seconds;
 }

@@ -28,11 +28,12 @@ struct PlanOptions {
   AdamOptions adam = {};
 };
 
-/// The plan of the rank of a dry mesh, whose part of the model is `layer`: training and evaluation.
-template <Stage S, Precision P, class L>
+/// The plan of the rank of a dry mesh, whose part of the model is `layer`: training and evaluation. D is Dry, or
+/// DryCuda for runs on GPUs.
+template <Stage S, Precision P, Device D = Dry, class L>
 Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
-  Dry dry;
-  Sharded<L, S, P, Dry> model{mesh, dry, std::move(layer), o.sharded};
+  D dry;
+  Sharded<L, S, P, D> model{mesh, dry, std::move(layer), o.sharded};
   FusedAdam adam{model, o.adam};
   auto batch = Batch::on(dry, o.rows, o.context);
   batch.labels_in_step = o.rows * o.context * mesh.size(Axis::data);

@@ -24,22 +24,23 @@ inline std::string pipeline_text(const ParallelOptions& o, int stages, std::int6
   return text(", ", name_of(o.schedule), ": ", fixed(100 * line.bubble(), 1), " % of a step idle if F = B = W");
 }
 
-/// A line for each pair of tensor and pipeline rank of a mesh of `ranks` ranks, of the first data rank.
+/// A line for each tensor, pipeline and context rank of a mesh of `ranks` ranks, of the first data rank.
 template <class F>
 std::string plan_lines(const Comm& world, int ranks, const MeshOptions& options, F&& plan_of) {
   std::vector<Mesh> meshes;
   for (int rank = 0; rank < ranks; ++rank)
-    if (const Mesh mesh{dry_comm(rank, ranks), options}; mesh.data().rank() == 0 && mesh.context().rank() == 0)
-      meshes.push_back(mesh);
+    if (const Mesh mesh{dry_comm(rank, ranks), options}; mesh.data().rank() == 0) meshes.push_back(mesh);
   const auto count = static_cast<std::int64_t>(meshes.size());
   std::string mine, all;
   for (auto i = part_begin(count, world.rank(), world.size()); i < part_begin(count, world.rank() + 1, world.size());
        ++i) {
     const auto& mesh = meshes[static_cast<std::size_t>(i)];
     const Plan plan = plan_of(mesh);
-    mine += text("\n  tensor ", mesh.tensor().rank(), ", pipeline ", mesh.pipeline().rank(), ": blocks ", plan.part,
-                 ", ", grouped(plan.parameters), " parameters, ", bytes_text(static_cast<double>(plan.kept.total())),
-                 " kept, ", grouped(static_cast<std::int64_t>(plan.total)), " B in all");
+    mine += text("\n  tensor ", mesh.tensor().rank(), ", pipeline ", mesh.pipeline().rank(),
+                 mesh.context().size() > 1 ? text(", context ", mesh.context().rank()) : std::string(), ": blocks ",
+                 plan.part, ", ", grouped(plan.parameters), " parameters, ",
+                 bytes_text(static_cast<double>(plan.kept.total())), " kept, ",
+                 grouped(static_cast<std::int64_t>(plan.total)), " B in all");
   }
   for (auto& lines : gather_texts(world, mine)) all += lines;
   return all;
@@ -47,11 +48,12 @@ std::string plan_lines(const Comm& world, int ranks, const MeshOptions& options,
 
 }  // namespace detail
 
-/// Prints on rank 0 the plan of a training on `ranks` ranks; `plan_of(mesh)` is that of the rank of a dry mesh. The
+/// Prints on rank 0 the plan of a training on `ranks` ranks; `plan_of(mesh)` is that of the rank of a dry mesh, and
+/// `room` says what there is: "7.6 GiB on this machine". The
 /// ranks of `world` share the work, so that each engine that does not fit its mesh refuses here. A collective.
 template <class F>
 void print_plan(Console& console, const Comm& world, const TrainSettings& s, int ranks, std::int64_t tokens,
-                F&& plan_of) {
+                const std::string& room, F&& plan_of) {
   const auto options = s.mesh(ranks);
   const auto lines = detail::plan_lines(world, ranks, options, plan_of);
   if (world.rank() != 0) return;
@@ -61,8 +63,8 @@ void print_plan(Console& console, const Comm& world, const TrainSettings& s, int
                        s.recompute ? ", recompute, " : ", ", grouped(tokens), " tokens a step in ", passes,
                        " micro-batches", detail::pipeline_text(s.parallel(1), s.pipeline, passes)));
   const auto of_first = plan_of(first), of_last = plan_of(last);
-  console.line("rank 0:\n" + describe(of_first) + text(" of ", bytes_text(machine_memory()), " on this machine"));
-  if (options.tensor * options.pipeline > 1)
+  console.line("rank 0:\n" + describe(of_first) + " of " + room);
+  if (options.tensor * options.pipeline * options.context > 1)
     console.line("first data rank:" + lines);
   else if (of_last.total != of_first.total)
     console.line(text("  last rank    ", grouped(static_cast<std::int64_t>(of_last.total)), " B"));

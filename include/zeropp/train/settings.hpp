@@ -16,13 +16,14 @@ namespace zeropp {
 
 /// Settings of a training run that do not depend on the model.
 struct TrainSettings {
-  int zero = 2;                            ///< stage
-  std::optional<int> prefetch = {};        ///< units gathered ahead at stage 3; not said: see ShardedOptions
-  std::int64_t bucket_elements = 4 << 20;  ///< gradients reduced at a time
-  std::int64_t rows = 32;                  ///< sequences of a step, over all ranks and micro-batches
-  std::int64_t micro_batch = 0;            ///< sequences of a micro-batch on a rank; 0: as passes says
-  std::int64_t passes = 0;                 ///< micro-batches of a step; 0: as micro_batch says, or one
-  int tensor = 1, pipeline = 1;            ///< ranks of these axes; the data axis has the others
+  int zero = 2;                               ///< stage
+  std::optional<int> prefetch = {};           ///< units gathered ahead at stage 3; not said: see ShardedOptions
+  std::int64_t bucket_elements = 4 << 20;     ///< gradients reduced at a time
+  std::int64_t rows = 32;                     ///< sequences of a step, over all ranks and micro-batches
+  std::int64_t micro_batch = 0;               ///< sequences of a micro-batch on a rank; 0: as passes says
+  std::int64_t passes = 0;                    ///< micro-batches of a step; 0: as micro_batch says, or one
+  int tensor = 1, pipeline = 1, context = 1;  ///< ranks of these axes; the data axis has the others
+  std::string context_attention = "ulysses";  ///< or "ring": how context ranks attend
   bool sequence_parallel = false;
   std::string pipeline_schedule = "1f1b";
   int chunks = 0;  ///< of the model on a pipeline rank; 0: the fewest that the schedule takes
@@ -39,7 +40,8 @@ struct TrainSettings {
     return {.seed = seed,
             .reduction = reduction,
             .prefetch = prefetch,
-            .bucket_bytes = static_cast<std::size_t>(bucket_elements) * sizeof(float)};
+            .bucket_bytes = static_cast<std::size_t>(bucket_elements) * sizeof(float),
+            .context_attention = zeropp::context_attention(context_attention)};
   }
   AdamOptions adam() const {
     return {.beta1 = betas[0], .beta2 = betas[1], .epsilon = epsilon, .weight_decay = weight_decay};
@@ -53,17 +55,17 @@ struct TrainSettings {
       return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
     throw ConfigError(text("the schedules are cosine, linear and constant, got \"", lr_schedule, "\""));
   }
-  /// Throws ConfigError, with the products that do, unless tensor x pipeline divides the ranks.
+  /// Throws ConfigError, with the products that do, unless tensor x pipeline x context divides the ranks.
   MeshOptions mesh(int world_size) const {
-    const auto product = checked_product(tensor, pipeline);
-    if (tensor < 1 || pipeline < 1 || world_size % product) {
+    const auto product = checked_product(checked_product(tensor, pipeline), context);
+    if (tensor < 1 || pipeline < 1 || context < 1 || world_size % product) {
       std::string valid;
       for (int p = 1; p <= world_size; ++p)
         if (world_size % p == 0) valid += text(valid.empty() ? "" : ", ", p);
-      throw ConfigError(text(tensor, " tensor x ", pipeline, " pipeline ranks do not divide ", world_size,
-                             world_size == 1 ? " rank" : " ranks", "; their product can be ", valid));
+      throw ConfigError(text(tensor, " tensor x ", pipeline, " pipeline x ", context, " context ranks do not divide ",
+                             world_size, world_size == 1 ? " rank" : " ranks", "; their product can be ", valid));
     }
-    return {.tensor = tensor, .pipeline = pipeline};
+    return {.tensor = tensor, .pipeline = pipeline, .context = context};
   }
   /// `width`: C of what blocks hand on. Throws ConfigError for a schedule that there is not.
   ParallelOptions parallel(std::int64_t width) const {

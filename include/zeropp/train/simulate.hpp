@@ -83,8 +83,6 @@ namespace detail {
 /// One rank of each stage: the first of the cluster along every other axis. Also fills in the size of the data axis.
 inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
   if (ranks < 1) throw ConfigError(text("a cluster has at least 1 rank, got ", ranks));
-  if (mesh.context > 1)
-    throw ConfigError(text("the simulator has no context axis, got ", mesh.context, " ranks of one; use 1"));
   for (auto [size, name] : {std::pair{mesh.tensor, "tensor"}, {mesh.pipeline, "pipeline"}, {mesh.context, "context"}})
     if (size < 1) throw ConfigError(text("mesh: the ", name, " axis needs at least 1 rank, got ", size));
   const auto others = std::int64_t{mesh.tensor} * mesh.pipeline * mesh.context;
@@ -104,6 +102,16 @@ inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
   return represented;
 }
 
+/// What ranks have sent along an axis. What is sharded over data and context ranks together counts as the data axis.
+inline Traffic traffic_along(const Mesh& mesh, Axis axis) {
+  auto traffic = mesh.comm(axis).traffic();
+  if (axis == Axis::data && mesh.size(Axis::data) > 1 && mesh.size(Axis::context) > 1) {
+    const auto& both = mesh.sharding().traffic();
+    for (std::size_t i = 0; i < traffic.calls.size(); ++i)
+      traffic.calls[i] += both.calls[i], traffic.bytes[i] += both.bytes[i];
+  }
+  return traffic;
+}
 inline Traffic operator-(const Traffic& a, const Traffic& b) {
   Traffic rest = a;
   for (std::size_t i = 0; i < rest.calls.size(); ++i) rest.calls[i] -= b.calls[i], rest.bytes[i] -= b.bytes[i];
@@ -151,7 +159,7 @@ SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
       world.barrier();
       before = clock;
       for (int axis = 0; axis < mesh_axes; ++axis)
-        sent[static_cast<std::size_t>(axis)] = mesh.comm(static_cast<Axis>(axis)).traffic();
+        sent[static_cast<std::size_t>(axis)] = detail::traffic_along(mesh, static_cast<Axis>(axis));
       if (recorder) recorder->clear();
       model.train(batch, {.micro_batches = o.micro_batches});
       adam.step(1e-4f, clip_by_global_norm(model, 1.0f));
@@ -167,7 +175,7 @@ SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
     mine.peak = device.pool().peak();
     for (int axis = 0; axis < mesh_axes; ++axis)
       mine.traffic[static_cast<std::size_t>(axis)] =
-          detail::operator-(mesh.comm(static_cast<Axis>(axis)).traffic(), sent[static_cast<std::size_t>(axis)]);
+          detail::operator-(detail::traffic_along(mesh, static_cast<Axis>(axis)), sent[static_cast<std::size_t>(axis)]);
     if (live.rank() == 0) result.mesh = mesh.describe();
   });
   for (auto& stage : result.ranks) result.seconds = std::max(result.seconds, stage.seconds);

@@ -75,6 +75,7 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   mesh.read("data", o.mesh.data, 0, 1e6);
   mesh.read("tensor", o.mesh.tensor, 1, 1e6);
   mesh.read("pipeline", o.mesh.pipeline, 1, 1024);
+  mesh.read("context", o.mesh.context, 1, 1e6);
   mesh.finish();
 
   auto model = root.section("model");
@@ -107,6 +108,15 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   zero.finish();
   root.read("recompute", s.recompute);
   root.read("sequence_parallel", s.sequence_parallel);
+  if (std::string name; root.read("context_attention", name)) try {
+      o.sharded.context_attention = context_attention(name);
+    } catch (const ConfigError& error) {
+      root.refuse("context_attention", text("is unknown: ", error.what()));
+    }
+  if (o.sharded.context_attention == ContextAttention::ulysses &&
+      s.model.heads / o.mesh.tensor % o.mesh.context)  // then ranks differ, and one cannot stand for all
+    root.refuse("mesh", text("has ", o.mesh.context, " context ranks, which do not divide the ", s.model.heads,
+                             " heads on ", o.mesh.tensor, " tensor ranks evenly; ring attention needs no even heads"));
   root.finish();
 
   o.kernels = s.device;

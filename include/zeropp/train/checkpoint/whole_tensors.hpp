@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,7 +55,7 @@ void for_each_whole_tensor(Model& model, F&& f) {
   using Unit = typename std::remove_reference_t<decltype(model.units())>::value_type;
   const auto comms = model.comms();
   int leased = -1;
-  std::optional<typename Unit::Lease> lease;
+  std::unique_ptr<typename Unit::Lease> lease;
   for (auto& p : model.model_parameters()) {
     std::vector<Weight> part, whole;
     std::span<const Weight> values;
@@ -63,8 +63,8 @@ void for_each_whole_tensor(Model& model, F&& f) {
       const auto& here = *model.parameters_by_name().find(p.name)->second;
       auto& unit = model.units()[static_cast<std::size_t>(here.unit)];
       if (std::exchange(leased, here.unit) != here.unit) {
-        lease.reset();
-        lease.emplace(unit);
+        lease.reset();  // before the next is there
+        lease = std::make_unique<typename Unit::Lease>(unit);
       }
       if (comms.sharding.rank() == 0) {
         values = on_host(

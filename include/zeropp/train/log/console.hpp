@@ -92,15 +92,15 @@ class Console {
 /// The steps of a run on the console: about fifty lines of them are kept, the first and the last among them.
 class Progress {
  public:
-  /// Steps (first, steps] are to come.
-  Progress(Console& console, std::int64_t first, std::int64_t steps)
-      : console_(console), first_(first), steps_(steps) {}
+  /// Steps (first, steps] are to come, in `memory` bytes.
+  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory())
+      : console_(console), first_(first), steps_(steps), memory_(memory) {}
 
   void show(const StepMetrics& m) {
     const double left =
         (steady_seconds() - begin_) / static_cast<double>(m.step - first_) * static_cast<double>(steps_ - m.step);
     const bool keep = m.step % std::max<std::int64_t>(1, steps_ / 50) == 0 || m.step == first_ + 1 || m.step == steps_;
-    console_.step(step_line(m, steps_, machine_memory(), left),
+    console_.step(step_line(m, steps_, memory_, left),
                   static_cast<double>(m.step) / static_cast<double>(steps_), keep);
     if (m.validation_loss >= 0) console_.line("validation loss " + fixed(m.validation_loss, 4));
   }
@@ -108,6 +108,7 @@ class Progress {
  private:
   Console& console_;
   std::int64_t first_, steps_;
+  double memory_;
   double begin_ = steady_seconds();
 };
 

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu.hpp"
+
+#include <zeropp/train/gpu_machine.hpp>
+
+namespace mini_gpt::gpu {
+
+namespace {
+Cuda device_of(const Settings& s, const World& world) {
+  return Cuda{gpu_of(world, s.share_gpus ? GpuSharing::allowed : GpuSharing::refused)};
+}
+}  // namespace
+
+int count() { return cuda_devices(); }
+
+std::string room() {
+  const auto gpu = count() > 0 ? CudaProperties::of(0) : CudaProperties{};
+  return text(bytes_text(static_cast<double>(gpu.memory)), " on ", gpu.name);
+}
+
+int train(const Settings& s, const World& world, const Data& data) {
+  Cuda device = device_of(s, world);
+  const Ceiling ceiling{peak_rate(world.comm, device), static_cast<double>(device.properties().memory)};
+  return mini_gpt::train<Bf16>(s, world, data, device, ceiling);
+}
+
+std::string describe(const Settings& s, const World& world) {
+  Cuda device = device_of(s, world);
+  return describe_gpu(world.comm, device);
+}
+
+}  // namespace mini_gpt::gpu

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// mini_gpt on NVIDIA GPUs: gpu.cu and gpu_plan.cpp, or where it is built without CUDA, no_gpu.cpp.
+#pragma once
+
+#include "train.hpp"
+
+namespace mini_gpt::gpu {
+
+/// That this process sees; 0 without a driver, -1 without CUDA in the program.
+int count();
+/// "79.1 GiB on NVIDIA H100 80GB HBM3"
+std::string room();
+Plan plan(const Settings&, const Mesh&);
+int train(const Settings&, const World&, const Data&);
+/// What --doctor says of it. A collective.
+std::string describe(const Settings&, const World&);
+
+}  // namespace mini_gpt::gpu
