@@ -2,14 +2,21 @@
 // A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
 // --profile where the time goes. Prints one line of JSON.
 //   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--profile]
+//   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
+//   pass
+//   --trace FILE                                   one more step as a timeline of the GPU, for Perfetto
+//   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
+//   --save-weights W                               writes the first weights and stops
 //   --attention best|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
 
 #include <zeropp/device/cuda.hpp>
+#include <zeropp/train/checkpoint/weights.hpp>
 #include <zeropp/zero.hpp>
 
 using namespace zeropp;
@@ -17,11 +24,11 @@ using namespace zeropp;
 namespace {
 
 struct Settings {
-  std::string model = "124M";
+  std::string model = "124M", tokens, curve, weights, save_weights, trace;
   std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
   std::int64_t batch = 8, accumulate = 1;
   int steps = 20, warmup = 4, stage = 0;
-  bool recompute = false, profile = false, bf16_gradients = false, any_order = false;
+  bool recompute = false, profile = false, bf16_gradients = false, any_order = false, reduce_once = false;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
@@ -46,9 +53,12 @@ struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
 template <Stage S, class P, class G>
 void run(const Settings& s, const World& world) {
   const double started = steady_seconds();
-  Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()), .profile = s.profile}};
+  Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()), .profile = s.profile || !s.trace.empty()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
-  Sharded<G, S, P, Cuda> model{world.comm, gpu, G{s}};
+  Sharded<G, S, P, Cuda> model{
+      world.comm, gpu, G{s}, {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch}};
+  if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2()});
+  if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
   const auto rows = s.batch * s.accumulate;
   auto batch = Batch::on(gpu, rows, s.context);
@@ -58,14 +68,34 @@ void run(const Settings& s, const World& world) {
     tokens[i] = static_cast<std::int32_t>(random.bits(2 * i) % 50257);
     labels[i] = static_cast<std::int32_t>(random.bits(2 * i + 1) % 50257);
   }
+  std::unique_ptr<FileTokens> file;
+  if (!s.tokens.empty()) file = std::make_unique<FileTokens>(s.tokens, s.vocabulary);
+  std::int64_t steps_done = 0;
+  const auto read = [&] {  // rows one after the other, around and around
+    const auto all = static_cast<std::int64_t>(tokens.size());
+    std::vector<std::int32_t> window(tokens.size() + 1);
+    file->read(steps_done * all % (file->size() - all), window);
+    tokens.assign(window.begin(), window.end() - 1);
+    labels.assign(window.begin() + 1, window.end());
+  };
   double loss = 0, norm = 0;
   const auto step = [&] {
+    if (file) read();
+    ++steps_done;
     batch.fill(tokens, labels);
     const auto of_step = model.train(batch, {.micro_batches = s.accumulate});
     const auto clip = clip_by_global_norm(model, 1.0f);
     adam.step(3e-4f, clip);
     loss = of_step.mean(), norm = clip.norm;
   };
+  if (!s.curve.empty()) {
+    std::ofstream out(s.curve);
+    while (steps_done < s.steps) {
+      step();
+      out << steps_done << ' ' << fixed(loss, 6) << ' ' << fixed(norm, 6) << '\n';
+    }
+    return;
+  }
   step();
   gpu.synchronize();
   const double first_step = steady_seconds() - started;
@@ -86,6 +116,13 @@ void run(const Settings& s, const World& world) {
       std::printf("%-28s %6d calls %9.3f ms a step %8.1f GB/s %8.1f TFLOP/s\n", line.name.c_str(), line.calls / s.steps,
                   line.milliseconds / s.steps, line.bytes / line.milliseconds / 1e6,
                   line.flops / line.milliseconds / 1e9);
+  if (!s.trace.empty()) {
+    gpu.profile().take();
+    step();
+    Trace trace;
+    for (auto& span : gpu.profile().take_timeline()) trace.rank(world.rank).add(std::move(span));
+    if (world.rank == 0) std::ofstream(s.trace) << trace_json(trace);
+  }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double step_tokens = static_cast<double>(rows * s.context) * world.size;
@@ -134,6 +171,13 @@ int main(int argc, char** argv) {
       if (name == "cudnn") s.attention = kernels::AttentionBackend::cudnn;
       if (name == "tiles") s.attention = kernels::AttentionBackend::tiles;
     }
+    const auto word = [&] { return std::string(i + 1 < argc ? argv[i + 1] : ""); };
+    if (flag == "--tokens") s.tokens = word();
+    if (flag == "--curve") s.curve = word();
+    if (flag == "--weights") s.weights = word();
+    if (flag == "--trace") s.trace = word();
+    if (flag == "--save-weights") s.save_weights = word();
+    if (flag == "--reduce-once") s.reduce_once = true;
     if (flag == "--any-order") s.any_order = true;
     if (flag == "--recompute") s.recompute = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;

@@ -80,10 +80,24 @@ def arguments():
     return parser.parse_args()
 
 
+def tensors_of(path):
+    """The tensors of a safetensors file: a JSON header behind its length, then the bytes."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.read()
+    types = {"F32": torch.float32, "BF16": torch.bfloat16}
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            flat = torch.frombuffer(bytearray(data[begin:end]), dtype=types[entry["dtype"]])
+            tensors[name] = flat.view(entry["shape"])
+    return tensors
+
+
 def load(model, path):
     """GPT-2's weights as Hugging Face stores them: four matrices of a block are [in, out]."""
-    from safetensors.torch import load_file
-    found = load_file(path)
+    found = tensors_of(path)
     names = {"attn.c_attn": "c_attn", "attn.c_proj": "c_proj", "mlp.c_fc": "c_fc", "mlp.c_proj": "mlp_proj"}
     state = {}
     for name, value in found.items():
@@ -140,7 +154,7 @@ def main():
     def batch(step):
         if not a.tokens:
             return torch.randint(0, 50257, (2, rows, a.context), device="cuda")
-        at = step * rows * a.context
+        at = step * rows * a.context % (len(data) - rows * a.context)
         part = data[at:at + rows * a.context + 1].cuda()
         return torch.stack([part[:-1].view(rows, -1), part[1:].view(rows, -1)])
 

@@ -28,10 +28,9 @@ inline RunOptions mesh_options() {
   return o;
 }
 
-template <class G, Stage S, class P = Fp32>
-Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& o) {
+template <class G, Stage S, class P = Fp32, Device D>
+Record train_on_mesh(const Comm& world, D& device, const Layout& layout, const RunOptions& o) {
   using Split = TensorParallel<G>;
-  Cpu device;
   const Mesh mesh{
       world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline, .context = layout.context}};
   const PipelineOptions pipeline{.comm = mesh.pipeline(),
@@ -40,8 +39,14 @@ Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& 
                                  .width = o.config.width,
                                  .parts_of_context = layout.sequence ? layout.tensor : 1};
   PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence = layout.sequence}, G{o.config}}};
-  Sharded<PipelineStage<Split>, S, P> model{mesh, device, std::move(stage), {.context_attention = layout.attention}};
+  Sharded<PipelineStage<Split>, S, P, D> model{mesh, device, std::move(stage), {.context_attention = layout.attention}};
   return record(model, mesh.data(), o);
+}
+
+template <class G, Stage S, class P = Fp32>
+Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& o) {
+  Cpu device;
+  return train_on_mesh<G, S, P>(world, device, layout, o);
 }
 
 }  // namespace test

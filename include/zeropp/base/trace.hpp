@@ -57,6 +57,8 @@ class Recorder {
   int rank() const { return rank_; }
   double now() const { return clock_(); }
   const std::vector<Span>& spans() const { return spans_; }
+  /// Adds a span that was measured elsewhere, on this clock.
+  void add(Span span) { spans_.push_back(std::move(span)); }
   /// Forgets what was recorded, of a warm-up; not while something is being recorded.
   void clear() { spans_.clear(); }
 

@@ -135,8 +135,9 @@ class Cuda {
     return companions_.of<T>(*this);
   }
 
-  /// Times of operations; empty unless CudaOptions asked for them. An operation that runs others counts twice.
+  /// Times of operations, and of communication; empty unless CudaOptions asked for them.
   CudaProfile& profile() { return profile_; }
+  bool profiles() const { return profiles_; }
 
  private:
   static int selected(int ordinal) {

@@ -94,7 +94,11 @@ class GpuBackend : public CommBackend {
     ready_.record(device_.stream());
     ready_.hold(stream_.get());
     slot.begun.record(stream_.get());
+    if (device_.profiles())
+      device_.profile().begin({.name = name_of(op.kind), .bytes = static_cast<double>(bytes(op.count, op))},
+                              stream_.get(), SpanKind::collective);
     work(stream_.get());
+    if (device_.profiles()) device_.profile().end(stream_.get());
     slot.ended.record(stream_.get());
     const std::lock_guard lock(slots_mutex_);
     slot.complete = true;
