@@ -40,6 +40,9 @@ torch() { timeout 200 python3 "$root/bench/peers/torch_gpt2.py" --steps $steps "
     "$programs/$program" 2>&1
     echo '```'
   done
+  printf '\n## PyTorch at the same shapes\n\n```\n'
+  timeout 200 python3 "$root/bench/peers/torch_kernels.py" 2>&1
+  printf '```\n'
   printf '\n## Training steps\n\nGPT-2 124M and 1558M, context 1024, random tokens, bf16; a line a run.\n\n```\n'
   for batch in ${quick:+64} ${quick:-32 64 96}; do
     [ "$batch" = 1 ] && continue

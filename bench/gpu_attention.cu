@@ -120,20 +120,22 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
                                 Contender{"tiles", AttentionBackend::tiles, true}}) {
     attention.options = {.backend = contender.backend, .deterministic = contender.deterministic};
     if (contender.backend == AttentionBackend::cudnn && !kernels::make_attention_provider) continue;
-    const auto views = [&](int n, auto call) {
+    const auto views = [&](const char* direction, int n, auto call) {
+      Pool::Program program(gpu.pool(), text(direction, contender.name, " ", s.batch, " ", s.heads, " ", s.head_size));
       const Set& set = sets[static_cast<std::size_t>(n) % sets.size()];
       bf16 *const x = set.qkv.data(), *const d = set.dqkv.data();
       call(set, x, d);
+      program.finish();  // memory for workspace, from the second call on, as in a step
     };
     const auto key_at = heads, value_at = heads + s.kv_heads * s.head_size;
     const auto forward = [&](int n) {
-      views(n, [&](const Set& set, const bf16* x, bf16*) {
+      views("forward ", n, [&](const Set& set, const bf16* x, bf16*) {
         kernels::causal_attention_forward<Cuda, bf16>(gpu, s, {x, width}, {x + key_at, width}, {x + value_at, width},
                                                       {set.out.data(), heads}, set.lse.data());
       });
     };
     const auto backward = [&](int n) {
-      views(n, [&](const Set& set, const bf16* x, bf16* d) {
+      views("backward ", n, [&](const Set& set, const bf16* x, bf16* d) {
         kernels::causal_attention_backward<Cuda, bf16>(
             gpu, s, {x, width}, {x + key_at, width}, {x + value_at, width}, {set.out.data(), heads}, set.lse.data(),
             {set.dout.data(), heads}, {d, width}, {d + key_at, width}, {d + value_at, width});

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
 // --profile where the time goes. Prints one line of JSON.
-//   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--profile]
+//   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--fp32]
+//   [--profile]
 //   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
 //   pass
 //   --trace FILE                                   one more step as a timeline of the GPU, for Perfetto
+//   --warmup-rate N                                steps of a linear warm-up of the learning rate
 //   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
 //   --save-weights W                               writes the first weights and stops
 //   --attention best|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
@@ -27,8 +29,8 @@ struct Settings {
   std::string model = "124M", tokens, curve, weights, save_weights, trace;
   std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
   std::int64_t batch = 8, accumulate = 1;
-  int steps = 20, warmup = 4, stage = 0;
-  bool recompute = false, profile = false, bf16_gradients = false, any_order = false, reduce_once = false;
+  int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
+  bool recompute = false, profile = false, bf16_gradients = false, fp32 = false, any_order = false, reduce_once = false;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
@@ -85,7 +87,8 @@ void run(const Settings& s, const World& world) {
     batch.fill(tokens, labels);
     const auto of_step = model.train(batch, {.micro_batches = s.accumulate});
     const auto clip = clip_by_global_norm(model, 1.0f);
-    adam.step(3e-4f, clip);
+    adam.step(3e-4f * std::min(1.0f, static_cast<float>(steps_done) / static_cast<float>(std::max(1, s.warmup_rate))),
+              clip);
     loss = of_step.mean(), norm = clip.norm;
   };
   if (!s.curve.empty()) {
@@ -165,6 +168,7 @@ int main(int argc, char** argv) {
     if (flag == "--context") s.context = number(i);
     if (flag == "--steps") s.steps = static_cast<int>(number(i));
     if (flag == "--warmup") s.warmup = static_cast<int>(number(i));
+    if (flag == "--warmup-rate") s.warmup_rate = static_cast<int>(number(i));
     if (flag == "--stage") s.stage = static_cast<int>(number(i));
     if (flag == "--attention") {
       const std::string name = i + 1 < argc ? argv[i + 1] : "";
@@ -181,9 +185,11 @@ int main(int argc, char** argv) {
     if (flag == "--any-order") s.any_order = true;
     if (flag == "--recompute") s.recompute = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;
+    if (flag == "--fp32") s.fp32 = true;
     if (flag == "--profile") s.profile = true;
   }
   return launch(argc, argv, [&](World& world) {
+    if (s.fp32) return with_blocks<Stage::none, Fp32>(s, world);
     if (s.bf16_gradients) return with_blocks<Stage::none, Bf16Gradients>(s, world);
     switch (s.stage) {
       case 0: return with_blocks<Stage::none, Bf16>(s, world);

@@ -74,6 +74,8 @@ def arguments():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--warmup-rate", type=int, default=0, help="steps of a linear warm-up of the learning rate")
+    parser.add_argument("--fp32", action="store_true", help="float32 throughout, without TF32")
     parser.add_argument("--weights", help="safetensors to begin with, under Hugging Face's names")
     parser.add_argument("--tokens", help="uint16 tokens behind a header of 1024 bytes")
     parser.add_argument("--curve", help="file for the loss of every step")
@@ -122,14 +124,14 @@ def main():
     torch.backends.cuda.enable_flash_sdp(a.attention == "flash")
     torch.backends.cuda.enable_cudnn_sdp(a.attention == "cudnn")
     torch.backends.cuda.enable_mem_efficient_sdp(False)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest" if a.fp32 else "high")
     torch.manual_seed(1)
     layers, heads, width = SIZES[a.model]
     model = Gpt(layers, heads, width, a.context).cuda()
     if a.weights:
         load(model, a.weights)
     parameters = sum(p.numel() for p in model.parameters())
-    autocast = True
+    autocast = not a.fp32
     if a.mode == "fsdp2" and world > 1:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
@@ -176,6 +178,8 @@ def main():
     if a.curve:
         with open(a.curve, "w") as out:
             for step in range(a.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = a.lr * min(1, (step + 1) / max(1, a.warmup_rate))
                 loss, norm = train(batch(step))
                 out.write(f"{step + 1} {loss.item():.6f} {float(norm):.6f}\n")
         return

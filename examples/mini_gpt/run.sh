@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Trains a small GPT on two novels with ZeRO-2 on two thread ranks: installs what is missing (Debian), builds, runs.
+# Trains a small GPT on two novels with ZeRO-2 on two thread ranks, or one for each GPU: installs what is missing (Debian), builds, runs.
 # Arguments pass through to mini_gpt and override these: --steps 50 --zero 3 --ranks 4, --help for all of them.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -24,10 +24,15 @@ for argument in "$@"; do  # the last --out counts
   if [ "$previous" = --out ]; then out=$argument; fi
   previous=$argument
 done
+ranks=2
+if command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  gpus=$(nvidia-smi -L 2> /dev/null | wc -l)
+  if [ "$gpus" -gt 0 ]; then ranks=$gpus; fi
+fi
 program=$(find "$build/examples" -name mini_gpt -type f -perm -u+x | head -n 1)
 started=$(mktemp)
 trap 'rm -f "$started"' EXIT
-"$program" --data "$root/examples/mini_gpt/data" --ranks 2 --zero 2 --out "$out" "$@"
+"$program" --data "$root/examples/mini_gpt/data" --ranks "$ranks" --zero 2 --out "$out" "$@"
 
 # What compressors need for the same held-out text, written by the run.
 heldout=$out/heldout.txt

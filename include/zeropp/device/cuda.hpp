@@ -16,6 +16,7 @@
 
 #include <zeropp/device/cuda/faults.hpp>
 #include <zeropp/device/cuda/profile.hpp>
+#include <zeropp/device/cuda/range.hpp>
 #include <zeropp/device/cuda/runtime.hpp>
 #include <zeropp/device/device.hpp>
 
@@ -80,6 +81,7 @@ class Companions {
 class Cuda {
  public:
   static constexpr bool dry = false, cuda = true;
+  using Range = CudaRange;  ///< the engine opens one for each layer
 
   explicit Cuda(CudaOptions options = {})
       : ordinal_(selected(options.ordinal)),

@@ -146,9 +146,19 @@ class Residency : public Context<D, P> {
   }
 
  private:
-  Recording recording(int site) const {
+  /// Of what runs while it lives; on GPUs for their tools too.
+  auto recording(int site) const {
     auto* recorder = site < 0 ? nullptr : residents_->recorder;
-    return {recorder, SpanKind::unit, recorder ? residents_->name_of(site) : std::string()};
+    if constexpr (requires { typename D::Range; }) {
+      struct Both {
+        Recording recording;
+        typename D::Range range;
+      };
+      const auto name = site >= 0 && (recorder || D::Range::watched()) ? residents_->name_of(site) : std::string();
+      return Both{{recorder, SpanKind::unit, name}, typename D::Range(name)};
+    } else {
+      return Recording(recorder, SpanKind::unit, recorder ? residents_->name_of(site) : std::string());
+    }
   }
   Base& base() { return *this; }  // inside a unit nobody stands between any more
 

@@ -214,7 +214,9 @@ class Sharded {
     int in_model = 0;
     if constexpr (Pipelined<L>)
       if (pipeline_.size() > 1) in_model = layer_.parameters_in_model();
-    return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
+    return guarded("sum over gradients", [&] {
+      return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
+    });
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
