@@ -156,6 +156,7 @@ TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ran
   same_bits_everywhere<Fp32>();
 }
 TEST_CASE("bf16: the same with masters, moments and remainders") { same_bits_everywhere<Bf16>(); }
+TEST_CASE("bf16 without masters: the same with weights and moments") { same_bits_everywhere<Bf16Stochastic>(); }
 TEST_CASE("fp64: the same") {
   const Folder folder;
   const auto bits = save_at<Fp64>(folder.path(), 2, Stage::gradients);
@@ -171,6 +172,7 @@ TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bi
       with_stage(stage, [&]<Stage S>() {
         gpt_resumes<S, Fp32>(folder / "fp32", ranks);
         gpt_resumes<S, Bf16>(folder / "bf16", ranks);
+        gpt_resumes<S, Bf16Stochastic>(folder / "bf16-stochastic", ranks);
       });
     }
 }
@@ -196,6 +198,41 @@ TEST_CASE("masters survive a change of precision exactly; a narrower one is refu
     const auto before = c.bits();
     CHECK(contains(sentence_of([&] { c.resume(third); }), "is F64, which float32 does not hold exactly"));
     CHECK(c.bits() == before);
+  });
+}
+
+TEST_CASE("weights without masters are read exactly by wider precisions; masters are refused where there is no room") {
+  const Folder narrow, split, fp32;
+  run_ranks(2, limit, [&](Comm comm) {
+    Run<Stage::gradients, Bf16Stochastic> a(comm);
+    Checkpoints first{comm, narrow.path()};
+    a.train(3).save(first, {.step = 3});
+    Run<Stage::parameters, Bf16> b(comm, 2);
+    Run<Stage::none> c(comm, 3);
+    REQUIRE(b.resume(first));
+    REQUIRE(c.resume(first));
+    Checkpoints second{comm, split.path()}, third{comm, fp32.path()};
+    b.save(second, {.step = 3});
+    c.save(third, {.step = 3});
+    Run<Stage::none> through(comm, 4);
+    REQUIRE(through.resume(second));
+    CHECK(through.bits() == c.bits());  // remainders were zero
+
+    const auto before = a.bits();
+    CHECK(
+        contains(sentence_of([&] { a.resume(second); }), "holds fp32 masters (bf16), which bf16-stochastic does not"));
+    CHECK(contains(sentence_of([&] { a.resume(third); }), "holds fp32 masters (fp32), which bf16-stochastic does not"));
+    CHECK(a.bits() == before);
+    a.train(2);
+    load_weights(fp32 / "step-00000003", a.model);
+    Run<Stage::none, Bf16Stochastic> again(comm, 5);
+    REQUIRE(again.resume(first));
+    for (std::size_t u = 0; u < again.model.units().size(); ++u) {
+      auto one = a.model.units()[u].lease();
+      const auto wanted = again.model.units()[u].whole(), got = a.model.units()[u].whole();
+      for (std::int64_t i = 0; i < again.model.units()[u].size(); ++i)
+        REQUIRE(got[static_cast<std::size_t>(i)].bits == wanted[static_cast<std::size_t>(i)].bits);
+    }
   });
 }
 

@@ -67,6 +67,15 @@ TEST_CASE("bf16 weights over an exact master: the same bytes at every stage") {
   CHECK(narrow != base);
 }
 
+TEST_CASE("weights rounded stochastically: the same bytes at every stage, with any number of compute threads") {
+  for (int ranks : {1, 3}) {
+    const auto base = on_threads<Plain, Bf16Stochastic>(ranks, Stage::none, {.micro_batches = 2});
+    for (auto stage : all_stages) CHECK(on_threads<Plain, Bf16Stochastic>(ranks, stage, {.micro_batches = 2}) == base);
+    CHECK(on_threads<Plain, Bf16Stochastic>(ranks, Stage::parameters, {.micro_batches = 2, .threads = 2}) == base);
+    CHECK(on_threads<Plain, Bf16Gradients>(ranks, Stage::none, {.micro_batches = 2}) != base);
+  }
+}
+
 TEST_CASE("initial weights depend on neither stage nor number of ranks") {
   const RunOptions untrained{.steps = 0};
   const auto one = on_threads<Plain>(1, Stage::none, untrained);

@@ -23,6 +23,7 @@
 #include <zeropp/comm/thread.hpp>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/cross_entropy_split.hpp>
