@@ -68,7 +68,7 @@ TEST_CASE("the numbers that round are Philox's, in halves, wherever a call begin
   const Random random(seed, RandomPurpose::stochastic_rounding, stream, 5);
   for (std::uint64_t first : {std::uint64_t{0}, std::uint64_t{3}, (std::uint64_t{1} << 32) - 4}) {
     std::uint16_t halves[64];
-    random.halves<8>(first, halves);
+    kernels::random_halves<8>(random, first, halves);
     for (std::uint64_t i = 0; i < 64; ++i) {
       const auto word = random.bits(4 * first + i / 2);
       CHECK(halves[i] == static_cast<std::uint16_t>(i % 2 ? word >> 16 : word));

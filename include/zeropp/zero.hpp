@@ -33,6 +33,7 @@
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/positions.hpp>
+#include <zeropp/kernels/random_halves.hpp>
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>

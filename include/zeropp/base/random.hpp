@@ -62,30 +62,8 @@ class Random {
   constexpr std::uint16_t half(std::uint64_t index) const {
     return static_cast<std::uint16_t>(block(index / 8)[index % 8 / 2] >> index % 2 * 16);
   }
-  /// half(8 · first) to half(8 · (first + Blocks) - 1). Blocks are computed side by side: compilers vectorise over
-  /// them.
-  template <std::size_t Blocks>
-  void halves(std::uint64_t first, std::uint16_t* out) const {
-    std::uint32_t a[Blocks], b[Blocks], c[Blocks], d[Blocks];
-    for (std::size_t i = 0; i < Blocks; ++i) {
-      a[i] = static_cast<std::uint32_t>(first + i), b[i] = static_cast<std::uint32_t>((first + i) >> 32);
-      c[i] = step_[0], d[i] = step_[1];
-    }
-    auto key = key_;
-    for (int round = 0; round < detail::philox_rounds; ++round) {
-      for (std::size_t i = 0; i < Blocks; ++i) {
-        const std::uint64_t x = detail::philox_a * a[i], y = detail::philox_b * c[i];
-        a[i] = static_cast<std::uint32_t>(y >> 32) ^ b[i] ^ key[0], b[i] = static_cast<std::uint32_t>(y);
-        c[i] = static_cast<std::uint32_t>(x >> 32) ^ d[i] ^ key[1], d[i] = static_cast<std::uint32_t>(x);
-      }
-      key = detail::philox_next(key);
-    }
-    for (std::size_t i = 0; i < Blocks; ++i)
-      for (const auto word : {a[i], b[i], c[i], d[i]}) {
-        *out++ = static_cast<std::uint16_t>(word);
-        *out++ = static_cast<std::uint16_t>(word >> 16);
-      }
-  }
+  constexpr std::array<std::uint32_t, 2> key() const { return key_; }    ///< for kernels/random_halves.hpp
+  constexpr std::array<std::uint32_t, 2> step() const { return step_; }  ///< the upper half of its counters
 
   /// Uniform in [0, 1), 24 bits.
   constexpr float uniform(std::uint64_t index) const { return static_cast<float>(bits(index) >> 8) * 0x1p-24f; }

@@ -11,6 +11,7 @@
 
 #include <zeropp/base/random.hpp>
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/random_halves.hpp>
 
 namespace zeropp::kernels {
 
@@ -32,12 +33,11 @@ inline Random rounding_bits(std::uint64_t seed, std::uint64_t stream, std::uint6
 
 /// w[i] = masters[i] rounded by the bits of element first + i, for n elements of a block.
 inline void round_block(const float* masters, bf16* w, std::int64_t n, const Random& random, std::uint64_t first) {
-  constexpr int per_call = 8;  // blocks of the generator; one more where the first is not whole
-  std::uint16_t halves[adam_block + 8], high[adam_block];
+  constexpr auto blocks = adam_block / 8;  // of the generator; more where the first is not whole
+  std::uint16_t halves[2 * adam_block], high[adam_block];
   std::uint32_t bits[adam_block];
-  static_assert(per_call * 8 == adam_block);
-  random.halves<per_call>(first / 8, halves);
-  if (first % 8) random.halves<1>(first / 8 + per_call, halves + adam_block);
+  random_halves<blocks>(random, first / 8, halves);
+  if (first % 8) random_halves<blocks>(random, first / 8 + blocks, halves + adam_block);
   std::memcpy(bits, masters, sizeof bits);
   const std::uint16_t* random_of = halves + first % 8;
   for (int i = 0; i < adam_block; ++i) {  // rounded_stochastically, on plain integers: loops over bf16 do not vectorise
