@@ -160,13 +160,11 @@ void adam_stochastic(Cuda& gpu, const char* name, std::int64_t n, std::int64_t f
   const kernels::AdamStep step{
       .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
   row(gpu, name, static_cast<double>(n) * 22, [&](int i) {
-    kernels::adam_stochastic(gpu,
-                             kernels::AdamSpan<bf16, bf16, float>{.weight = w.span(i),
-                                                                  .remainder = {},
-                                                                  .gradient = g.span(i),
-                                                                  .first = m.span(i),
-                                                                  .second = v.span(i)},
-                             std::span<const kernels::AdamStochasticRun>(runs), step, 7, 1);
+    kernels::adam_stochastic(
+        gpu,
+        kernels::AdamSpan<bf16, bf16, float>{
+            .weight = w.span(i), .remainder = {}, .gradient = g.span(i), .first = m.span(i), .second = v.span(i)},
+        std::span<const kernels::AdamStochasticRun>(runs), step, 7, 1);
   });
 }
 
