@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+
 #include "support/checkpoints.hpp"
 #include "support/tiny_gpt.hpp"
 
@@ -150,7 +152,85 @@ void gpt_resumes(const std::string& folder, int ranks) {
   });
 }
 
+/// Weights after steps of Adam whose gradients are given, element by element, and which round stochastically. From a
+/// checkpoint in `load`, if that is said; another is left in `save`.
+std::string rounded(int ranks, Stage stage, int steps, const std::string& load, const std::string& save) {
+  std::string bits;
+  run_ranks(ranks, limit, [&](Comm comm) {
+    with_stage(stage, [&]<Stage S>() {
+      Cpu device;
+      Sharded<Layers, S, Bf16Stochastic> model{comm, device, layers(), {.seed = 5}};
+      FusedAdam adam{model, {}};
+      if (!load.empty()) {
+        Checkpoints store{comm, load};
+        REQUIRE(store.resume(model, adam));
+      }
+      for (int step = 0; step < steps; ++step) {
+        for (auto& unit : model.units()) {
+          const Random random(6, RandomPurpose::test, static_cast<std::uint64_t>(unit.index()),
+                              static_cast<std::uint64_t>(model.step()));
+          auto at = unit.update().begin;
+          for (auto& g : unit.gradients())
+            g = bf16(at < unit.size() ? random.uniform(static_cast<std::uint64_t>(at)) - 0.5f : 0.0f), ++at;
+        }
+        adam.step(1e-3f);
+      }
+      std::string mine;
+      for (auto& unit : model.units()) {
+        auto lease = unit.lease();
+        mine.append(reinterpret_cast<const char*>(unit.whole().data()), static_cast<std::size_t>(unit.size()) * 2);
+      }
+      if (!save.empty()) Checkpoints{comm, save}.save(model, adam, {.step = model.step()});
+      if (comm.rank() == 0) bits = mine;
+    });
+  });
+  return bits;
+}
+
 }  // namespace
+
+TEST_CASE("the bits of stochastic rounding depend on neither ranks nor stage, and go on after a checkpoint on others") {
+  const auto six = rounded(1, Stage::none, 6, {}, {});
+  CHECK(six != rounded(1, Stage::none, 5, {}, {}));
+  for (int ranks : {1, 2, 3, 17})
+    for (auto stage : stages) {
+      CAPTURE(ranks);
+      CAPTURE(static_cast<int>(stage));
+      CHECK(rounded(ranks, stage, 6, {}, {}) == six);
+      const Folder folder;
+      rounded(ranks, stage, 3, {}, folder.path());
+      CHECK(rounded(2, Stage::gradients, 3, folder.path(), {}) == six);
+      CHECK(rounded(3, Stage::parameters, 3, folder.path(), {}) == six);
+    }
+}
+
+TEST_CASE("those bits are numbered by seed, step, parameter and element") {
+  Cpu device;
+  auto decaying = layers();
+  for (auto* layer : {&decaying.a, &decaying.b, &decaying.c})
+    for (auto& p : layer->list) p.decay = true;
+  Sharded<Layers, Stage::none, Bf16Stochastic> model{Comm{}, device, std::move(decaying), {.seed = 5}};
+  FusedAdam adam{model, {.weight_decay = 0.1f}};
+  for (std::uint64_t step = 1; step <= 3; ++step) {
+    std::vector<std::vector<bf16>> expected;  // without gradients a step is one product
+    for (auto& unit : model.units()) {
+      std::ranges::fill(unit.gradients(), bf16(0.0f));
+      auto& weights = expected.emplace_back(unit.whole().begin(), unit.whole().end());
+      for (auto* p : unit.parameters()) {
+        const Random random(5, RandomPurpose::stochastic_rounding, hash_of(p->name), step);
+        for (std::int64_t i = 0; i < p->size(); ++i) {
+          auto& w = weights[static_cast<std::size_t>(p->offset + i)];
+          w = rounded_stochastically(static_cast<float>(w) * static_cast<float>(1 - 0.125 * static_cast<double>(0.1f)),
+                                     random.half(static_cast<std::uint64_t>(i)));
+        }
+      }
+    }
+    adam.step(0.125f);
+    for (std::size_t u = 0; u < expected.size(); ++u)
+      for (std::size_t i = 0; i < expected[u].size(); ++i)
+        CHECK(model.units()[u].whole()[i].bits == expected[u][i].bits);
+  }
+}
 
 TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ranks and stage load the same bits") {
   same_bits_everywhere<Fp32>();
