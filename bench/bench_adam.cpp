@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/train/machine.hpp>
 
@@ -43,6 +44,20 @@ void adam(benchmark::State& state) {
 }
 BENCHMARK(adam<float>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(2);
 BENCHMARK(adam<bf16>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(2);
+
+void adam_stochastic(benchmark::State& state) {
+  std::vector<bf16> weight(count, bf16(0.5f)), gradient(count, bf16(0.01f));
+  std::vector<float> first(count), second(count, 1e-4f);
+  const kernels::AdamStep step{.learning_rate = 1e-4f, .bias_correction1 = 0.5, .bias_correction2 = 0.5};
+  const kernels::AdamStochasticRun run{{0, count}, 0.1f, 1, 0};
+  std::uint64_t number = 0;
+  copy_bandwidth();
+  for (auto _ : state)
+    kernels::adam_stochastic(device(), kernels::AdamSpan<bf16, bf16, float>{weight, {}, gradient, first, second},
+                             std::span{&run, 1}, step, 7, ++number);
+  report(state, static_cast<double>(count) * 22);
+}
+BENCHMARK(adam_stochastic)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(2);
 
 void norm(benchmark::State& state) {
   const std::vector<float> gradient(count, 0.01f);

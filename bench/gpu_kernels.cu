@@ -10,6 +10,7 @@
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
@@ -150,6 +151,23 @@ void adam(Cuda& gpu, const char* name, std::int64_t n, std::int64_t shift) {
   });
 }
 
+/// `first`: index of the first element in its tensor.
+void adam_stochastic(Cuda& gpu, const char* name, std::int64_t n, std::int64_t first) {
+  const Rotating<bf16> w(gpu, n, 1), g(gpu, n, 11);
+  const Rotating<float> m(gpu, n, 21), v(gpu, n, 31, true);
+  const std::vector<kernels::AdamStochasticRun> runs{
+      {{0, n / 2}, 0.1f, 1, first}, {{n / 2, n / 2 + 3072}, 0.0f, 2, 0}, {{n / 2 + 3072, n}, 0.1f, 3, first}};
+  const kernels::AdamStep step{
+      .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
+  row(gpu, name, static_cast<double>(n) * 22, [&](int i) {
+    kernels::adam_stochastic(
+        gpu,
+        kernels::AdamSpan<bf16, bf16, float>{
+            .weight = w.span(i), .remainder = {}, .gradient = g.span(i), .first = m.span(i), .second = v.span(i)},
+        std::span<const kernels::AdamStochasticRun>(runs), step, 7, 1);
+  });
+}
+
 void norms(Cuda& gpu, std::int64_t n, std::int64_t width) {
   const auto size = n * width;
   const Rotating<bf16> x(gpu, size, 1), y(gpu, size, 11), dy(gpu, size, 21), onto(gpu, size, 31);
@@ -238,6 +256,8 @@ int main() {
   adam<bf16, bf16>(gpu, "adam bf16, gradients bf16, 40M", 40'000'000, 0);
   adam<bf16, float>(gpu, "adam bf16, gradients float, 40M", 40'000'000, 0);
   adam<float, float>(gpu, "adam float, 40M", 40'000'000, 0);
+  adam_stochastic(gpu, "adam bf16 without masters, 40M", 40'000'000, 0);
+  adam_stochastic(gpu, "the same, cut at an odd element", 40'000'000, 12345);
   adam<bf16, bf16>(gpu, "adam bf16, a block of 7M", 7'087'872, 0);
   adam<bf16, bf16>(gpu, "adam bf16, weights not aligned, 40M", 40'000'000, 1);
   embeddings(gpu, 65536, 768);

@@ -140,6 +140,26 @@ TEST_CASE("bf16: rounds to nearest, ties to even, for every dropped half of many
   }
 }
 
+TEST_CASE("bf16: stochastic rounding goes up for as many of its 65,536 random values as the fraction has") {
+  for (std::uint32_t high : {0x0000u, 0x8000u, 0x3f80u, 0xbf80u, 0x3fffu, 0x7f7fu, 0x0001u, 0x807fu})
+    for (std::uint32_t low : {0u, 1u, 77u, 0x7fffu, 0x8000u, 0xffffu}) {
+      std::uint32_t up = 0, other = 0;
+      for (std::uint32_t random = 0; random < 0x10000u; ++random) {
+        const auto bits = rounded_stochastically(float_of(high << 16 | low), static_cast<std::uint16_t>(random)).bits;
+        up += bits == high + 1;
+        other += bits != high && bits != high + 1;
+      }
+      CHECK(up == low);
+      CHECK(other == 0);
+    }
+  const auto infinity = std::numeric_limits<float>::infinity();
+  for (std::uint16_t random : {0, 1, 0x8000, 0xffff}) {
+    CHECK(static_cast<float>(rounded_stochastically(-infinity, random)) == -infinity);
+    for (std::uint32_t payload : {1u, 0xffffu, 0x7fffffu})
+      CHECK(std::isnan(static_cast<float>(rounded_stochastically(float_of(0xff800000u | payload), random))));
+  }
+}
+
 TEST_CASE("SplitMaster: weight and remainder give back every master, bit for bit") {
   std::int64_t wrong = 0, far = 0;
   auto check = [&](std::uint32_t pattern) {
@@ -229,4 +249,3 @@ TEST_CASE("uniform numbers fill [0, 1), normal numbers have the moments of the n
   CHECK(std::abs(neighbours / count) < 5 / root);
   CHECK(std::abs(static_cast<double>(beyond_two) / count - 0.0455003) < 5 * std::sqrt(0.0455 * 0.9545) / root);
 }
-

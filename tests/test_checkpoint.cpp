@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+
 #include "support/checkpoints.hpp"
 #include "support/tiny_gpt.hpp"
 
@@ -150,12 +152,91 @@ void gpt_resumes(const std::string& folder, int ranks) {
   });
 }
 
+/// Weights after steps of Adam whose gradients are given, element by element, and which round stochastically. From a
+/// checkpoint in `load`, if that is said; another is left in `save`.
+std::string rounded(int ranks, Stage stage, int steps, const std::string& load, const std::string& save) {
+  std::string bits;
+  run_ranks(ranks, limit, [&](Comm comm) {
+    with_stage(stage, [&]<Stage S>() {
+      Cpu device;
+      Sharded<Layers, S, Bf16Stochastic> model{comm, device, layers(), {.seed = 5}};
+      FusedAdam adam{model, {}};
+      if (!load.empty()) {
+        Checkpoints store{comm, load};
+        REQUIRE(store.resume(model, adam));
+      }
+      for (int step = 0; step < steps; ++step) {
+        for (auto& unit : model.units()) {
+          const Random random(6, RandomPurpose::test, static_cast<std::uint64_t>(unit.index()),
+                              static_cast<std::uint64_t>(model.step()));
+          auto at = unit.update().begin;
+          for (auto& g : unit.gradients())
+            g = bf16(at < unit.size() ? random.uniform(static_cast<std::uint64_t>(at)) - 0.5f : 0.0f), ++at;
+        }
+        adam.step(1e-3f);
+      }
+      std::string mine;
+      for (auto& unit : model.units()) {
+        auto lease = unit.lease();
+        mine.append(reinterpret_cast<const char*>(unit.whole().data()), static_cast<std::size_t>(unit.size()) * 2);
+      }
+      if (!save.empty()) Checkpoints{comm, save}.save(model, adam, {.step = model.step()});
+      if (comm.rank() == 0) bits = mine;
+    });
+  });
+  return bits;
+}
+
 }  // namespace
+
+TEST_CASE("the bits of stochastic rounding depend on neither ranks nor stage, and go on after a checkpoint on others") {
+  const auto six = rounded(1, Stage::none, 6, {}, {});
+  CHECK(six != rounded(1, Stage::none, 5, {}, {}));
+  for (int ranks : {1, 2, 3, 17})
+    for (auto stage : stages) {
+      CAPTURE(ranks);
+      CAPTURE(static_cast<int>(stage));
+      CHECK(rounded(ranks, stage, 6, {}, {}) == six);
+      const Folder folder;
+      rounded(ranks, stage, 3, {}, folder.path());
+      CHECK(rounded(2, Stage::gradients, 3, folder.path(), {}) == six);
+      CHECK(rounded(3, Stage::parameters, 3, folder.path(), {}) == six);
+    }
+}
+
+TEST_CASE("those bits are numbered by seed, step, parameter and element") {
+  Cpu device;
+  auto decaying = layers();
+  for (auto* layer : {&decaying.a, &decaying.b, &decaying.c})
+    for (auto& p : layer->list) p.decay = true;
+  Sharded<Layers, Stage::none, Bf16Stochastic> model{Comm{}, device, std::move(decaying), {.seed = 5}};
+  FusedAdam adam{model, {.weight_decay = 0.1f}};
+  for (std::uint64_t step = 1; step <= 3; ++step) {
+    std::vector<std::vector<bf16>> expected;  // without gradients a step is one product
+    for (auto& unit : model.units()) {
+      std::ranges::fill(unit.gradients(), bf16(0.0f));
+      auto& weights = expected.emplace_back(unit.whole().begin(), unit.whole().end());
+      for (auto* p : unit.parameters()) {
+        const Random random(5, RandomPurpose::stochastic_rounding, hash_of(p->name), step);
+        for (std::int64_t i = 0; i < p->size(); ++i) {
+          auto& w = weights[static_cast<std::size_t>(p->offset + i)];
+          w = rounded_stochastically(static_cast<float>(w) * static_cast<float>(1 - 0.125 * static_cast<double>(0.1f)),
+                                     random.half(static_cast<std::uint64_t>(i)));
+        }
+      }
+    }
+    adam.step(0.125f);
+    for (std::size_t u = 0; u < expected.size(); ++u)
+      for (std::size_t i = 0; i < expected[u].size(); ++i)
+        CHECK(model.units()[u].whole()[i].bits == expected[u][i].bits);
+  }
+}
 
 TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ranks and stage load the same bits") {
   same_bits_everywhere<Fp32>();
 }
 TEST_CASE("bf16: the same with masters, moments and remainders") { same_bits_everywhere<Bf16>(); }
+TEST_CASE("bf16 without masters: the same with weights and moments") { same_bits_everywhere<Bf16Stochastic>(); }
 TEST_CASE("fp64: the same") {
   const Folder folder;
   const auto bits = save_at<Fp64>(folder.path(), 2, Stage::gradients);
@@ -171,6 +252,7 @@ TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bi
       with_stage(stage, [&]<Stage S>() {
         gpt_resumes<S, Fp32>(folder / "fp32", ranks);
         gpt_resumes<S, Bf16>(folder / "bf16", ranks);
+        gpt_resumes<S, Bf16Stochastic>(folder / "bf16-stochastic", ranks);
       });
     }
 }
@@ -196,6 +278,41 @@ TEST_CASE("masters survive a change of precision exactly; a narrower one is refu
     const auto before = c.bits();
     CHECK(contains(sentence_of([&] { c.resume(third); }), "is F64, which float32 does not hold exactly"));
     CHECK(c.bits() == before);
+  });
+}
+
+TEST_CASE("weights without masters are read exactly by wider precisions; masters are refused where there is no room") {
+  const Folder narrow, split, fp32;
+  run_ranks(2, limit, [&](Comm comm) {
+    Run<Stage::gradients, Bf16Stochastic> a(comm);
+    Checkpoints first{comm, narrow.path()};
+    a.train(3).save(first, {.step = 3});
+    Run<Stage::parameters, Bf16> b(comm, 2);
+    Run<Stage::none> c(comm, 3);
+    REQUIRE(b.resume(first));
+    REQUIRE(c.resume(first));
+    Checkpoints second{comm, split.path()}, third{comm, fp32.path()};
+    b.save(second, {.step = 3});
+    c.save(third, {.step = 3});
+    Run<Stage::none> through(comm, 4);
+    REQUIRE(through.resume(second));
+    CHECK(through.bits() == c.bits());  // remainders were zero
+
+    const auto before = a.bits();
+    CHECK(
+        contains(sentence_of([&] { a.resume(second); }), "holds fp32 masters (bf16), which bf16-stochastic does not"));
+    CHECK(contains(sentence_of([&] { a.resume(third); }), "holds fp32 masters (fp32), which bf16-stochastic does not"));
+    CHECK(a.bits() == before);
+    a.train(2);
+    load_weights(fp32 / "step-00000003", a.model);
+    Run<Stage::none, Bf16Stochastic> again(comm, 5);
+    REQUIRE(again.resume(first));
+    for (std::size_t u = 0; u < again.model.units().size(); ++u) {
+      auto one = a.model.units()[u].lease();
+      const auto wanted = again.model.units()[u].whole(), got = a.model.units()[u].whole();
+      for (std::int64_t i = 0; i < again.model.units()[u].size(); ++i)
+        REQUIRE(got[static_cast<std::size_t>(i)].bits == wanted[static_cast<std::size_t>(i)].bits);
+    }
   });
 }
 

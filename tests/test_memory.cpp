@@ -77,7 +77,7 @@ void check(int ranks) {
       const auto tied = static_cast<std::size_t>(ceil_div(61 * 24, ranks));
       CHECK(m.kept[Purpose::gradients] ==
             sizeof(typename P::Gradient) * ((S >= Stage::gradients ? share : whole) + tied));
-      CHECK(m.kept[Purpose::states] == (std::is_same_v<typename P::Weight, bf16> ? 10 : 8) * states);
+      CHECK(m.kept[Purpose::states] == (P::keeps_remainder ? 10 : 8) * states);
       // The padding: less than one element a rank and unit (two tables, three blocks, the last norm).
       CHECK(m.padded - m.parameters < 6 * ranks);
     }
@@ -100,6 +100,19 @@ TEST_CASE("fp32: 4 + 4 + 8 bytes a parameter, partitioned by stage; the dry plan
 TEST_CASE("bf16: 2 + 4 + 10 bytes with gradients in fp32, 2 + 2 + 10 with gradients in bf16") {
   check_stages<Plain, Bf16>(2);
   check_stages<Plain, Bf16Gradients>(2);
+}
+
+TEST_CASE("bf16 rounded stochastically: 2 + 2 + 8 = 12 bytes a parameter, padding and a tied table's share beside") {
+  check_stages<Plain, Bf16Stochastic>(2);
+  const auto kept = [](auto measured) { return measured.kept.total() - measured.kept[Purpose::buffers]; };
+  Dry one, of_seven;
+  const std::size_t table = 61 * 24;
+  const auto a = measure<Plain, Stage::none, Bf16Stochastic>(dry_comm(0, 1), one, 1, 0);
+  CHECK(a.padded == a.parameters);
+  CHECK(kept(a) == 12 * static_cast<std::size_t>(a.parameters) + 2 * table);
+  const auto b = measure<Plain, Stage::parameters, Bf16Stochastic>(dry_comm(3, 7), of_seven, 1, 0);
+  CHECK(b.padded > b.parameters);
+  CHECK(kept(b) == 12 * static_cast<std::size_t>(b.padded) / 7 + 2 * ceil_div(table, std::size_t{7}));
 }
 
 TEST_CASE("with recompute too, and it needs less") {

@@ -67,6 +67,29 @@ TEST_CASE("bf16 weights over an exact master: the same bytes at every stage") {
   CHECK(narrow != base);
 }
 
+TEST_CASE("weights rounded stochastically: the same bytes at every stage, with any number of compute threads") {
+  for (int ranks : {1, 3}) {
+    const auto base = on_threads<Plain, Bf16Stochastic>(ranks, Stage::none, {.micro_batches = 2});
+    for (auto stage : all_stages) CHECK(on_threads<Plain, Bf16Stochastic>(ranks, stage, {.micro_batches = 2}) == base);
+    CHECK(on_threads<Plain, Bf16Stochastic>(ranks, Stage::parameters, {.micro_batches = 2, .threads = 2}) == base);
+    CHECK(on_threads<Plain, Bf16Gradients>(ranks, Stage::none, {.micro_batches = 2}) != base);
+  }
+}
+
+TEST_CASE("weights rounded stochastically learn what weights with masters learn") {
+  const RunOptions options{.steps = 150};
+  const auto last_loss = [&](const std::string& bytes) {
+    double loss;  // of the evaluation after the steps' losses and norms
+    std::memcpy(&loss, bytes.data() + 2 * sizeof loss * static_cast<std::size_t>(options.steps), sizeof loss);
+    return loss;
+  };
+  const auto masters = last_loss(on_threads<Plain, Bf16Gradients>(1, Stage::none, options));
+  const auto rounded = last_loss(on_threads<Plain, Bf16Stochastic>(1, Stage::none, options));
+  MESSAGE("loss " << masters << " with masters, " << rounded << " without");
+  CHECK(masters < 1);
+  CHECK(rounded == doctest::Approx(masters).epsilon(0.2));
+}
+
 TEST_CASE("initial weights depend on neither stage nor number of ranks") {
   const RunOptions untrained{.steps = 0};
   const auto one = on_threads<Plain>(1, Stage::none, untrained);

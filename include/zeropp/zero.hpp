@@ -23,6 +23,7 @@
 #include <zeropp/comm/thread.hpp>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/cross_entropy_split.hpp>
@@ -32,6 +33,7 @@
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/positions.hpp>
+#include <zeropp/kernels/random_halves.hpp>
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/reduce.hpp>
@@ -409,6 +410,89 @@ TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {
   expect(w.values(), doubles(host.w), 4);
   expect(m.values(), doubles(host.m), 2);
   expect(v.values(), doubles(host.v), 2);
+}
+
+TEST_CASE("Adam with stochastic rounding: the CPU's bits, whole or in shards") {
+  Cuda gpu;
+  Cpu cpu;
+  constexpr std::uint64_t seed = 7, number = 12;
+  kernels::AdamStep s{.learning_rate = 1e-2f,
+                      .beta1 = 0.9f,
+                      .beta2 = 0.95f,
+                      .gradient_scale = 0.37f,
+                      .bias_correction1 = 0.271,
+                      .bias_correction2 = 0.1426};
+  using Runs = std::vector<kernels::AdamStochasticRun>;
+  for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{33}, std::size_t{4096}, std::size_t{50003}})
+    for (const std::int64_t shift : {0, 1})
+      for (const bool still : {true, false}) {
+        CAPTURE(n);
+        CAPTURE(shift);
+        CAPTURE(still);
+        AdamCase<bf16, bf16, float> host(n);
+        if (still) {  // decay alone: one product, which no compiler fuses with anything; the CPU's bits are the GPU's
+          std::fill(host.g.begin(), host.g.end(), bf16(0.0f));
+          std::fill(host.m.begin(), host.m.end(), 0.0f);
+        }
+        const auto count = static_cast<std::int64_t>(n), part = std::max<std::int64_t>(1, count / 150);
+        Runs runs;  // more than one launch takes, of odd sizes, with a hole and an empty one; the last is long
+        for (std::int64_t at = 0, end = 0; at < count; at = end) {
+          end = at / part < 100 ? std::min(count, at + part) : count;
+          if (at / part != 3 || count < 100)
+            runs.push_back({{at, end}, at / part % 2 ? 0.1f : 0.3f, static_cast<std::uint64_t>(at / part / 2), 3 * at});
+        }
+        runs.insert(runs.begin() + 1, {{runs[0].range.end, runs[0].range.end}, 9.0f, 1, 0});
+        const auto step = [&](auto& device, std::span<bf16> w, std::span<const bf16> g, std::span<float> m,
+                              std::span<float> v, const Runs& of) {
+          kernels::adam_stochastic(device, kernels::AdamSpan<bf16, bf16, float>{w, {}, g, m, v},
+                                   std::span<const kernels::AdamStochasticRun>(of), s, seed, number);
+        };
+        const OnGpu<bf16> w(gpu, host.w, shift), g(gpu, host.g, shift);
+        const OnGpu<float> m(gpu, host.m, shift), v(gpu, host.v, shift);
+        step(gpu, w.span(), g.span(), m.span(), v.span(), runs);
+        // The same in two shards, cut at an odd place.
+        const OnGpu<bf16> w2(gpu, host.w);
+        const OnGpu<float> m2(gpu, host.m), v2(gpu, host.v);
+        const auto cut = count / 3;
+        for (const auto& range : {Range{0, cut}, Range{cut, count}}) {
+          Runs mine;
+          for (const auto& run : runs) {
+            const auto here = run.range.clipped(range);
+            if (here.size() > 0)
+              mine.push_back({{here.begin - range.begin, here.end - range.begin},
+                              run.weight_decay,
+                              run.stream,
+                              run.first + (here.begin - run.range.begin)});
+          }
+          const auto of = [&](auto span) {
+            return span.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
+          };
+          step(gpu, of(w2.span()), of(g.span()), of(m2.span()), of(v2.span()), mine);
+        }
+        CHECK(same_bits(w.values(), w2.values()));
+        CHECK(same_bits(m.values(), m2.values()));
+        CHECK(same_bits(v.values(), v2.values()));
+        if (still) {
+          step(cpu, host.w, host.g, host.m, host.v, runs);
+        } else {  // the formula with the GPU's fused operations, rounded by the bits of Random
+          std::vector<kernels::AdamRun> plain;
+          for (const auto& run : runs) plain.push_back({run.range, run.weight_decay});
+          AdamCase<float, bf16, float> wide(n);
+          std::copy(host.w.begin(), host.w.end(), wide.w.begin());
+          wide.reference(plain, s);
+          for (const auto& run : runs) {
+            const Random random(seed, RandomPurpose::stochastic_rounding, run.stream, number);
+            for (auto i = run.range.begin; i < run.range.end; ++i)
+              host.w[static_cast<std::size_t>(i)] =
+                  rounded_stochastically(wide.w[static_cast<std::size_t>(i)],
+                                         random.half(static_cast<std::uint64_t>(run.first + i - run.range.begin)));
+          }
+          host.m = wide.m, host.v = wide.v;
+        }
+        CHECK(same_bits(w.values(), host.w));
+        CHECK(same_bits(m.values(), host.m));
+        CHECK(same_bits(v.values(), host.v));
+      }
 }
 
 TEST_CASE("a plan asks for the memory that the GPU takes") {

@@ -55,6 +55,21 @@ TEST_CASE("two runs, every stage, recompute: the same bits") {
   }
 }
 
+TEST_CASE("weights rounded stochastically: the same bits over stages, the losses of the CPU") {
+  const RunOptions o{.steps = 6};
+  std::vector<std::string> bytes;
+  run_ranks(2, [&](Comm comm) {
+    const auto whole = train<Plain, Stage::none, Bf16Stochastic, Cuda>(comm, o);
+    const auto shards = train<Plain, Stage::parameters, Bf16Stochastic, Cuda>(comm, o);
+    if (comm.rank() == 0) bytes = {whole, shards};
+  });
+  CHECK(bytes[0] == bytes[1]);
+  const auto gpu = numbers(train<Plain, Stage::none, Bf16Stochastic, Cuda>(Comm{}, o), o.steps);
+  const auto cpu = numbers(train<Plain, Stage::none, Bf16Stochastic, Cpu>(Comm{}, o), o.steps);
+  MESSAGE("bf16 without masters: ", worst(gpu, cpu), " from the CPU");
+  CHECK(worst(gpu, cpu) < 2e-2);
+}
+
 TEST_CASE("thread ranks that share the GPU: the same bits over stages, the losses of one rank") {
   const RunOptions o{.micro_batches = 2};
   const auto alone = numbers(train<Plain, Stage::none, Bf16, Cuda>(Comm{}, o), o.steps);

@@ -102,7 +102,7 @@ class Optimizer {
         if (at >= unit.size()) break;
         using Weight = typename Precision::Weight;
         Moment w;
-        if constexpr (std::is_same_v<Weight, bf16>)
+        if constexpr (Precision::keeps_remainder)
           w = SplitMaster{weights[i], unit.remainder()[i]}.master();
         else
           w = weights[i];
@@ -110,12 +110,12 @@ class Optimizer {
         first_[u][i] = static_cast<Moment>(0.9) * first_[u][i] + static_cast<Moment>(0.1) * g;
         second_[u][i] = static_cast<Moment>(0.95) * second_[u][i] + g * g;
         w -= static_cast<Moment>(0.03) * first_[u][i] / (1 + second_[u][i] * static_cast<Moment>(steps_));
-        if constexpr (std::is_same_v<Weight, bf16>) {
+        if constexpr (Precision::keeps_remainder) {
           const auto split = SplitMaster::from(w);
           weights[i] = split.weight;
           unit.remainder()[i] = split.remainder;
         } else {
-          weights[i] = w;
+          weights[i] = static_cast<Weight>(w);
         }
       }
     }

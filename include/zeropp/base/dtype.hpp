@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types: bf16 as storage, the names and sizes of all of them, and the exact split of a float into a bf16 weight
-// and a 16-bit remainder.
+// Element types: bf16 as storage, the names and sizes of all of them, the exact split of a float into a bf16 weight and
+// a 16-bit remainder, and stochastic rounding.
 #pragma once
 
 #include <bit>
@@ -26,6 +26,15 @@ struct bf16 {
   constexpr operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
   constexpr bf16& operator+=(float value) { return *this = bf16(*this + value); }
 };
+
+/// `value` rounded up in magnitude with the probability of the fraction that bf16 drops, otherwise down: right on
+/// average where `random` is uniform over its 65,536 values. What bf16 holds exactly, infinities among it, stays.
+constexpr bf16 rounded_stochastically(float value, std::uint16_t random) {
+  const auto b = std::bit_cast<std::uint32_t>(value);
+  bf16 out;
+  out.bits = static_cast<std::uint16_t>((b & 0x7fffffffu) > 0x7f800000u ? b >> 16 | 0x40u : (b + random) >> 16);
+  return out;
+}
 
 /// A float32 master weight kept in 2 + 2 bytes: `weight` is the master rounded to nearest, ties away from zero, and the
 /// remainder restores it exactly for every bit pattern: bits = (weight << 16) + remainder. (With ties to even the

@@ -13,12 +13,17 @@
 namespace zeropp {
 
 namespace detail {
+inline constexpr int philox_rounds = 10;
+inline constexpr std::uint64_t philox_a = 0xD2511F53, philox_b = 0xCD9E8D57;
+constexpr std::array<std::uint32_t, 2> philox_next(std::array<std::uint32_t, 2> key) {
+  return {key[0] + 0x9E3779B9u, key[1] + 0xBB67AE85u};
+}
 constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t a = 0xD2511F53ull * counter[0], b = 0xCD9E8D57ull * counter[2];
+  for (int round = 0; round < philox_rounds; ++round) {
+    const std::uint64_t a = philox_a * counter[0], b = philox_b * counter[2];
     counter = {static_cast<std::uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(b),
                static_cast<std::uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(a)};
-    key = {key[0] + 0x9E3779B9u, key[1] + 0xBB67AE85u};
+    key = philox_next(key);
   }
   return counter;
 }
@@ -36,6 +41,7 @@ constexpr std::uint64_t hash_of(std::string_view name) {
 /// The random numbers of one (seed, purpose, layer, step). Copy freely; reading does not change it.
 class Random {
  public:
+  Random() = default;  ///< to be assigned
   constexpr Random(std::uint64_t seed, RandomPurpose purpose, std::uint64_t layer = 0, std::uint64_t step = 0) {
     // The layer and purpose go through Philox itself, so that every (seed, purpose, layer) has a key of its own.
     auto mixed = detail::philox({static_cast<std::uint32_t>(layer), static_cast<std::uint32_t>(layer >> 32),
@@ -51,6 +57,13 @@ class Random {
         {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), step_[0], step_[1]}, key_);
   }
   constexpr std::uint32_t bits(std::uint64_t index) const { return block(index / 4)[index % 4]; }
+
+  /// The same numbers in halves: element `index` has 16 bits of its own, eight elements share a block.
+  constexpr std::uint16_t half(std::uint64_t index) const {
+    return static_cast<std::uint16_t>(block(index / 8)[index % 8 / 2] >> index % 2 * 16);
+  }
+  constexpr std::array<std::uint32_t, 2> key() const { return key_; }    ///< for kernels/random_halves.hpp
+  constexpr std::array<std::uint32_t, 2> step() const { return step_; }  ///< the upper half of its counters
 
   /// Uniform in [0, 1), 24 bits.
   constexpr float uniform(std::uint64_t index) const { return static_cast<float>(bits(index) >> 8) * 0x1p-24f; }

@@ -12,7 +12,8 @@
 
 namespace zeropp::kernels {
 
-/// weights[i] = init(random, first + i). `remainder` is as long as bf16 weights, otherwise it is not touched.
+/// weights[i] = init(random, first + i). `remainder` is as long as bf16 weights with masters; where it is empty bf16
+/// weights are rounded to nearest.
 template <Device D, class W>
 void initialise(D& device, const Init& init, const Random& random, std::int64_t first, std::span<W> weights,
                 std::span<std::int16_t> remainder) {
@@ -22,12 +23,14 @@ void initialise(D& device, const Init& init, const Random& random, std::int64_t 
         const auto i = static_cast<std::size_t>(at);
         const float value = init(random, first + at);
         if constexpr (std::is_same_v<W, bf16>) {
-          const auto split = SplitMaster::from(value);
-          weights[i] = split.weight;
-          remainder[i] = split.remainder;
-        } else {
-          weights[i] = static_cast<W>(value);
+          if (!remainder.empty()) {
+            const auto split = SplitMaster::from(value);
+            weights[i] = split.weight;
+            remainder[i] = split.remainder;
+            continue;
+          }
         }
+        weights[i] = static_cast<W>(value);
       }
     });
   });

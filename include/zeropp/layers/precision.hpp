@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Precision as a type: which element type weights, activations and gradients have. Kernels read any of them and compute
-// in float (double for Fp64).
+// Precision as a type: which element type weights, activations and gradients have, and what is kept of an updated
+// weight. Kernels read any of them and compute in float (double for Fp64).
 #pragma once
 
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 
@@ -16,13 +17,21 @@ concept Precision = requires {
   typename P::Activation;
   typename P::Gradient;
   { P::name } -> std::convertible_to<std::string_view>;
+  { P::keeps_remainder } -> std::convertible_to<bool>;  // beside bf16 weights: the lower halves of fp32 masters
+  requires !P::keeps_remainder || std::is_same_v<typename P::Weight, bf16>;
 };
+
+/// Updated bf16 weights of which no remainder is kept are rounded stochastically: to nearest, a small update would be
+/// lost each time.
+template <Precision P>
+inline constexpr bool rounds_stochastically = std::is_same_v<typename P::Weight, bf16> && !P::keeps_remainder;
 
 /// 16 bytes of training state a parameter: 4 weight, 4 gradient, 8 Adam moments.
 struct Fp32 {
   using Weight = float;
   using Activation = float;
   using Gradient = float;
+  static constexpr bool keeps_remainder = false;
   static constexpr std::string_view name = "fp32";
 };
 
@@ -32,6 +41,7 @@ struct Bf16 {
   using Weight = bf16;
   using Activation = bf16;
   using Gradient = float;
+  static constexpr bool keeps_remainder = true;
   static constexpr std::string_view name = "bf16";
 };
 
@@ -40,7 +50,20 @@ struct Bf16Gradients {
   using Weight = bf16;
   using Activation = bf16;
   using Gradient = bf16;
+  static constexpr bool keeps_remainder = true;
   static constexpr std::string_view name = "bf16-gradients";
+};
+
+/// As Bf16Gradients without a master: 12 bytes a parameter: 2 weight, 2 gradient, 8 moments. Adam's step rounds each
+/// weight up or down with the probability that keeps its mean (Gupta et al., "Deep learning with limited numerical
+/// precision", arXiv 1502.02551; for bf16 weights Zamirai et al., "Revisiting BFloat16 training", arXiv 2010.06192), by
+/// random bits that depend on seed, step, parameter and element alone.
+struct Bf16Stochastic {
+  using Weight = bf16;
+  using Activation = bf16;
+  using Gradient = bf16;
+  static constexpr bool keeps_remainder = false;
+  static constexpr std::string_view name = "bf16-stochastic";
 };
 
 /// For checks of gradients against finite differences.
@@ -48,6 +71,7 @@ struct Fp64 {
   using Weight = double;
   using Activation = double;
   using Gradient = double;
+  static constexpr bool keeps_remainder = false;
   static constexpr std::string_view name = "fp64";
 };
 

@@ -26,8 +26,8 @@ class Unit {
  public:
   using Weight = typename P::Weight;
   using Gradient = typename P::Gradient;
-  /// bf16 weights are the upper halves of fp32 masters; the optimizer's ranks hold the lower halves.
-  static constexpr bool split_master = std::is_same_v<Weight, bf16>;
+  /// Weights are the upper halves of fp32 masters; the optimizer's ranks hold the lower halves.
+  static constexpr bool split_master = P::keeps_remainder;
 
   /// An owner is updated by the optimizer. A *twin* is a tied parameter alone: it sums its gradients apart from its
   /// owner's, in the same shards; its weights are the owner's memory, or a copy where the owner is on another stage of
@@ -73,7 +73,7 @@ class Unit {
     arrive();
     return view<Weight>(weights_, held());
   }
-  /// Lower halves of the masters over update(); empty unless weights are bf16.
+  /// Lower halves of the masters over update(); empty unless the precision keeps them.
   std::span<std::int16_t> remainder() {
     return split_master ? view<std::int16_t>(remainder_, update()) : std::span<std::int16_t>{};
   }

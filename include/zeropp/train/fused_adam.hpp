@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <zeropp/kernels/adam.hpp>
+#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/parallel/sharded.hpp>
 #include <zeropp/train/clip.hpp>
@@ -78,9 +79,11 @@ class FusedAdam {
   std::span<Moment> second(std::size_t i) { return view(states_.at(i).second, i); }
 
  private:
+  static constexpr bool stochastic = rounds_stochastically<Precision>;
+  using Run = std::conditional_t<stochastic, kernels::AdamStochasticRun, kernels::AdamRun>;
   struct State {
     Storage first, second;
-    std::vector<kernels::AdamRun> runs;  ///< within update()
+    std::vector<Run> runs;  ///< within update()
   };
 
   static void check(bool good, std::string_view name, float value, std::string_view wanted) {
@@ -91,37 +94,52 @@ class FusedAdam {
     return {reinterpret_cast<Moment*>(storage.get()), static_cast<std::size_t>(model_.units()[i].update().size())};
   }
 
-  /// Runs of parameters with the same decay; the padding has none.
+  /// Runs of parameters with the same decay, or, to round stochastically, one for each parameter; the padding has no
+  /// decay.
   template <class U>
-  std::vector<kernels::AdamRun> runs(U& unit) const {
-    std::vector<kernels::AdamRun> runs;
+  std::vector<Run> runs(U& unit) const {
+    std::vector<Run> runs;
     const auto update = unit.update();
-    auto add = [&](Range flat, bool decay) {
-      auto range = update.clipped(flat);
-      if (range.size() == 0) return;
-      range = {range.begin - update.begin, range.end - update.begin};
-      const float weight_decay = decay ? options_.weight_decay : 0;
-      if (!runs.empty() && runs.back().weight_decay == weight_decay)
-        runs.back().range.end = range.end;
-      else
-        runs.push_back({range, weight_decay});
+    auto add = [&](Range flat, bool decay, [[maybe_unused]] std::uint64_t stream) {
+      const auto here = update.clipped(flat);
+      if (here.size() == 0) return;
+      Run run{.range = {here.begin - update.begin, here.end - update.begin},
+              .weight_decay = decay ? options_.weight_decay : 0};
+      if constexpr (stochastic)
+        run.stream = stream, run.first = here.begin - flat.begin;
+      else if (!runs.empty() && runs.back().weight_decay == run.weight_decay)
+        run.range.begin = runs.back().range.begin, runs.pop_back();
+      runs.push_back(run);
     };
-    for (auto* p : unit.parameters()) add({p->offset, p->offset + p->size()}, p->decay);
-    add({unit.size(), unit.padded()}, false);
+    for (auto* p : unit.parameters()) add({p->offset, p->offset + p->size()}, p->decay, stream_of(*p));
+    add({unit.size(), unit.padded()}, false, 0);  // zeros, which rounding leaves as they are
     return runs;
+  }
+
+  /// What the bits that round a parameter are numbered by. Tensor ranks that hold it whole round it alike; each part of
+  /// one that they share has bits of its own.
+  static std::uint64_t stream_of(const Parameter& p) {
+    auto name = p.name;
+    if (p.split())
+      for (auto& range : p.slice.ranges) name += text(" ", range.begin, "-", range.end);
+    return hash_of(name);
   }
 
   void update(std::size_t i, const kernels::AdamStep& step) {
     auto& unit = model_.units()[i];
     const auto at = static_cast<std::size_t>(unit.update().begin - unit.held().begin);
-    kernels::adam(model_.device(),
-                  kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment>{
-                      .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.update().size())),
-                      .remainder = unit.remainder(),
-                      .gradient = unit.gradients(),
-                      .first = first(i),
-                      .second = second(i)},
-                  std::span<const kernels::AdamRun>{states_[i].runs}, step);
+    const kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment> buffers{
+        .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.update().size())),
+        .remainder = unit.remainder(),
+        .gradient = unit.gradients(),
+        .first = first(i),
+        .second = second(i)};
+    const std::span<const Run> runs{states_[i].runs};
+    if constexpr (stochastic)
+      kernels::adam_stochastic(model_.device(), buffers, runs, step, model_.options().seed,
+                               static_cast<std::uint64_t>(steps_));
+    else
+      kernels::adam(model_.device(), buffers, runs, step);
   }
 
   Model& model_;

@@ -51,6 +51,20 @@ __device__ __forceinline__ void adam_element(C& master, C gradient, C& m, C& v, 
   master = fused(master, decay, -over(times(f.step, m), fused(root_of(v), f.root, f.epsilon)));
 }
 
+/// Of `count` runs in order, the first that ends after i; `count` if none does.
+template <class End>
+__device__ __forceinline__ int run_after(std::int64_t i, int count, End end) {
+  int from = 0, to = count;
+  while (from < to) {
+    const int middle = (from + to) / 2;
+    if (end(middle) <= i)
+      from = middle + 1;
+    else
+      to = middle;
+  }
+  return from;
+}
+
 /// A thread takes `adam_unroll` groups of N elements that begin at multiples of N; elements of no run stay as they are.
 /// `low` is null where weights are not split. The buffers have `n` elements, the launch begins at `first`.
 template <int N, class W, class G, class C>
@@ -64,17 +78,7 @@ __global__ void __launch_bounds__(adam_threads)
     while (run < runs.count && i >= runs.end[run]) ++run;
     if (run < runs.count && i >= runs.begin[run]) adam_element(master, gradient, m_i, v_i, runs.decay[run], f);
   };
-  const auto run_of = [&](std::int64_t i) {  // the first that ends after i
-    int from = 0, to = runs.count;
-    while (from < to) {
-      const int middle = (from + to) / 2;
-      if (runs.end[middle] <= i)
-        from = middle + 1;
-      else
-        to = middle;
-    }
-    return from;
-  };
+  const auto run_of = [&](std::int64_t i) { return run_after(i, runs.count, [&](int run) { return runs.end[run]; }); };
   if (begin + (adam_unroll - 1) * step + N <= n) {
     Lanes<W, N> w_in[adam_unroll];
     Lanes<std::int16_t, N> low_in[adam_unroll];

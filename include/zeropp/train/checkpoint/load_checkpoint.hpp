@@ -103,6 +103,7 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
 
   std::optional<WeightFiles> weights;
   std::optional<OptimizerFiles> optimizer;
+  bool remainders = false;
   WeightFiles::Match match;
   Attempt checking;
   checking([&] {
@@ -112,11 +113,15 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
     weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
     match = weights->template match<master_of<Model>>(parameters, naming, 0);
     optimizer.emplace(files, folder, manifest.ranks, parameters);
+    remainders = optimizer->have_remainders();
     for (auto& p : parameters) {
+      const bool narrow = match.of(p.name).tensor->type.type == DType::bf16;
+      if (rounds_stochastically<typename Model::Precision> && (remainders || !narrow))
+        throw DataError(text(folder, " holds fp32 masters (", manifest.precision, "), which ", Model::Precision::name,
+                             " does not keep exactly: resume it as it was, or begin anew from its weights"));
       for (auto kind : {first_moment, second_moment})
         optimizer->template check<typename Adam::Moment>(p.name + std::string(kind), p.shape);
-      if (match.of(p.name).tensor->type.type == DType::bf16)
-        optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
+      if (narrow && remainders) optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
     }
   });
   if (auto failure = checking.over(comm)) return failure;
@@ -125,8 +130,8 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
   loading([&] {
     try {
       read_weights(model, match, [&](const Parameter& p, Range range, std::span<std::int16_t> out) {
-        optimizer->read(p.name + std::string(low_half), part_of(p), range, out);
-        return true;
+        if (remainders) optimizer->read(p.name + std::string(low_half), part_of(p), range, out);
+        return remainders;
       });
       read_moments(model, adam, *optimizer);
     } catch (const Error& error) {

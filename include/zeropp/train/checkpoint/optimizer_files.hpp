@@ -97,6 +97,12 @@ class OptimizerFiles {
     for (auto& [name, pieces] : pieces_) std::sort(pieces.begin(), pieces.end(), before);
   }
 
+  /// Whether any of them holds remainders of bf16 weights.
+  bool have_remainders() const {
+    return std::any_of(pieces_.begin(), pieces_.end(),
+                       [](auto& tensor) { return std::string_view(tensor.first).ends_with(detail::low_half); });
+  }
+
   /// Throws DataError unless the pieces of `name` are all elements of a tensor of shape `whole`, once each, and T holds
   /// them.
   template <class T>

@@ -34,7 +34,7 @@ namespace detail {
 
 template <class Model>
 using weight_of = typename Model::Precision::Weight;
-/// What a weight is read as, before it is split into a bf16 weight and its remainder.
+/// What a weight is read as, before it is split into a bf16 weight and its remainder, or rounded to one.
 template <class Model>
 using master_of = compute_t<weight_of<Model>>;
 
@@ -120,12 +120,12 @@ void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& rem
         fill_from_host(model.device(), weights.subspan(static_cast<std::size_t>(at - held.begin), n), upper,
                        [&](auto out) {
                          for (std::size_t i = 0; i < n; ++i)
-                           if constexpr (std::is_same_v<weight_of<Model>, bf16>)
+                           if constexpr (Model::Precision::keeps_remainder)
                              out[i] = SplitMaster::from(master[i]).weight;
                            else
-                             out[i] = master[i];
+                             out[i] = static_cast<weight_of<Model>>(master[i]);
                        });
-        if constexpr (std::is_same_v<weight_of<Model>, bf16>)
+        if constexpr (Model::Precision::keeps_remainder)
           fill_from_host(model.device(), remainders.subspan(static_cast<std::size_t>(at - update.begin), n), low,
                          [&](auto out) {
                            for (std::size_t i = 0; i < n; ++i) out[i] = SplitMaster::from(master[i]).remainder;
@@ -140,7 +140,8 @@ inline constexpr auto no_remainder = [](const Parameter&, Range, std::span<std::
 }  // namespace detail
 
 /// Fills the model's weights from a safetensors file, a folder with model.safetensors, or one with an index; optimizer
-/// states stay as they are. Nothing is changed unless all tensors fit. A collective. Throws DataError.
+/// states stay as they are. bf16 weights without masters are rounded to nearest. Nothing is changed unless all tensors
+/// fit. A collective. Throws DataError.
 template <class Model>
 void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   std::optional<WeightFiles> files;
