@@ -55,7 +55,9 @@ struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
 template <Stage S, class P, class G>
 void run(const Settings& s, const World& world) {
   const double started = steady_seconds();
-  Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()), .profile = s.profile || !s.trace.empty()}};
+  Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()),
+            .profile = s.profile || !s.trace.empty(),
+            .shared = world.size > cuda_devices()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
   Sharded<G, S, P, Cuda> model{
       world.comm, gpu, G{s}, {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch}};

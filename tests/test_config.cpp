@@ -34,7 +34,8 @@ TEST_CASE("DeepSpeed's keys") {
   })");
   CHECK(s.rows == 48);
   CHECK(s.micro_batch == 4);
-  CHECK(s.ranks == 4);
+  CHECK(s.implied_data_ranks == 4);
+  CHECK(s.implied_ranks() == 4);
   CHECK(s.micro_batches(4) == 3);
   CHECK(s.zero == 3);
   CHECK(s.bucket_elements == 500000);
@@ -58,7 +59,7 @@ TEST_CASE("DeepSpeed's keys") {
     "pipeline": {"stages": 4, "schedule": "interleaved", "chunks": 3}})");
   CHECK(mesh.tensor == 2);
   CHECK(mesh.pipeline == 4);
-  CHECK(mesh.ranks == 16);
+  CHECK(mesh.implied_ranks() == 16);
   CHECK(mesh.micro_batches(2) == 6);
   CHECK(mesh.mesh(16).tensor == 2);
   CHECK(mesh.mesh(16).pipeline == 4);
@@ -133,7 +134,7 @@ TEST_CASE("batch sizes that contradict each other are refused with the nearest t
   s.pipeline = 2;
   CHECK(s.mesh(12).tensor == 3);
   CHECK_THROWS_WITH_AS(s.mesh(8),
-                       doctest::Contains("3 tensor x 2 pipeline ranks do not divide 8 ranks; their product "
+                       doctest::Contains("3 tensor x 2 pipeline x 1 context ranks do not divide 8 ranks; their product "
                                          "can be 1, 2, 4, 8"),
                        ConfigError);
   s.tensor = 0;

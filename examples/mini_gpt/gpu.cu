@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu.hpp"
 
-#include <zeropp/train/gpu_machine.hpp>
+#include <zeropp/train/cuda/machine.hpp>
 
 namespace mini_gpt::gpu {
 
@@ -14,8 +14,9 @@ Cuda device_of(const Settings& s, const World& world) {
 int count() { return cuda_devices(); }
 
 std::string room() {
-  const auto gpu = count() > 0 ? CudaProperties::of(0) : CudaProperties{};
-  return text(bytes_text(static_cast<double>(gpu.memory)), " on ", gpu.name);
+  const auto gpu = CudaProperties::here();
+  return text(bytes_text(static_cast<double>(gpu.memory)), " on ", gpu.name,
+              count() ? "" : ", as there is no GPU here");
 }
 
 int train(const Settings& s, const World& world, const Data& data) {

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // mini_gpt: a GPT on text, on any number of ranks. See README.md; `mini_gpt --help` lists the flags.
+#include <cstdio>
+#include <fstream>
+#include <future>
+
 #include <zeropp/train/simulate_config.hpp>
 
 #include "gpu.hpp"
@@ -8,7 +12,7 @@ using namespace mini_gpt;
 
 namespace {
 
-/// Of `ranks` ranks.
+/// What each rank of a run on `ranks` ranks will hold.
 void print_plan(const Settings& s, int ranks, const World& world, Console& console) {
   const auto room = s.backend == "cuda" ? gpu::room() : bytes_text(machine_memory()) + " on this machine";
   zeropp::print_plan(console, world, s, ranks, s.tokens(), room, [&](const Mesh& mesh) {
@@ -58,7 +62,8 @@ int main(int argc, char** argv) {
   }
   const Interrupt interrupt;  // from here on: a signal before the first step ends after it
   const Data data = std::async(std::launch::deferred, [&] {
-                      return Corpus::load({s.data, s.format == "raw", s.model.vocabulary, s.held_out});
+                      return Corpus::load({s.data, s.format == "raw",
+                                           s.model.tokens ? s.model.tokens : s.model.vocabulary, s.held_out});
                     }).share();
   return launch(LaunchOptions{.ranks = s.dry_run ? 1 : s.ranks}, [&](World& world) {
     Console console{world.rank == 0};

@@ -54,9 +54,11 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
 template <class B>
 struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<B>, LayerNorm, LmHead> {
   explicit Gpt(const ModelConfig& c)
-      : Gpt::Sequential{GptEmbedding{{.vocabulary = c.vocabulary, .context = c.block_size, .width = c.n_embd}},
-                        Dropout{"drop", c.dropout}, blocks(c), LayerNorm{"ln_f", c.n_embd},
-                        LmHead{"lm_head", c.vocabulary, c.n_embd, {.tied_to = "wte.weight"}}} {}
+      : Gpt::Sequential{
+            GptEmbedding{
+                {.vocabulary = c.vocabulary, .context = c.block_size, .width = c.n_embd, .vocabulary_used = c.tokens}},
+            Dropout{"drop", c.dropout}, blocks(c), LayerNorm{"ln_f", c.n_embd},
+            LmHead{"lm_head", c.vocabulary, c.n_embd, {.tied_to = "wte.weight", .vocabulary_used = c.tokens}}} {}
 
  private:
   static Repeat<B> blocks(const ModelConfig& c) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "settings.hpp"
 
+#include <filesystem>
+
 #include <CLI/CLI.hpp>
 
 #include "gpu.hpp"
@@ -16,12 +18,14 @@ void read_config(const std::string& path, Settings& s) {
   read_deepspeed(root, s);
   auto model = root.section("model");
   if (std::string preset; model.read("preset", preset)) s.model = ModelConfig::preset(preset);
+  const auto rows = s.model.vocabulary;
   for (auto [key, value] : {std::pair{"n_layer", &s.model.n_layer},
                             {"n_head", &s.model.n_head},
                             {"n_embd", &s.model.n_embd},
                             {"block_size", &s.model.block_size},
                             {"vocab_size", &s.model.vocabulary}})
     model.read(key, *value, 1, 1e9);
+  if (s.model.vocabulary != rows) s.model.tokens = 0;
   model.read("dropout", s.model.dropout, 0, 0.999);
   model.finish();
   auto data = root.section("data");
@@ -46,6 +50,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--config", config, "JSON file under DeepSpeed's keys");
   app.add_option("--model", preset, "tiny, 124M, 355M, 774M, 1558M");
   const auto add = [&](const char* flag, auto& value) { app.add_option(flag, value); };
+  const auto rows = s.model.vocabulary;
   add("--n-layer", s.model.n_layer), add("--n-head", s.model.n_head), add("--n-embd", s.model.n_embd);
   add("--block-size", s.model.block_size), add("--dropout", s.model.dropout), add("--grad-clip", s.grad_clip);
   add("--steps", s.steps), add("--warmup-steps", s.warmup_steps), add("--seed", s.seed), add("--out", s.out);
@@ -69,7 +74,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--lr-schedule", s.lr_schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
   app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3; 1 on GPUs if not said"),
-      app.add_option("--bucket-size", s.bucket_elements);
+      app.add_option("--bucket-size", s.bucket_elements)->check(CLI::NonNegativeNumber);
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
@@ -77,8 +82,8 @@ int parse(int argc, char** argv, Settings& s) {
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
   app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_flag("--share-gpus", s.share_gpus, "more ranks than GPUs take turns");
-  app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says"),
-      app.add_option("--threads", s.threads, "of a rank");
+  auto* ranks = app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says");
+  auto* threads = app.add_option("--threads", s.threads, "of a rank on the CPU");
   app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder");
   app.add_option("--weights", s.weights, "begin with Hugging Face's GPT-2: a model.safetensors");
   app.add_option("--sample", s.sample_tokens, "tokens of a sample");
@@ -91,9 +96,18 @@ int parse(int argc, char** argv, Settings& s) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) ? static_cast<int>(ExitCode::usage) : 0;
   }
+  if (!s.simulation.empty())
+    for (const auto* option : app.get_options())
+      if (const auto name = option->get_name(); option->count() && name != "--simulate" && name != "--trace")
+        throw ConfigError(text(name, ": a simulation is told everything by ", s.simulation, "; leave it out"));
+  if (s.simulation.empty() && !s.trace.empty()) throw ConfigError("--trace goes with --simulate mesh.json");
+  if (!ranks->count() && s.implied_data_ranks) s.ranks = s.implied_ranks();
+  if (s.model.vocabulary != rows) s.model.tokens = 0;
   if (once) s.reduction = Reduction::once;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
   if (s.precision == "auto") s.precision = s.backend == "cuda" ? "bf16" : "fp32";
+  if (s.backend == "cuda" && threads->count()) throw ConfigError("--threads are of CPU ranks; leave it out on GPUs");
+  if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
     s.rows = s.batch_tokens / s.model.block_size;
   return -1;
@@ -109,6 +123,8 @@ void Settings::check(int world_size) const {
   (void)sharded();
   if (backend == "cuda" && precision != "bf16")
     refuse("--precision ", precision, ": on GPUs mini_gpt trains in bf16; leave it out, or use --backend cpu");
+  if (!weights.empty() && !std::filesystem::exists(weights))
+    throw DataError(text("--weights ", weights, ": there is no such file"));
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");
   const auto positive = [&](const char* flag, std::int64_t value) {
     if (value < 1) refuse(flag, " must be at least 1, got ", value);

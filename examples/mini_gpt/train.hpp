@@ -69,13 +69,17 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
   std::int64_t first = 0;
   std::string saved;
-  if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
   if (s.resume != "none")
     if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
       console.line(text("resumed after step ", first, " from ", found->path));
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
+
+  if (!s.weights.empty() && saved.empty())
+    load_weights(s.weights, model, {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
+  else if (!s.weights.empty())
+    warn("--weights is for a run that begins; this one goes on from its checkpoint");
 
   const LoaderOptions options{s.rows, s.model.block_size, s.seed, mesh.data().rank(), mesh.data().size()};
   const TokenLoader loader{corpus.split.training, options};

@@ -31,7 +31,7 @@ template <class G, Stage S, class P = Fp32>
 std::string steps_of(const Layout& layout) {
   std::string bytes;
   run_ranks(layout.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
-    Cuda gpu{{.ordinal = comm.rank() % cuda_devices()}};
+    Cuda gpu{{.ordinal = comm.rank() % cuda_devices(), .shared = comm.size() > cuda_devices()}};
     const auto mine = train_on_mesh<G, S, P>(comm, gpu, layout, options()).steps;
     if (comm.rank() == 0) bytes = mine;
   });

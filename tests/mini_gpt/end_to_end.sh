@@ -156,6 +156,11 @@ case $case in
     expect 2 'makes 4 micro-batches, not 2' "$program" "${small[@]}" --batch 2 --micro-batches 2
     expect 2 'it runs 1 chunk a stage, got 3' "$program" "${small[@]}" --ranks 2 --pp 2 --chunks 3
     expect 2 'schedule' "$program" "${small[@]}" --schedule cosine
+    expect 2 '--trace goes with --simulate' "$program" "${small[@]}" --trace step.json
+    expect 2 '--share-gpus goes with GPUs' "$program" "${small[@]}" --share-gpus
+    expect 2 'a simulation is told everything by mesh.json' "$program" --simulate mesh.json --zero 3
+    expect 2 '--bucket-size' "$program" "${small[@]}" --bucket-size -1
+    expect 4 'nowhere.safetensors: there is no such file' "$program" "${small[@]}" --weights nowhere.safetensors
     [ -e out ] && fail 'a refused run leaves files behind'
     expect 2 'does not fit a training of 12 steps' "$program" "${small[@]}" --warmup-steps 13
     expect 4 'nowhere' "$program" "${small[@]}" --data nowhere

@@ -46,6 +46,8 @@ struct CudaProperties {
   int compute_capability = 90;  ///< 10 · major + minor
   std::size_t memory = std::size_t{80} << 30, l2_cache = std::size_t{50} << 20;
 
+  /// Of the first GPU, where there is one.
+  static CudaProperties here() { return cuda_devices() > 0 ? of(0) : CudaProperties{}; }
   static CudaProperties of(int ordinal) {
     cudaDeviceProp p{};
     cuda_check(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties");
@@ -58,6 +60,7 @@ struct CudaOptions {
   int ordinal = 0;               ///< which GPU
   std::size_t memory_limit = 0;  ///< bytes; 0: what the GPU gives
   bool profile = false;          ///< time every operation; see Cuda::profile()
+  bool shared = false;           ///< other ranks compute on this GPU too: then they don't exchange by NCCL
 };
 
 namespace detail {
@@ -87,6 +90,7 @@ class Cuda {
       : ordinal_(selected(options.ordinal)),
         properties_(CudaProperties::of(options.ordinal)),
         profiles_(options.profile),
+        shared_(options.shared),
         pool_(std::make_unique<CudaMemory>(), {.limit = options.memory_limit}) {}
   Cuda(const Cuda&) = delete;
   Cuda& operator=(const Cuda&) = delete;
@@ -94,6 +98,7 @@ class Cuda {
 
   Pool& pool() { return pool_; }
   int ordinal() const { return ordinal_; }
+  bool shared() const { return shared_; }
   const CudaProperties& properties() const { return properties_; }
   /// Where computation is enqueued, in order.
   cudaStream_t stream() const { return stream_.get(); }
@@ -161,7 +166,7 @@ class Cuda {
 
   int ordinal_;
   CudaProperties properties_;
-  bool profiles_;
+  bool profiles_, shared_;
   CudaProfile profile_;
   CudaStream stream_;
   Pinned<CudaFaults> faults_;
@@ -171,11 +176,13 @@ class Cuda {
 };
 static_assert(Device<Cuda>);
 
-/// The dry device that asks for the memory that Cuda asks for: plans of GPU runs come from it, on machines without one.
+/// The dry device that asks for the memory that Cuda asks for: plans of GPU runs come from it, on machines without one,
+/// where they are for an H100 unless `properties` say otherwise.
 class DryCuda {
  public:
   static constexpr bool dry = true, cuda = true;
-  explicit DryCuda(PoolOptions options = {}) : pool_(std::make_unique<DryMemory>(), options) {}
+  explicit DryCuda(PoolOptions options = {}, CudaProperties properties = CudaProperties::here())
+      : properties_(std::move(properties)), pool_(std::make_unique<DryMemory>(), options) {}
 
   Pool& pool() { return pool_; }
   const CudaProperties& properties() const { return properties_; }

@@ -18,7 +18,7 @@ struct Batch {
   Tensor<std::int32_t, 2> labels;   ///< [B, T]; negative: no loss at that place
   std::int64_t first_sample = 0;    ///< index of the first row in the whole batch, over all ranks
   std::int64_t labels_in_step = 0;  ///< labels that count, over all ranks; 0: counted by a collective
-  std::int64_t labels_here = -1;    ///< labels that count, on this rank; -1: not known yet
+  std::int64_t labels_here = -1;    ///< labels that count, this rank's in a sum over ranks; -1: not known yet
   std::uint64_t fingerprint = 0;    ///< of how the rows begin, as they were filled: context ranks compare it
   /// Copies from the host to where the batch lives; empty: it lives there.
   std::function<void(void* to, const void* from, std::size_t bytes)> upload = {};

@@ -49,7 +49,9 @@ Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
     kernels::copy_rectangles(device, chunks, all.data(), mine.data());
     return mine;
   };
-  return {cut(whole.tokens), cut(whole.labels), whole.first_sample, whole.labels_in_step};
+  // Summed over ranks: labels of the whole rows count once.
+  const auto labels = whole.labels_here < 0 || part.rank() == 0 ? whole.labels_here : 0;
+  return {cut(whole.tokens), cut(whole.labels), whole.first_sample, whole.labels_in_step, labels};
 }
 
 /// A request for logits of rows b·T + t of whole sequences, of which each context rank has some.

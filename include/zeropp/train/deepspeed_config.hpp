@@ -32,7 +32,7 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
       root.refuse("train_batch_size", text("of ", s.rows, " is not micro-batch ", s.micro_batch, " x accumulation ",
                                            accumulation, " x a number of ranks; the nearest that is: ",
                                            std::max<std::int64_t>(1, (s.rows + pass / 2) / pass) * pass));
-    s.ranks = static_cast<int>(s.rows / pass);
+    s.implied_data_ranks = s.rows / pass;
   }
   auto zero = root.section("zero_optimization");
   zero.read("stage", s.zero, 0, 3);
@@ -53,12 +53,11 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   pipeline.read("chunks", s.chunks, 1, 1e6);
   pipeline.finish();
   root.read("sequence_parallel_size", s.context, 1, 1e6);
-  if (root.read("context_attention", s.context_attention) && s.context_attention != "ulysses" &&
-      s.context_attention != "ring")
-    root.refuse("context_attention", text("must be ulysses or ring, got \"", s.context_attention, "\""));
-  if (accumulation)  // the data ranks that the batch sizes imply, and the others
-    s.ranks =
-        static_cast<int>(checked_product(s.ranks, checked_product(s.tensor, checked_product(s.pipeline, s.context))));
+  if (std::string name; root.read("context_attention", name)) try {
+      s.context_attention = name_of(context_attention(name));
+    } catch (const ConfigError& error) {
+      root.refuse("context_attention", text("is unknown: ", error.what()));
+    }
 
   auto optimizer = root.section("optimizer");
   if (std::string type; optimizer.read("type", type) && type != "AdamW")

@@ -2,6 +2,7 @@
 // The plan of a training in words: what rank 0 will hold, and what lies on each tensor and pipeline rank of the mesh.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -28,8 +29,18 @@ inline std::string pipeline_text(const ParallelOptions& o, int stages, std::int6
 template <class F>
 std::string plan_lines(const Comm& world, int ranks, const MeshOptions& options, F&& plan_of) {
   std::vector<Mesh> meshes;
-  for (int rank = 0; rank < ranks; ++rank)
-    if (const Mesh mesh{dry_comm(rank, ranks), options}; mesh.data().rank() == 0) meshes.push_back(mesh);
+  std::array<int, mesh_axes> sizes{1, options.tensor, options.pipeline, options.context}, strides{};
+  const int parts = options.tensor * options.pipeline * options.context;
+  int stride = 1;
+  for (const Axis axis : options.order) {
+    strides[static_cast<std::size_t>(axis)] = stride;
+    stride *= axis == Axis::data ? ranks / parts : sizes[static_cast<std::size_t>(axis)];
+  }
+  for (int part = 0; part < parts && parts > 1; ++part) {  // by tensor, context, pipeline: the default order of ranks
+    const int tensor = part % options.tensor, context = part / options.tensor % options.context,
+              pipeline = part / (options.tensor * options.context);
+    meshes.emplace_back(dry_comm(tensor * strides[1] + pipeline * strides[2] + context * strides[3], ranks), options);
+  }
   const auto count = static_cast<std::int64_t>(meshes.size());
   std::string mine, all;
   for (auto i = part_begin(count, world.rank(), world.size()); i < part_begin(count, world.rank() + 1, world.size());
@@ -49,8 +60,8 @@ std::string plan_lines(const Comm& world, int ranks, const MeshOptions& options,
 }  // namespace detail
 
 /// Prints on rank 0 the plan of a training on `ranks` ranks; `plan_of(mesh)` is that of the rank of a dry mesh, and
-/// `room` says what there is: "7.6 GiB on this machine". The
-/// ranks of `world` share the work, so that each engine that does not fit its mesh refuses here. A collective.
+/// `room` says what there is: "7.6 GiB on this machine". The ranks of `world` share the work, so that each engine that
+/// does not fit its mesh refuses here. A collective.
 template <class F>
 void print_plan(Console& console, const Comm& world, const TrainSettings& s, int ranks, std::int64_t tokens,
                 const std::string& room, F&& plan_of) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -33,7 +34,8 @@ struct TrainSettings {
   std::array<float, 2> betas{0.9f, 0.95f};
   std::uint64_t seed = 1337;
   bool recompute = false;
-  int ranks = 0;  ///< what the batch sizes of a file imply; 0: nothing
+  int ranks = 0;                        ///< threads of this process; 0: what the environment says
+  std::int64_t implied_data_ranks = 0;  ///< what the batch sizes of a file imply; 0: nothing
   Reduction reduction = Reduction::every_micro_batch;
 
   ShardedOptions sharded() const {
@@ -66,6 +68,12 @@ struct TrainSettings {
                              world_size, world_size == 1 ? " rank" : " ranks", "; their product can be ", valid));
     }
     return {.tensor = tensor, .pipeline = pipeline, .context = context};
+  }
+  /// Data ranks that a file implies, times the ranks of the other axes. Throws ConfigError beyond an int.
+  int implied_ranks() const {
+    const auto all = checked_product(checked_product(checked_product(implied_data_ranks, tensor), pipeline), context);
+    if (all > std::numeric_limits<int>::max()) throw ConfigError(text("the batch sizes imply ", all, " ranks"));
+    return static_cast<int>(all);
   }
   /// `width`: C of what blocks hand on. Throws ConfigError for a schedule that there is not.
   ParallelOptions parallel(std::int64_t width) const {

@@ -102,7 +102,8 @@ inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
   return represented;
 }
 
-/// What ranks have sent along an axis. What is sharded over data and context ranks together counts as the data axis.
+/// What ranks have sent along an axis. What is sharded over data and context ranks together counts as the data axis,
+/// but where that axis has one rank: then the context axis carries it.
 inline Traffic traffic_along(const Mesh& mesh, Axis axis) {
   auto traffic = mesh.comm(axis).traffic();
   if (axis == Axis::data && mesh.size(Axis::data) > 1 && mesh.size(Axis::context) > 1) {

@@ -97,6 +97,7 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
     } catch (const ConfigError& error) {
       pipeline.refuse("schedule", text("is unknown: ", error.what()));
     }
+  if (s.schedule == PipelineKind::interleaved || s.schedule == PipelineKind::zb_v) s.chunks = 2;  // the fewest
   pipeline.read("chunks", s.chunks, 1, 1e4);
   pipeline.finish();
 

@@ -27,7 +27,7 @@ inline int gpu_of(int local_rank, int ranks_here, int devices, bool each_its_own
   if (ranks > devices && sharing == GpuSharing::refused)
     throw ConfigError(text("this host has ", devices, devices == 1 ? " GPU" : " GPUs", " and ",
                            ranks_here > local_rank ? "" : "at least ", ranks, " ranks; start ", devices,
-                           devices == 1 ? " rank" : " ranks", ", or ask for ranks that share a GPU"));
+                           devices == 1 ? " rank" : " ranks", ", or ask for ranks that share a GPU (--share-gpus)"));
   return local_rank % devices;
 }
 
@@ -38,8 +38,10 @@ inline int gpu_of(int local_rank, int ranks_here, int devices, bool each_its_own
 inline CudaOptions gpu_of(const World& world, GpuSharing sharing = GpuSharing::refused) {
   const bool threads = world.size == 1 || world.comm.name() == "threads";
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  return {.ordinal = detail::gpu_of(world.local_rank, threads ? world.size : 0, cuda_devices(),
-                                    !threads && visible && *visible, sharing)};
+  const int devices = cuda_devices(), ranks = threads ? world.size : world.local_rank + 1;
+  return {.ordinal = detail::gpu_of(world.local_rank, threads ? world.size : 0, devices,
+                                    !threads && visible && *visible, sharing),
+          .shared = ranks > devices};
 }
 
 }  // namespace zeropp

@@ -31,6 +31,7 @@ struct GpuSeat {
   std::int64_t process = 0;
   std::array<char, 16> gpu{};  ///< its UUID: ordinals differ between processes
   std::int64_t ordinal = 0;
+  std::int64_t shared = 0;  ///< with ranks that need not be of this group
 
   static GpuSeat of(const Cuda& device) {
     GpuSeat seat;
@@ -42,6 +43,7 @@ struct GpuSeat {
     cuda_check(cudaGetDeviceProperties(&properties, device.ordinal()), "cudaGetDeviceProperties");
     std::memcpy(seat.gpu.data(), properties.uuid.bytes, seat.gpu.size());
     seat.ordinal = device.ordinal();
+    seat.shared = device.shared();
     return seat;
   }
   bool same_process(const GpuSeat& other) const { return host == other.host && process == other.process; }
@@ -92,14 +94,17 @@ inline std::shared_ptr<CommBackend> gpu_backend(const Comm& host, Cuda& device) 
   const bool one_process =
       std::all_of(seats.begin(), seats.end(), [&](const GpuSeat& seat) { return seat.same_process(seats[0]); });
   const auto [first, second] = sharing_a_gpu(seats);
-  const bool shared = first >= 0;
+  // Ranks that share a GPU may not wait in kernels for ranks elsewhere, as NCCL's do: what frees memory on a GPU waits
+  // for all kernels there, those of the other rank too, and rings of that never end.
+  const bool shared =
+      first >= 0 || std::any_of(seats.begin(), seats.end(), [](const GpuSeat& seat) { return seat.shared != 0; });
   const bool reach = reach_peers(seats, device);
 #ifdef ZEROPP_NCCL
   if (!shared) return std::make_shared<NcclBackend>(host, device, one_process);
 #endif
   if (!one_process)
     throw CommError(
-        shared ? text("ranks ", host.in_world(first), " and ", host.in_world(second),
+        shared ? text(first >= 0 ? text("ranks ", host.in_world(first), " and ", host.in_world(second)) : "ranks",
                       " are on one GPU; only threads of one process can share it: start as many processes as there are "
                       "GPUs, or one process with --ranks N")
                : std::string("ranks of several processes need NCCL, and this program was built without it; link "

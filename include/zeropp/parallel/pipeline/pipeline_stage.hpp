@@ -2,7 +2,8 @@
 // `PipelineStage<L>`: the part of a model that one rank of the pipeline axis runs. L is a Sequential of layers, one
 // Repeat, and layers; it is cut inside the Repeat. `Sharded<PipelineStage<L>, Stage>` trains it by a schedule.
 //
-//   PipelineStage<Gpt> stage{{.comm = mesh.pipeline(), .schedule = Schedule::one_forward_one_backward, .width = 768},
+//   PipelineStage<Gpt> stage{{.comm = mesh.pipeline(), .schedule = PipelineKind::one_forward_one_backward, .width =
+//   768},
 //                            Gpt{config}};
 //   Sharded<PipelineStage<Gpt>, Stage::gradients> model{mesh, device, std::move(stage)};
 #pragma once

@@ -2,10 +2,13 @@
 // The weights of a model as whole tensors on rank 0 of the world, one after the other, wherever their parts are.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <zeropp/parallel/model_parameters.hpp>

@@ -13,10 +13,14 @@ namespace zeropp {
 
 /// What utilisation is held against: bf16 products of a size that fills a GPU, all ranks together, a second. They take
 /// 112 MiB meanwhile. A collective.
-inline double peak_rate(const Comm& comm, Cuda& gpu) { return gemm_rate<bf16>(comm, gpu, 4096, 2048, 10); }
+template <CudaDevice D>
+double peak_rate(const Comm& comm, D& gpu) {
+  return gemm_rate<bf16>(comm, gpu, 4096, 2048, 10);
+}
 
 /// The GPU of this rank, its driver, the libraries of this program, and the rate of products. A collective.
-inline std::string describe_gpu(const Comm& comm, Cuda& gpu) {
+template <CudaDevice D>
+std::string describe_gpu(const Comm& comm, D& gpu) {
   const auto version = [](int number) { return text(number / 1000, ".", number % 1000 / 10); };
   int driver = 0, runtime = 0;
   cuda_check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
