@@ -3,6 +3,7 @@
 // --profile where the time goes. Prints one line of JSON.
 //   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--fp32]
 //   [--profile]
+//   --prefetch N                                   units gathered ahead at stage 3
 //   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
 //   pass
 //   --trace FILE                                   one more step as a timeline of the GPU, for Perfetto
@@ -10,10 +11,14 @@
 //   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
 //   --save-weights W                               writes the first weights and stops
 //   --attention best|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +34,7 @@ struct Settings {
   std::string model = "124M", tokens, curve, weights, save_weights, trace;
   std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
   std::int64_t batch = 8, accumulate = 1;
+  std::optional<int> prefetch;
   int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
   bool recompute = false, profile = false, bf16_gradients = false, fp32 = false, any_order = false, reduce_once = false;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
@@ -60,7 +66,10 @@ void run(const Settings& s, const World& world) {
             .shared = world.size > cuda_devices()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
   Sharded<G, S, P, Cuda> model{
-      world.comm, gpu, G{s}, {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch}};
+      world.comm,
+      gpu,
+      G{s},
+      {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch, .prefetch = s.prefetch}};
   if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2()});
   if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
@@ -170,6 +179,7 @@ int main(int argc, char** argv) {
     if (flag == "--context") s.context = number(i);
     if (flag == "--steps") s.steps = static_cast<int>(number(i));
     if (flag == "--warmup") s.warmup = static_cast<int>(number(i));
+    if (flag == "--prefetch") s.prefetch = static_cast<int>(number(i));
     if (flag == "--warmup-rate") s.warmup_rate = static_cast<int>(number(i));
     if (flag == "--stage") s.stage = static_cast<int>(number(i));
     if (flag == "--attention") {
