@@ -26,9 +26,9 @@ struct AnyBody {
 };
 }  // namespace detail
 
-/// A device: `pool()`; `run(cost, body)`, where `body` gets what the device runs on: the host's workers, on which it may
-/// call `workers.for_each(count, grain, [](std::int64_t begin, std::int64_t end) {...})`, or a stream of a GPU; copies
-/// from and to the host; and `synchronize()`, which returns when all operations have run.
+/// A device: `pool()`; `run(cost, body)`, where `body` gets what the device runs on: the host's workers, on which it
+/// may call `workers.for_each(count, grain, [](std::int64_t begin, std::int64_t end) {...})`, or a stream of a GPU;
+/// copies from and to the host; and `synchronize()`, which returns when all operations have run.
 template <class D>
 concept Device = requires(D& device, Cost cost, void* to, const void* from) {
   { device.pool() } -> std::same_as<Pool&>;
