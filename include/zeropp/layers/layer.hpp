@@ -119,6 +119,23 @@ namespace detail {
 /// For static_assert: of a concept, compilers list every alternative that failed, and the sentence drowns.
 template <class L>
 inline constexpr bool is_layer = Layer<L>;
+
+/// Goes around a whole model and not into it: Sharded, and inside that PipelineStage.
+template <class L>
+inline constexpr bool around_model = requires {
+  requires L::around_model;
+};
+
+/// What is inside of those; L itself otherwise.
+template <class L>
+struct model_in {
+  using type = L;
+};
+template <class L>
+  requires around_model<L>
+struct model_in<L> {
+  using type = typename L::Model;
+};
 }  // namespace detail
 
 }  // namespace zeropp

@@ -23,8 +23,11 @@ inline constexpr bool recomputes<Recompute<L>> = true;
 
 template <class L>
 struct Recompute {
+  static_assert(!detail::around_model<L>,
+                "Recompute<PipelineStage<L>> and Recompute<Sharded<L>>: recompute what is inside, the blocks; write "
+                "Repeat<Recompute<Block>> in L");
   static_assert(
-      detail::is_layer<L>,
+      detail::is_layer<L> || detail::around_model<L>,
       "Recompute<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
   static_assert(!detail::recomputes<L>, "Recompute<Recompute<L>> would only run L twice more; write Recompute<L>");
   static constexpr bool shares_context = true;

@@ -35,7 +35,9 @@ namespace zeropp {
 template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
 class Sharded {
   static_assert(
-      detail::is_layer<L>,
+      !requires { L::stage; }, "Sharded<Sharded<L>>: state is partitioned once; write Sharded<L, Stage>");
+  static_assert(
+      detail::is_layer<L> || requires { L::stage; },
       "Sharded<L, Stage>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
 
  public:
@@ -44,6 +46,8 @@ class Sharded {
   using Context = zeropp::Context<D, P>;
   using Gradient = typename P::Gradient;
   static constexpr Stage stage = S;
+  static constexpr bool around_model = true;
+  using Model = L;
 
   /// Takes memory for the rank's part of the state and draws the first weights. `comms` is a Comm of data ranks, or a
   /// Mesh: the state is partitioned over its data and context axes; layers under TensorParallel or PipelineStage were

@@ -2,9 +2,7 @@
 // `PipelineStage<L>`: the part of a model that one rank of the pipeline axis runs. L is a Sequential of layers, one
 // Repeat, and layers; it is cut inside the Repeat. `Sharded<PipelineStage<L>, Stage>` trains it by a schedule.
 //
-//   PipelineStage<Gpt> stage{{.comm = mesh.pipeline(), .schedule = PipelineKind::one_forward_one_backward, .width =
-//   768},
-//                            Gpt{config}};
+//   PipelineStage<Gpt> stage{{.comm = mesh.pipeline(), .schedule = PipelineKind::zb_h1, .width = 768}, Gpt{config}};
 //   Sharded<PipelineStage<Gpt>, Stage::gradients> model{mesh, device, std::move(stage)};
 #pragma once
 
@@ -132,7 +130,9 @@ struct AroundRepeat<Sequential<Ls...>> {
 
 template <class L>
 class PipelineStage {
-  using Whole = decltype(detail::sequential_of(std::declval<const L&>()));
+  using Whole = decltype(detail::sequential_of(std::declval<const typename detail::model_in<L>::type&>()));
+  static_assert(!detail::around_model<L>,
+                "PipelineStage<Sharded<L>>: state is partitioned last; write Sharded<PipelineStage<L>, Stage>");
   static_assert(!std::is_void_v<Whole>,
                 "PipelineStage<L>: L must be a Sequential<Front..., Repeat<Block>, Back...>, or derive from one");
   using Around = detail::AroundRepeat<Whole>;
@@ -143,6 +143,8 @@ class PipelineStage {
   using Blocks = std::tuple_element_t<Around::at, Layers>;
 
  public:
+  static constexpr bool around_model = true;
+  using Model = L;
   static constexpr bool container = true, pipelined = true;
   using Chunk =
       PipelineChunk<decltype(Around::front(std::declval<Layers&>())), typename decltype(Blocks::children)::value_type,

@@ -38,8 +38,11 @@ struct TensorParallel {
         !std::is_same_v<L, Linear>,
         "TensorParallel: a Linear alone does not say how it is split; use Mlp, or specialise TensorParallel for the "
         "layer around it, with TensorParallel<Linear, SplitBy::columns> and TensorParallel<Linear, SplitBy::rows>");
+    static_assert(!detail::around_model<L>,
+                  "TensorParallel<PipelineStage<L>> and TensorParallel<Sharded<L>>: layers are shared first; write "
+                  "Sharded<PipelineStage<TensorParallel<L>>, Stage>");
     static_assert(
-        std::is_same_v<L, Linear>,
+        std::is_same_v<L, Linear> || detail::around_model<L>,
         "TensorParallel<L>: no rule says how ranks share this layer; specialise TensorParallel<YourLayer>, or declare "
         "`static constexpr bool per_position = true` in it if it computes each position alone");
   }
