@@ -132,7 +132,7 @@ struct model_in {
   using type = L;
 };
 template <class L>
-  requires around_model<L>
+requires around_model<L>
 struct model_in<L> {
   using type = typename L::Model;
 };
