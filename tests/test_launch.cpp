@@ -220,10 +220,18 @@ TEST_CASE("wrong arguments and wrong environments end with exit code 2") {
   ended = in_process([&] { return launch({}, nothing); }, {{"RANK", "1"}, {"WORLD_SIZE", "4"}});
   CHECK(ended.code == 2);
   CHECK(contains(ended.error, "torchrun started this process as rank 1 of 4, but MASTER_ADDR is not set"));
+  const auto taken = detail::listen_at({"127.0.0.1", 0}, 1, "");
+  const auto port = text(detail::own_address(taken).port);
+  ended = in_process([&] { return launch({}, nothing); },
+                     {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "127.0.0.1"}, {"ZEROPP_PORT", port}});
+  CHECK(ended.code == 5);
+  CHECK(contains(ended.error, text("error: port ", port, " of this host is taken; set ZEROPP_PORT to a free one")));
 #ifndef ZEROPP_MPI
-  ended = in_process([&] { return launch({}, nothing); }, {{"PMIX_RANK", "1"}});
+  ended = in_process([&] { return launch({}, nothing); }, {{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}});
   CHECK(ended.code == 2);
-  CHECK(contains(ended.error, "but this program was built without MPI; link zeropp::mpi"));
+  CHECK(contains(ended.error,
+                 "mpirun (PMI) started this process as rank 1 of 4, but this program was built without MPI; link "
+                 "zeropp::mpi"));
 #endif
 }
 

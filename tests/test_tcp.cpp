@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks joined by TCP, here as threads that each have connections of their own: how they meet, who is refused, and that
 // nothing they do at once locks them. tests/tcp holds what needs processes.
+// labels: tcp
 #include <atomic>
 #include <map>
 #include <string>

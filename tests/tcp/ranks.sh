@@ -6,22 +6,35 @@
 # is still there 2 s after the first has ended. Each rank's end is told on stderr.
 #   RANKS_PORT      MASTER_PORT; one that is free otherwise
 #   RANKS_ABSENT    a rank that is not started
+#   RANKS_AS=srun   with the variables of srun instead
 set -u
-[ "${1:-}" = -n ] && [ $# -ge 3 ] || { echo "ranks.sh -n RANKS PROGRAM ARGUMENTS..." >&2; exit 2; }
+if [ "${1:-}" != -n ] || [ $# -lt 3 ]; then
+  echo "ranks.sh -n RANKS PROGRAM ARGUMENTS..." >&2
+  exit 2
+fi
 ranks=$2
 shift 2
 port=${RANKS_PORT:-$((20000 + ($$ * 7 + RANDOM) % 10000))}
-export WORLD_SIZE=$ranks LOCAL_WORLD_SIZE=$ranks MASTER_ADDR=127.0.0.1 MASTER_PORT=$port TORCHELASTIC_RUN_ID=ranks$$ \
-  TORCHELASTIC_RESTART_COUNT=0
+run=ranks$$
+start() {  # start RANK program...
+  local rank=$1
+  shift
+  if [ "${RANKS_AS:-}" = srun ]; then
+    exec env SLURM_PROCID="$rank" SLURM_NTASKS="$ranks" SLURM_LOCALID="$rank" SLURM_JOB_ID=$$ SLURM_STEP_ID=0 \
+      SLURM_STEP_NODELIST='localhost,other[1-3]' "$@"
+  fi
+  exec env RANK="$rank" WORLD_SIZE="$ranks" LOCAL_RANK="$rank" LOCAL_WORLD_SIZE="$ranks" MASTER_ADDR=127.0.0.1 \
+    MASTER_PORT="$port" TORCHELASTIC_RUN_ID="$run" TORCHELASTIC_RESTART_COUNT=0 "$@"
+}
 declare -A rank_of
 for ((r = 0; r < ranks; ++r)); do
   [ "$r" = "${RANKS_ABSENT:-}" ] && continue
-  RANK=$r LOCAL_RANK=$r "$@" &
+  start "$r" "$@" &
   rank_of[$!]=$r
 done
 trap 'kill -KILL "${!rank_of[@]}" 2> /dev/null' EXIT
 
-code=0 known= watchdog=
+code=0 known="" watchdog=""
 while [ ${#rank_of[@]} -gt 0 ]; do
   wait -n -p pid "${!rank_of[@]}" ${watchdog:+"$watchdog"}
   ended=$?
@@ -29,7 +42,7 @@ while [ ${#rank_of[@]} -gt 0 ]; do
     echo "ranks.sh: ranks ${rank_of[*]} are still there 2 s after the first ended" >&2
     [ "$code" = 0 ] && code=99
     kill -KILL "${!rank_of[@]}"
-    watchdog=
+    watchdog=""
     continue
   fi
   echo "ranks.sh: rank ${rank_of[$pid]} ended with $ended" >&2

@@ -117,11 +117,13 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
   };
 #ifdef ZEROPP_MPI
   if (mpi_runs() || started_by_mpi()) return mpi_launch(found, options.limit, on_rank);
-#endif
-  if (found.size == 0)
+#else
+  // srun says by itself where rank 0 is; mpirun may be told to.
+  if (found.size == 0 || (started_by_mpi() && found.source != "srun" && !std::getenv("MASTER_ADDR")))
     throw ConfigError(text(started,
-                           ", of how many MPI knows, but this program was built without MPI; link zeropp::mpi "
-                           "to run under mpirun, or use torchrun, or --ranks N for threads of one process"));
+                           ", but this program was built without MPI; link zeropp::mpi, or give it MASTER_ADDR and "
+                           "MASTER_PORT as torchrun does, or use --ranks N for threads of one process"));
+#endif
   return tcp_launch(found, options.limit, [&](Comm comm) { return on_rank(comm, found.local_rank); });
 }
 

@@ -31,6 +31,7 @@ class TcpBackend final : public CommBackend {
   std::string_view name() const override { return "TCP"; }
   int in_world(int rank) const override { return world(rank); }
   std::chrono::nanoseconds limit() const override { return links_->limit(); }
+  std::string failure() const override { return links_->failure().value_or(TcpFailure{}).sentence; }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank_, size());

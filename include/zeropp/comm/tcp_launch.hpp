@@ -18,10 +18,10 @@ int tcp_launch(const RankInfo& found, std::chrono::nanoseconds limit, const Body
     const int code = body(Comm{backend});
     backend->finish();
     return code;
-  } catch (const EndedByOther& e) {
-    report_current_exception(found.rank);
-    links->fail(e.what(), e.code);
-    return e.code;
+  } catch (const CommError& e) {
+    const int code = report_current_exception(found.rank);
+    links->fail(e.what(), code);
+    return links->failure().value_or(TcpFailure{{}, code}).code;  // that of the rank that failed first
   } catch (...) {
     const int code = report_current_exception(found.rank);
     links->fail(text("rank ", found.rank, " failed (exit code ", code, "); its own output says why"), code);

@@ -16,10 +16,10 @@
 
 namespace zeropp::detail {
 
-/// A failure of another rank, which ends this one.
-struct EndedByOther : CommError {
-  EndedByOther(const std::string& sentence, int exit_code) : CommError(sentence), code(exit_code) {}
-  int code;
+/// What ended a rank, and so all of them.
+struct TcpFailure {
+  std::string sentence;
+  int code;  ///< exit code
 };
 
 class TcpLinks {
@@ -125,9 +125,9 @@ class TcpLinks {
     if (failure_) throw_failure(call);
   }
   /// What ended this rank or another one, or nothing.
-  std::optional<std::string> failure() {
+  std::optional<TcpFailure> failure() {
     const std::lock_guard lock(mutex_);
-    return failure_ ? std::optional(failure_->sentence) : std::nullopt;
+    return failure_;
   }
 
   /// Tells all ranks, unless a failure is told already, that this one ends, and why. Nothing of the caller's memory is
@@ -135,7 +135,7 @@ class TcpLinks {
   void fail(const std::string& sentence, int code) noexcept try {
     {
       const std::lock_guard lock(mutex_);
-      if (!failure_) failure_ = Failure{sentence, code};
+      if (!failure_) failure_ = TcpFailure{sentence, code};
       if (std::exchange(told_, true)) return;
       for (auto& link : links_) {
         link.withdraw();
@@ -152,10 +152,6 @@ class TcpLinks {
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Failure {
-    std::string sentence;
-    int code;
-  };
 
   TcpConnection& link(int rank) { return links_[static_cast<std::size_t>(rank)]; }
   bool arrived(int from, std::uint64_t group, TcpKind kind) {
@@ -167,8 +163,7 @@ class TcpLinks {
                                     : differ_text(rank_, call, other, end_of_program);
   }
   [[noreturn]] void throw_failure(const std::string& call) const {
-    const auto& sentence = failure_->sentence;
-    throw EndedByOther(text("rank ", rank_, " in ", call, ": ended because ", sentence), failure_->code);
+    throw CommError(text("rank ", rank_, " in ", call, ": ended because ", failure_->sentence));
   }
   void wake() {
     const std::uint64_t one = 1;
@@ -188,7 +183,7 @@ class TcpLinks {
     link.socket.close();
     link.forget();
     if (link.ended || failure_ || closing_) return;
-    failure_ = Failure{
+    failure_ = TcpFailure{
         text("rank ", r, " is gone: its connection was ",
              error == 0 || error == ECONNRESET || error == EPIPE ? "closed" : "lost (" + system_text(error) + ")",
              " without a word; it was killed or its host failed, and its own output may say why"),
@@ -200,7 +195,7 @@ class TcpLinks {
     const auto& frame = arrival.frame;
     if (frame.kind == TcpKind::failure) {
       if (!failure_ && !closing_)
-        failure_ = Failure{
+        failure_ = TcpFailure{
             std::string(reinterpret_cast<const char*>(arrival.data.get()), static_cast<std::size_t>(frame.bytes)),
             static_cast<int>(frame.call.count)};
       link.ended = true;
@@ -221,8 +216,8 @@ class TcpLinks {
       if (!link.read(error, [&](TcpArrival&& arrival) { arrive(r, std::move(arrival)); })) lose(r, error);
     } catch (const std::exception& e) {
       if (!failure_)
-        failure_ = Failure{text("rank ", rank_, " cannot receive from rank ", r, ": ", e.what()),
-                           static_cast<int>(ExitCode::communication)};
+        failure_ = TcpFailure{text("rank ", rank_, " cannot receive from rank ", r, ": ", e.what()),
+                              static_cast<int>(ExitCode::communication)};
       link.socket.close();
       link.forget();
     }
@@ -264,7 +259,7 @@ class TcpLinks {
   std::mutex mutex_;  // guards all that follows but wake_ and mover_
   std::condition_variable changed_;
   std::vector<TcpConnection> links_;
-  std::optional<Failure> failure_;
+  std::optional<TcpFailure> failure_;
   bool told_ = false, said_end_ = false;
   std::optional<Deadline> closing_;
   std::atomic<std::uint32_t> groups_{0};

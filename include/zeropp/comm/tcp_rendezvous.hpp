@@ -8,8 +8,8 @@
 
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <list>
+#include <string_view>
 #include <thread>
 #include <vector>
 
