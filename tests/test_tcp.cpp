@@ -185,6 +185,9 @@ TEST_CASE("a rank that does not come is named after the limit, by all that did")
                  }()},
                  meet, 400ms);
   CHECK(contains(ends[0], "the name no-such-host.invalid is not known"));
+  auto elsewhere = place(0, 2, port);
+  elsewhere.meet.host = "203.0.113.1";  // of nobody: RFC 5737
+  CHECK(contains(ends_of({elsewhere}, meet, 200ms)[0], "203.0.113.1 (MASTER_ADDR) is no address of this host"));
   CHECK(std::chrono::steady_clock::now() - start < 10s);
 }
 
@@ -223,6 +226,25 @@ TEST_CASE("who does not belong to the run is refused in a sentence, and the run 
   CHECK(contains(strangers[2], "there is no rank 7 of 3"));
   CHECK(strangers[3] == "");  // one rank is alone
   CHECK(strangers[4] == "");
+}
+
+TEST_CASE("a rank that joins and dies before the others have come is named at once") {
+  const int port = free_port();
+  std::thread dies([&] {
+    std::string reason;
+    const auto deadline = std::chrono::steady_clock::now() + 10s;
+    detail::Socket socket;
+    while (!socket && std::chrono::steady_clock::now() < deadline)
+      socket = detail::try_to_connect({"127.0.0.1", port}, deadline, reason);
+    detail::TcpHello hello{{}, detail::tcp_protocol, detail::tcp_byte_order, 2, 4, 1, 5, "a run"};
+    std::copy(std::begin(detail::tcp_magic), std::end(detail::tcp_magic), hello.magic);
+    CHECK(detail::send_all(socket, detail::bytes_of(hello), deadline, reason));
+    std::this_thread::sleep_for(100ms);
+  });
+  const auto ends = ends_of({place(0, 4, port), place(1, 4, port)}, meet);
+  dies.join();
+  CHECK(ends[0] == "rank 2 ended before all ranks had joined");
+  CHECK(contains(ends[1], "rank 2 ended before all ranks had joined"));
 }
 
 TEST_CASE("two ranks with one number, and a port that is taken") {

@@ -111,7 +111,7 @@ class TcpRendezvous {
         tune(socket);
         auto from = peer_address(socket);
         guests.push_back({std::move(socket), std::move(from), Clock::now() + std::chrono::seconds(5)});
-        if (guests.size() > sockets_.size() + 64) guests.pop_front();  // who says nothing does not fill the house
+        if (guests.size() > sockets_.size() + 256) guests.pop_front();  // who says nothing does not fill the house
       }
     }
     if (place_.rank == 0) tell(false, std::as_bytes(std::span{entries}), deadline);
@@ -176,11 +176,13 @@ class TcpRendezvous {
 
   [[noreturn]] void give_up() {
     const auto late = missing();
-    fail(text("rank ", place_.rank, " waited ", seconds_text(limit_), " for ", ranks_text(late), " of ", place_.size,
-              " to join at ", text_of(place_.meet), ", which did not come",
-              refused_
-                  ? text("; ", refused_, refused_ == 1 ? " other was refused" : " others were refused", " meanwhile")
-                  : std::string{}));
+    auto sentence = text("rank ", place_.rank, " waited ", seconds_text(limit_), " for ", ranks_text(late), " of ",
+                         place_.size, " to join at ", text_of(place_.meet), ", which did not come");
+    if (refused_ > 0)
+      sentence += text("; ", refused_, refused_ == 1 ? " other was refused" : " others were refused", " meanwhile");
+    if (place_.rank == 0 && !is_own_host(place_.meet.host))
+      sentence += text("; ", place_.meet.host, " (MASTER_ADDR) is no address of this host, where rank 0 is");
+    fail(sentence);
   }
   /// Ends the start; rank 0 tells those that wait for it.
   [[noreturn]] void fail(const std::string& sentence) {

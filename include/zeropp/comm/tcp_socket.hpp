@@ -140,6 +140,17 @@ inline Socket listen_at(const Address& at, int backlog, const std::string& advic
   throw CommError(text("this host cannot listen on port ", at.port, ": ", reason, "; ", advice));
 }
 
+/// Whether the name is known and one of its addresses is of this host.
+inline bool is_own_host(const std::string& host) {
+  std::string reason;
+  const auto found = resolve({host, 0}, 0, reason);
+  for (const addrinfo* a = found.get(); a; a = a->ai_next)
+    if (const Socket socket{::socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+        socket && ::bind(socket.handle(), a->ai_addr, a->ai_addrlen) == 0)
+      return true;
+  return false;
+}
+
 /// One attempt at every address of `to`. An empty socket, and why in `reason`, where none answers.
 inline Socket try_to_connect(const Address& to, Deadline deadline, std::string& reason) {
   const auto found = resolve(to, 0, reason);
