@@ -36,9 +36,10 @@ class TcpBackend final : public CommBackend {
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank_, size());
     in_rounds(op, pieces, [&](const std::string& call, const std::vector<Slice>& round) {
-      const auto came = meet(call, Fingerprint::of(op, pieces), [&](int to, TcpParts& parts) {
-        for (auto& slice : round) parts.push_back(bytes_of(slice.piece->whole, slice.of(to, size()), op));
-      });
+      auto parts = no_parts();
+      for (int to = 0; to < size(); ++to)
+        for (auto& slice : round) parts[index(to)].push_back(bytes_of(slice.piece->whole, slice.of(to, size()), op));
+      const auto came = meet(call, Fingerprint::of(op, pieces), parts);
       std::size_t at = 0;
       for (auto& slice : round) {
         const auto mine = slice.of(rank_, size());
@@ -61,9 +62,9 @@ class TcpBackend final : public CommBackend {
         const auto begin = part_begin(slice.piece->count, rank_, size());
         return bytes_of(slice.piece->part, {mine.begin - begin, mine.end - begin}, op);
       };
-      const auto came = meet(call, Fingerprint::of(op, pieces), [&](int, TcpParts& parts) {
-        for (auto& slice : round) parts.push_back(from_part(slice));
-      });
+      TcpParts mine;
+      for (auto& slice : round) mine.push_back(from_part(slice));
+      const auto came = meet(call, Fingerprint::of(op, pieces), to_all(mine));
       for (int r = 0; r < size(); ++r) {
         const std::byte* from = data_of(came, r);
         for (auto& slice : round) {
@@ -80,9 +81,7 @@ class TcpBackend final : public CommBackend {
       std::size_t at = 0;
       do {
         const auto chunk = data.subspan(at, std::min<std::size_t>(most_in_round, data.size() - at));
-        const auto came = meet(call, Fingerprint::of(op, {}), [&](int, TcpParts& parts) {
-          if (rank_ == op.root) parts.push_back(chunk);
-        });
+        const auto came = meet(call, Fingerprint::of(op, {}), rank_ == op.root ? to_all({chunk}) : no_parts());
         if (rank_ != op.root) copy(chunk.data(), data_of(came, op.root), chunk.size());
         at += chunk.size();
       } while (at < data.size());
@@ -94,16 +93,15 @@ class TcpBackend final : public CommBackend {
     guarded(call_of(op), [&](const std::string& call) {
       const auto part = [](auto whole, std::span<const std::int64_t> sizes, int r) {
         std::int64_t skip = 0;
-        for (int before = 0; before < r; ++before) skip += sizes[static_cast<std::size_t>(before)];
-        return whole.subspan(static_cast<std::size_t>(skip),
-                             static_cast<std::size_t>(sizes[static_cast<std::size_t>(r)]));
+        for (int before = 0; before < r; ++before) skip += sizes[index(before)];
+        return whole.subspan(static_cast<std::size_t>(skip), static_cast<std::size_t>(sizes[index(r)]));
       };
-      const auto came = meet(call, Fingerprint::of(op, {}),
-                             [&](int to, TcpParts& parts) { parts.push_back(part(in, send_bytes, to)); });
+      auto parts = no_parts();
+      for (int to = 0; to < size(); ++to) parts[index(to)] = {part(in, send_bytes, to)};
+      const auto came = meet(call, Fingerprint::of(op, {}), parts);
       for (int r = 0; r < size(); ++r) {
         const auto to = part(out, receive_bytes, r);
-        const auto sent =
-            r == rank_ ? send_bytes[static_cast<std::size_t>(r)] : came[static_cast<std::size_t>(r)].frame.bytes;
+        const auto sent = r == rank_ ? send_bytes[index(r)] : came[index(r)].frame.bytes;
         if (sent != static_cast<std::int64_t>(to.size()))
           throw CommError(text(call, ": rank ", world(r), " sends ", sent, " bytes to rank ", world(rank_),
                                ", which expects ", to.size()));
@@ -135,7 +133,7 @@ class TcpBackend final : public CommBackend {
   }
 
   void barrier(const Operation& op) override {
-    guarded(call_of(op), [&](const std::string& call) { meet(call, Fingerprint::of(op, {}), [](int, TcpParts&) {}); });
+    guarded(call_of(op), [&](const std::string& call) { meet(call, Fingerprint::of(op, {}), no_parts()); });
   }
 
   std::shared_ptr<CommBackend> subset(const Operation& op, std::span<const int> members) override {
@@ -151,9 +149,8 @@ class TcpBackend final : public CommBackend {
       }
       // The first member gives the group its number, so the same members again are another group.
       std::uint64_t group = rank == 0 ? links_->new_group() : 0;
-      const auto came = meet(call, Fingerprint::of(op, names), members, [&](int, TcpParts& parts) {
-        if (rank == 0) parts.push_back(detail::bytes_of(group));
-      });
+      const auto parts = rank == 0 ? to_all({detail::bytes_of(group)}) : no_parts();
+      const auto came = meet(call, Fingerprint::of(op, names), parts, members);
       if (rank != 0) copy(&group, data_of(came, 0), sizeof group);
       backend = std::make_shared<TcpBackend>(links_, group, std::move(world_ranks), rank);
     });
@@ -162,8 +159,7 @@ class TcpBackend final : public CommBackend {
 
   /// The end of the program on this rank: returns when all ranks are there.
   void finish() {
-    guarded(end_of_program,
-            [&](const std::string& call) { meet(call, TcpLinks::end_of_program_call(), [](int, TcpParts&) {}); });
+    guarded(end_of_program, [&](const std::string& call) { meet(call, TcpLinks::end_of_program_call(), no_parts()); });
   }
 
  private:
@@ -209,23 +205,25 @@ class TcpBackend final : public CommBackend {
     });
   }
 
-  /// Shows every other rank what this one calls, with the bytes that parts(to, ...) gives for it; returns what came
-  /// from each. Throws CommError where they do not call the same: all see the same and come to the same verdict.
-  template <class PartsFor>
-  std::vector<TcpArrival> meet(const std::string& call, const Fingerprint& mine, const PartsFor& parts_for) {
-    return meet(call, mine, numbers(size()), parts_for);
+  /// What a rank sends to each rank of the group.
+  std::vector<TcpParts> no_parts() const { return std::vector<TcpParts>(world_ranks_.size()); }
+  std::vector<TcpParts> to_all(const TcpParts& parts) const {
+    return std::vector<TcpParts>(world_ranks_.size(), parts);
   }
-  template <class PartsFor>
-  std::vector<TcpArrival> meet(const std::string& call, const Fingerprint& mine, std::span<const int> members,
-                               const PartsFor& parts_for) {
+
+  /// Shows every other rank what this one calls, with its parts; returns what came from each. Throws CommError where
+  /// they do not call the same: all see the same and come to the same verdict.
+  std::vector<TcpArrival> meet(const std::string& call, const Fingerprint& mine, const std::vector<TcpParts>& parts) {
+    return meet(call, mine, parts, numbers(size()));
+  }
+  std::vector<TcpArrival> meet(const std::string& call, const Fingerprint& mine, const std::vector<TcpParts>& parts,
+                               std::span<const int> members) {
     std::vector<int> others;
     const auto here = static_cast<std::size_t>(std::find(members.begin(), members.end(), rank_) - members.begin());
     for (std::size_t away = 1; away < members.size(); ++away) {  // everybody starts with another neighbour
       const int to = members[(here + away) % members.size()];
-      TcpParts parts;
-      parts_for(to, parts);
       others.push_back(world(to));
-      links_->post(world(to), {.group = group_, .call = mine}, std::move(parts));
+      links_->post(world(to), {.group = group_, .call = mine}, parts[index(to)]);
     }
     links_->wait(call, group_, TcpKind::meeting, others, others);
     std::vector<TcpArrival> came(members.size());
@@ -259,9 +257,10 @@ class TcpBackend final : public CommBackend {
   std::string call_of(const Operation& op) const {
     return call_text(op, op.kind == Collective::subset ? 0 : world(op.root));
   }
-  int world(int rank) const { return world_ranks_[static_cast<std::size_t>(rank)]; }
+  static std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+  int world(int rank) const { return world_ranks_[index(rank)]; }
   static const std::byte* data_of(const std::vector<TcpArrival>& came, int rank) {
-    return came[static_cast<std::size_t>(rank)].data.get();
+    return came[index(rank)].data.get();
   }
   static std::size_t bytes(std::int64_t count, const Operation& op) {
     return static_cast<std::size_t>(count) * size_of(op.dtype);
