@@ -241,8 +241,15 @@ TEST_CASE("a rank that joins and dies before the others have come is named at on
     CHECK(detail::send_all(socket, detail::bytes_of(hello), deadline, reason));
     std::this_thread::sleep_for(100ms);
   });
+  std::string late;
+  std::thread comes_late([&] {
+    std::this_thread::sleep_for(600ms);
+    late = ends_of({place(3, 4, port)}, meet)[0];
+  });
   const auto ends = ends_of({place(0, 4, port), place(1, 4, port)}, meet);
   dies.join();
+  comes_late.join();
+  CHECK(contains(late, "rank 2 ended before all ranks had joined"));
   CHECK(ends[0] == "rank 2 ended before all ranks had joined");
   CHECK(contains(ends[1], "rank 2 ended before all ranks had joined"));
 }

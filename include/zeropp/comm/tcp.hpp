@@ -138,6 +138,7 @@ class TcpBackend final : public CommBackend {
 
   std::shared_ptr<CommBackend> subset(const Operation& op, std::span<const int> members) override {
     std::shared_ptr<CommBackend> backend;
+    std::uint64_t group = 0;
     guarded(call_of(op), [&](const std::string& call) {
       std::vector<Piece> names;
       std::vector<int> world_ranks;
@@ -148,7 +149,7 @@ class TcpBackend final : public CommBackend {
         if (members[i] == rank_) rank = static_cast<int>(i);
       }
       // The first member gives the group its number, so the same members again are another group.
-      std::uint64_t group = rank == 0 ? links_->new_group() : 0;
+      if (rank == 0) group = links_->new_group();
       const auto parts = rank == 0 ? to_all({detail::bytes_of(group)}) : no_parts();
       const auto came = meet(call, Fingerprint::of(op, names), parts, members);
       if (rank != 0) copy(&group, data_of(came, 0), sizeof group);

@@ -72,7 +72,7 @@ class TcpLinks {
       if (frame.kind == TcpKind::meeting && frame.call.kind == Fingerprint::kind_of_end) said_end_ = true;
       link.post(frame, std::move(parts), std::move(own));
       int error = 0;
-      if (!link.write(error)) lose(to, error);
+      link.write(error);  // where the connection is lost, the thread finds it, after what came before
       more = !link.flushed();
     }
     if (more) wake();
@@ -210,10 +210,11 @@ class TcpLinks {
   void serve(int r, short events) {
     auto& link = this->link(r);
     int error = 0;
-    if (link.socket && !link.write(error)) lose(r, error);
-    if (!link.socket || !(events & (POLLIN | POLLHUP | POLLERR))) return;
-    try {
-      if (!link.read(error, [&](TcpArrival&& arrival) { arrive(r, std::move(arrival)); })) lose(r, error);
+    try {  // reads first: a rank that ends has said why
+      if (link.socket && (events & (POLLIN | POLLHUP | POLLERR)) &&
+          !link.read(error, [&](TcpArrival&& arrival) { arrive(r, std::move(arrival)); }))
+        lose(r, error);
+      if (link.socket && !link.write(error)) lose(r, error);
     } catch (const std::exception& e) {
       if (!failure_)
         failure_ = TcpFailure{text("rank ", rank_, " cannot receive from rank ", r, ": ", e.what()),

@@ -102,7 +102,14 @@ class TcpRendezvous {
         if (socket) polled.push_back({socket.handle(), POLLRDHUP, 0});
       if (::poll(polled.data(), polled.size(), 50) < 0 && errno != EINTR)
         throw CommError(text("waiting for the other ranks: ", system_text(errno)));
-      for (int r = 0; r < place_.size; ++r) expect_there(r, polled);
+      auto events = polled.begin() + 1 + static_cast<std::ptrdiff_t>(guests.size());
+      for (int r = 0; r < place_.size && verdict_.empty(); ++r)  // one that joined and is gone will not come again
+        if (sockets_[static_cast<std::size_t>(r)] && (events++)->revents != 0) {
+          verdict_ = text("rank ", r, " ended before all ranks had joined");
+          if (place_.rank > 0) fail(verdict_);
+          tell(true, std::as_bytes(std::span{verdict_}), Clock::now());
+          deadline = std::min(deadline, Clock::now() + std::chrono::seconds(5));  // those on their way are told as well
+        }
       for (auto guest = guests.begin(); guest != guests.end();) {
         const bool done = hear(*guest, entries);
         guest = done ? guests.erase(guest) : std::next(guest);
@@ -114,15 +121,8 @@ class TcpRendezvous {
         if (guests.size() > sockets_.size() + 256) guests.pop_front();  // who says nothing does not fill the house
       }
     }
+    if (!verdict_.empty()) throw CommError(verdict_);
     if (place_.rank == 0) tell(false, std::as_bytes(std::span{entries}), deadline);
-  }
-
-  /// A rank that joined and is gone will not come again.
-  void expect_there(int r, const std::vector<pollfd>& polled) {
-    const auto& socket = sockets_[static_cast<std::size_t>(r)];
-    for (const auto& p : polled)
-      if (socket && p.fd == socket.handle() && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)))
-        fail(text("rank ", r, " ended before all ranks had joined"));
   }
 
   /// True if nothing more is to be heard from the guest: it is a rank now, or refused, or gone.
@@ -159,6 +159,7 @@ class TcpRendezvous {
     entry.port = hello.port;
     const auto& host = guest.from.host;
     if (!is_loopback(host) && host.size() < sizeof entry.host) std::memcpy(entry.host, host.data(), host.size());
+    if (!verdict_.empty()) answer(guest.socket, true, std::as_bytes(std::span{verdict_}), Clock::now());
     socket = std::move(guest.socket);
     return true;
   }
@@ -175,6 +176,7 @@ class TcpRendezvous {
   }
 
   [[noreturn]] void give_up() {
+    if (!verdict_.empty()) throw CommError(verdict_);
     const auto late = missing();
     auto sentence = text("rank ", place_.rank, " waited ", seconds_text(limit_), " for ", ranks_text(late), " of ",
                          place_.size, " to join at ", text_of(place_.meet), ", which did not come");
@@ -254,6 +256,9 @@ class TcpRendezvous {
     for (auto pause = std::chrono::milliseconds(20);; pause = std::min(2 * pause, std::chrono::milliseconds(500))) {
       Socket socket = try_to_connect(to, deadline, reason);
       if (socket && send_all(socket, bytes_of(hello), deadline, reason)) return socket;
+      if (r > 0 && reason == system_text(ECONNREFUSED))  // it listens until all have come
+        throw CommError(text("rank ", place_.rank, " cannot connect to rank ", r, " at ", text_of(to),
+                             ", which had joined: ", reason, "; it ended, or a firewall is between them"));
       const auto left = deadline - Clock::now();
       if (left <= std::chrono::nanoseconds::zero())
         throw CommError(text("rank ", place_.rank, " waited ", seconds_text(limit_), " for rank ", r, " at ",
@@ -277,6 +282,7 @@ class TcpRendezvous {
   std::chrono::nanoseconds limit_;
   std::vector<Socket> sockets_;
   int refused_ = 0;
+  std::string verdict_;  // of a start that has failed
 };
 
 }  // namespace zeropp::detail
