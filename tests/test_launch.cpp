@@ -47,8 +47,9 @@ Ended in_process(const F& f, const Table& environment = {}) {
   const pid_t child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
-    for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-                             "PMI_RANK", "PMI_SIZE", "PMIX_RANK", "SLURM_PROCID", "SLURM_NTASKS"})
+    for (const char* name :
+         {"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE",
+          "PMIX_RANK", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT", "ZEROPP_PORT"})
       unsetenv(name);
     for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
     dup2(ends[1], STDERR_FILENO);
@@ -216,12 +217,21 @@ TEST_CASE("wrong arguments and wrong environments end with exit code 2") {
             },
             {{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}})
             .code == 0);
-#ifndef ZEROPP_MPI
   ended = in_process([&] { return launch({}, nothing); }, {{"RANK", "1"}, {"WORLD_SIZE", "4"}});
   CHECK(ended.code == 2);
+  CHECK(contains(ended.error, "torchrun started this process as rank 1 of 4, but MASTER_ADDR is not set"));
+  const auto taken = detail::listen_at({"127.0.0.1", 0}, 1, "");
+  const auto port = text(detail::own_address(taken).port);
+  ended = in_process([&] { return launch({}, nothing); },
+                     {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "127.0.0.1"}, {"ZEROPP_PORT", port}});
+  CHECK(ended.code == 5);
+  CHECK(contains(ended.error, text("error: port ", port, " of this host is taken; set ZEROPP_PORT to a free one")));
+#ifndef ZEROPP_MPI
+  ended = in_process([&] { return launch({}, nothing); }, {{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}});
+  CHECK(ended.code == 2);
   CHECK(contains(ended.error,
-                 "torchrun started this process as rank 1 of 4, but this program was built without MPI; "
-                 "link zeropp::mpi"));
+                 "mpirun (PMI) started this process as rank 1 of 4, but this program was built without MPI; link "
+                 "zeropp::mpi"));
 #endif
 }
 

@@ -4,6 +4,7 @@
 set -u
 program=$1
 case=$2
+here=$(cd "$(dirname "$0")" && pwd)
 mpirun=${3:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -174,6 +175,19 @@ case $case in
     expect 2 'unknown key "sed"' "$program" "${small[@]}" --config=bad.json
     printf '{"train_batch_size": 8, "zero_optimization": {"stage": 1}, "model": {"block_size": 16}, "steps": 3}' > good.json
     expect 0 'step 2/2' "$program" --data text.txt --vocab-size 256 --config good.json --steps 2 --warmup-steps 0 --out c
+    ;;
+  tcp)  # processes as torchrun starts them
+    ranks=$here/../tcp/ranks.sh
+    expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 3 --out threads
+    expect 0 'ranks: 2 (torchrun)' "$ranks" -n 2 "$program" "${small[@]}" --zero 3 --out processes
+    diff <(losses threads) <(losses processes) || fail 'processes have other losses than threads'
+    cmp {threads,processes}/checkpoints/step-00000012/model.safetensors || fail 'processes have other weights'
+    expect 2 'not expected' "$ranks" -n 2 "$program" "${small[@]}" --n-headd 3
+    expect 4 'rank 0: ' "$ranks" -n 2 "$program" "${small[@]}" --data nowhere
+    # stopped and resumed as processes
+    rm -r processes/checkpoints/step-00000012 processes/checkpoints/latest
+    expect 0 'resumed after step 10' "$ranks" -n 2 "$program" "${small[@]}" --zero 3 --out processes
+    diff <(losses threads) <(losses processes) || fail 'the resumed processes have other losses'
     ;;
   mpi)
     export ASAN_OPTIONS=detect_leaks=0  # MPI's own libraries keep memory to the end

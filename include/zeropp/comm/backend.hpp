@@ -86,6 +86,9 @@ class CommBackend {
   /// How long this rank waits for the others in one operation.
   virtual std::chrono::nanoseconds limit() const { return std::chrono::seconds(300); }
 
+  /// What has ended one of all ranks, where this backend learns of it without a call; else empty. From any thread.
+  virtual std::string failure() const { return {}; }
+
   /// GPUs: the communicator over the same ranks that moves host memory. Null where this one does.
   virtual const Comm* host() const { return nullptr; }
   /// Whether operations may go on after their calls, beside what computes.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The communicator: typed collectives over the ranks of a group. `Comm` is a handle (copies share the group); what
-// moves the bytes is a `CommBackend`: ranks as threads, as MPI processes, as GPUs (on_device.hpp), or none at all (one
-// rank, dry). Sums are taken in rank order on every backend but NCCL, so the same bits come out of threads and of MPI.
+// moves the bytes is a `CommBackend`: ranks as threads, as processes (TCP, MPI), as GPUs (on_device.hpp), or none at all
+// (one rank, dry). Sums are taken in rank order on every backend but NCCL, so threads and processes give the same bits.
 #pragma once
 
 #include <array>
@@ -42,6 +42,8 @@ class Comm {
   int in_world(int rank) const { return backend() ? backend()->in_world(rank) : rank; }
   /// How long this rank waits for the others in one operation.
   std::chrono::nanoseconds limit() const { return backend() ? backend()->limit() : std::chrono::seconds(300); }
+  /// What has ended another rank, where that is known without an operation; else empty. From any thread.
+  std::string failure() const { return backend() ? backend()->failure() : std::string{}; }
 
   /// The communicator over the same ranks that moves host memory, for what the host decides together; itself unless it
   /// moves a GPU's. Memory given to any other operation is the host's or the GPU's, whichever this communicator moves.

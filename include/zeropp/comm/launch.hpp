@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One body on every rank, whatever started them: threads of this process (`--ranks N`), or the processes of mpirun,
-// srun or torchrun in a program that links zeropp::mpi. Errors end in one sentence and an exit code.
+// One body on every rank, whatever started them: threads of this process (`--ranks N`); processes of torchrun, srun or
+// anything else that says RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, joined by TCP (comm/tcp_place.hpp); or those
+// of mpirun, or srun with MPI, in a program that links zeropp::mpi. Errors end in one sentence and an exit code.
 //
 //   int main(int argc, char** argv) {
 //     return launch(argc, argv, [](World& world) { ... world.comm.all_reduce(data); ... });
@@ -13,6 +14,7 @@
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/comm/ranks.hpp>
 #include <zeropp/comm/report.hpp>
+#include <zeropp/comm/tcp_launch.hpp>
 #include <zeropp/comm/thread.hpp>
 #ifdef ZEROPP_MPI
 #include <zeropp/comm/mpi_launch.hpp>
@@ -26,7 +28,7 @@ struct World {
   int rank = 0;
   int size = 1;
   int local_rank = 0;  ///< among the ranks of this host: the device to take
-  std::string source;  ///< what said how many ranks there are: "--ranks 4", "mpirun (Open MPI)", "one process"
+  std::string source;  ///< what said how many ranks there are: "--ranks 4", "torchrun", "mpirun (Open MPI)"
 
   operator const Comm&() const { return comm; }
 };
@@ -109,16 +111,20 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
   if (options.ranks != 0)
     throw ConfigError(text("--ranks ", options.ranks, " asks for threads of one process, but ", started,
                            "; leave out --ranks, or start one process"));
-#ifdef ZEROPP_MPI
-  return mpi_launch(found, options.limit, [&](Comm comm, int local_rank) {
+  const auto on_rank = [&](Comm comm, int local_rank) {
     World world{comm, comm.rank(), comm.size(), local_rank, found.source};
     return exit_code_of(body, world);
-  });
+  };
+#ifdef ZEROPP_MPI
+  if (mpi_runs() || started_by_mpi()) return mpi_launch(found, options.limit, on_rank);
 #else
-  throw ConfigError(text(started,
-                         ", but this program was built without MPI; link zeropp::mpi to run as several "
-                         "processes, or use --ranks N for threads of one"));
+  // srun says by itself where rank 0 is; mpirun may be told to.
+  if (found.size == 0 || (started_by_mpi() && found.source != "srun" && !std::getenv("MASTER_ADDR")))
+    throw ConfigError(text(started,
+                           ", but this program was built without MPI; link zeropp::mpi, or give it MASTER_ADDR and "
+                           "MASTER_PORT as torchrun does, or use --ranks N for threads of one process"));
 #endif
+  return tcp_launch(found, options.limit, [&](Comm comm) { return on_rank(comm, found.local_rank); });
 }
 
 }  // namespace detail

@@ -88,4 +88,13 @@ inline RankInfo ranks_in_environment(const detail::Environment& environment = []
   return found.value_or(RankInfo{});
 }
 
+/// Whether the launcher is one of MPI's, so that MPI_Init finds the other processes.
+inline bool started_by_mpi(const detail::Environment& environment = [](const char* name) {
+  return static_cast<const char*>(std::getenv(name));
+}) {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"})
+    if (environment(name)) return true;
+  return false;
+}
+
 }  // namespace zeropp

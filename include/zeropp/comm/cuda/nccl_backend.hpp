@@ -259,7 +259,10 @@ class NcclBackend final : public GpuBackend {
         }
         const auto in = under_way ? call_text(under_way->op, host_.in_world(under_way->op.root)) : "no operation";
         const auto size_text = under_way ? text(" (", bytes(under_way->op.count, under_way->op), " B)") : std::string{};
-        if (!error.empty())
+        const auto other = state_->host.failure();
+        if (!other.empty())
+          sentence = text("rank ", state_->rank, " in ", in, size_text, ": ended because ", other);
+        else if (!error.empty())
           sentence = text("rank ", state_->rank, " in ", in, size_text, ": ", error);
         else if (seen && Clock::now() - since > limit())
           sentence = text("rank ", state_->rank, " waited ", seconds_text(limit()), " in ", in, size_text,
