@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The communicator: typed collectives over the ranks of a group. `Comm` is a handle (copies share the group); what
-// moves the bytes is a `CommBackend`: ranks as threads, as processes (TCP, MPI), as GPUs (on_device.hpp), or none at all
-// (one rank, dry). Sums are taken in rank order on every backend but NCCL, so threads and processes give the same bits.
+// moves the bytes is a `CommBackend`: ranks as threads, as processes (TCP, MPI), as GPUs (on_device.hpp), or none at
+// all (one rank, dry). Sums are taken in rank order on every backend but NCCL, so threads and processes give the same
+// bits.
 #pragma once
 
 #include <array>

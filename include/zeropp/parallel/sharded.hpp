@@ -211,8 +211,7 @@ class Sharded {
     if constexpr (S == Stage::none) units_.publish_gradients();
   }
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
-  /// neither stage nor pipeline. f(parts, sums) puts into sums[i] what it makes of parts[i], a span of gradients. A
-  /// collective.
+  /// neither stage nor pipeline: f(parts, sums) makes sums[i] of the gradients parts[i]. A collective.
   template <class F>
   double sum_over_gradients(F&& f) {
     int in_model = 0;
@@ -229,8 +228,7 @@ class Sharded {
   }
 
  private:
-  /// The next micro-batch needs the units' buffers. After the last one sums may go on, while a pipeline's stages before
-  /// this one get its gradients.
+  /// The next micro-batch needs the units' buffers; after the last one sums may go on beside other stages.
   void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
   int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
   Residents<P, D> resident() {
