@@ -3,11 +3,11 @@
 // schedules; over meshes the same losses up to the order of sums.
 #include <doctest/doctest.h>
 
-#include <cmath>
 #include <mutex>
 
 #include <zeropp/comm/thread.hpp>
 
+#include "support/apart.hpp"
 #include "support/mesh_gpt.hpp"
 
 using namespace test;
@@ -37,19 +37,6 @@ std::string steps_of(Stage stage, const Layout& layout, const RunOptions& o) {
     case Stage::parameters: return steps_of<G, Stage::parameters, P>(layout, o);
   }
   return {};
-}
-
-/// The greatest relative difference of losses and norms.
-double apart(const std::string& a, const std::string& b) {
-  REQUIRE(a.size() == b.size());
-  double worst = 0;
-  for (std::size_t at = 0; at < a.size(); at += sizeof(double)) {
-    double x, y;
-    std::memcpy(&x, a.data() + at, sizeof x);
-    std::memcpy(&y, b.data() + at, sizeof y);
-    worst = std::max(worst, std::abs(x - y) / std::abs(y));
-  }
-  return worst;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/rope.hpp>
 
+#include "../support/apart.hpp"
 #include "../support/tiny_gpt.hpp"
 
 using namespace zeropp;
@@ -127,17 +128,6 @@ std::string trained(int ranks, const ::test::RunOptions& o, ContextAttention att
   });
   return bytes;
 }
-double worst(const std::string& a, const std::string& b) {
-  REQUIRE(a.size() == b.size());
-  double most = 0;
-  for (std::size_t at = 0; at < a.size(); at += sizeof(double)) {
-    double x, y;
-    std::memcpy(&x, a.data() + at, sizeof x);
-    std::memcpy(&y, b.data() + at, sizeof y);
-    most = std::max(most, std::abs(x - y) / std::abs(y));
-  }
-  return most;
-}
 ::test::RunOptions options() {
   ::test::RunOptions o{.rows = 4, .micro_batches = 2};
   o.config = {.context = 16, .heads = 6};
@@ -151,11 +141,11 @@ TEST_CASE("Ulysses on ranks that share the GPU: the CPU's losses, the same bits 
   const auto cpu = trained<Stage::none, Fp32, Cpu>(1, o);
   for (const int ranks : {2, 4}) {
     const auto gpu = trained<Stage::none, Fp32, Cuda>(ranks, o);
-    CHECK(worst(gpu, cpu) < 1e-5);
+    CHECK(::test::apart(gpu, cpu) < 1e-5);
     CHECK(trained<Stage::none, Fp32, Cuda>(ranks, o) == gpu);
     CHECK(trained<Stage::parameters, Fp32, Cuda>(ranks, o) == gpu);
   }
-  CHECK(worst(trained<Stage::gradients, Bf16, Cuda>(2, o), trained<Stage::gradients, Bf16, Cuda>(1, o)) < 2e-2);
+  CHECK(::test::apart(trained<Stage::gradients, Bf16, Cuda>(2, o), trained<Stage::gradients, Bf16, Cuda>(1, o)) < 2e-2);
 }
 
 TEST_CASE("a ring is refused on a GPU when the model is built") {

@@ -3,14 +3,13 @@
 // the same bits over stages and with recompute. On ranks that share a GPU, and over NCCL on as many GPUs as there are.
 #include <doctest/doctest.h>
 
-#include <cmath>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/device/cuda.hpp>
 
+#include "../support/apart.hpp"
 #include "../support/mesh_gpt.hpp"
 
 using namespace zeropp;
@@ -38,18 +37,6 @@ std::string steps_of(const Layout& layout) {
   return bytes;
 }
 
-double worst(const std::string& a, const std::string& b) {
-  REQUIRE(a.size() == b.size());
-  double most = 0;
-  for (std::size_t at = 0; at < a.size(); at += sizeof(double)) {
-    double x, y;
-    std::memcpy(&x, a.data() + at, sizeof x);
-    std::memcpy(&y, b.data() + at, sizeof y);
-    most = std::max(most, std::abs(x - y) / std::abs(y));
-  }
-  return most;
-}
-
 void check(const Layout& layout) {
   CAPTURE(layout.data);
   CAPTURE(layout.tensor);
@@ -57,7 +44,7 @@ void check(const Layout& layout) {
   CAPTURE(layout.context);
   static const auto one = train_on_mesh<Plain, Stage::none>(Comm{}, {}, options()).steps;  // on the CPU
   const auto whole = steps_of<Plain, Stage::none>(layout);
-  CHECK(worst(whole, one) < 1e-5);
+  CHECK(apart(whole, one) < 1e-5);
   CHECK(steps_of<Recomputed, Stage::gradients>(layout) == whole);
   CHECK(steps_of<Recomputed, Stage::parameters>(layout) == whole);
 }
