@@ -47,6 +47,11 @@ struct Range {
   friend bool operator==(const Range&, const Range&) = default;
 };
 
+/// `size` elements each: the elements of a range of heads, `offset` further on.
+constexpr Range elements_of(Range range, std::int64_t size, std::int64_t offset = 0) {
+  return {range.begin * size + offset, range.end * size + offset};
+}
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 

@@ -36,6 +36,20 @@ struct MeshOptions {
   std::array<Axis, mesh_axes> order{Axis::tensor, Axis::context, Axis::data, Axis::pipeline};
 };
 
+namespace detail {
+/// Ranks from one place along each axis to the next, where the first axis of `order` has neighbouring ranks.
+constexpr std::array<int, mesh_axes> mesh_strides(const std::array<int, mesh_axes>& sizes,
+                                                  const std::array<Axis, mesh_axes>& order) {
+  std::array<int, mesh_axes> strides{};
+  int stride = 1;
+  for (const Axis axis : order) {
+    strides[static_cast<std::size_t>(axis)] = stride;
+    stride *= sizes[static_cast<std::size_t>(axis)];
+  }
+  return strides;
+}
+}  // namespace detail
+
 class Mesh {
  public:
   /// One rank.
@@ -122,14 +136,12 @@ class Mesh {
   }
 
   void place(const std::array<Axis, mesh_axes>& order) {
-    int stride = 1;
     std::array<bool, mesh_axes> seen{};
     for (const Axis axis : order) {
       if (seen[index(axis)]) throw ConfigError(text("mesh: the order names the ", name_of(axis), " axis twice"));
       seen[index(axis)] = true;
-      strides_[index(axis)] = stride;
-      stride *= size(axis);
     }
+    strides_ = detail::mesh_strides(sizes_, order);
   }
 
   /// What traces say about it.

@@ -176,18 +176,15 @@ class UlyssesAttention {
   }
 
  private:
-  static Range elements(Range heads, std::int64_t size, std::int64_t offset) {
-    return {heads.begin * size + offset, heads.end * size + offset};
-  }
   static std::vector<std::vector<Range>> columns(const PackedHeads& h, const ContextPart& part, std::string_view layer,
                                                  bool with_keys) {
     std::vector<std::vector<Range>> all;
     for (int r = 0; r < part.size(); ++r) {
       const auto share = heads_of_rank(h.heads, h.kv_heads, r, part.size(), layer);
-      all.push_back({elements(share.query, h.size, 0)});
+      all.push_back({elements_of(share.query, h.size)});
       if (!with_keys) continue;
-      all.back().push_back(elements(share.kv, h.size, h.width()));
-      all.back().push_back(elements(share.kv, h.size, h.width() + h.kv_width()));
+      all.back().push_back(elements_of(share.kv, h.size, h.width()));
+      all.back().push_back(elements_of(share.kv, h.size, h.width() + h.kv_width()));
     }
     return all;
   }

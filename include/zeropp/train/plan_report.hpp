@@ -2,7 +2,6 @@
 // The plan of a training in words: what rank 0 will hold, and what lies on each tensor and pipeline rank of the mesh.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -29,13 +28,8 @@ inline std::string pipeline_text(const ParallelOptions& o, int stages, std::int6
 template <class F>
 std::string plan_lines(const Comm& world, int ranks, const MeshOptions& options, F&& plan_of) {
   std::vector<Mesh> meshes;
-  std::array<int, mesh_axes> sizes{1, options.tensor, options.pipeline, options.context}, strides{};
   const int parts = options.tensor * options.pipeline * options.context;
-  int stride = 1;
-  for (const Axis axis : options.order) {
-    strides[static_cast<std::size_t>(axis)] = stride;
-    stride *= axis == Axis::data ? ranks / parts : sizes[static_cast<std::size_t>(axis)];
-  }
+  const auto strides = mesh_strides({ranks / parts, options.tensor, options.pipeline, options.context}, options.order);
   for (int part = 0; part < parts && parts > 1; ++part) {  // by tensor, context, pipeline: the default order of ranks
     const int tensor = part % options.tensor, context = part / options.tensor % options.context,
               pipeline = part / (options.tensor * options.context);

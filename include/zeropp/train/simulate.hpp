@@ -92,11 +92,8 @@ inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
                            mesh.data > 0 ? text(" x ", mesh.data, " data") : std::string(), " ranks do not fill ",
                            ranks, "; the nearest number of ranks that they do: ",
                            std::max<std::int64_t>(1, (ranks + others / 2) / others) * others));
-  int stride = 1;
-  for (const Axis axis : mesh.order) {
-    if (axis == Axis::pipeline) break;
-    stride *= axis == Axis::data ? mesh.data : axis == Axis::tensor ? mesh.tensor : mesh.context;
-  }
+  const auto strides = mesh_strides({mesh.data, mesh.tensor, mesh.pipeline, mesh.context}, mesh.order);
+  const int stride = strides[static_cast<std::size_t>(Axis::pipeline)];
   std::vector<int> represented;
   for (int stage = 0; stage < mesh.pipeline; ++stage) represented.push_back(stage * stride);
   return represented;

@@ -23,11 +23,6 @@ inline Range share_of(std::int64_t size, int rank, int ranks, std::string_view l
   return {size / ranks * rank, size / ranks * (rank + 1)};
 }
 
-/// `size` elements each: the elements of a range of heads, `offset` further on.
-inline Range elements_of(Range range, std::int64_t size, std::int64_t offset = 0) {
-  return {range.begin * size + offset, range.end * size + offset};
-}
-
 /// The part of a parameter that lies in some ranges of an axis; the whole where there is one rank.
 inline Parameter cut(Parameter whole, std::size_t axis, std::vector<Range> ranges, int ranks) {
   if (ranks == 1) return whole;
