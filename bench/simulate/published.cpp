@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "../../examples/mini_gpt/simulate.hpp"
 #include "../timed_layer.hpp"
-#include "run.hpp"
 
 using namespace zeropp;
 
@@ -23,6 +23,10 @@ DeviceTable a100() {
 
 /// Narayanan et al., "Efficient large-scale language model training on GPU clusters using Megatron-LM", SC 2021, table
 /// 1; micro-batches and layers of a virtual stage from examples/sc21/run_table_1.sh of its repository.
+SimulatedStep simulated(const SimulationFile& file) {
+  return mini_gpt::simulate_of<Bf16>(mini_gpt::settings_of(file), file.simulation, nullptr);
+}
+
 struct Weak {
   double billions;
   std::int64_t heads, width, layers;
@@ -63,7 +67,7 @@ void weak_scaling_table() {
       s.schedule = PipelineKind::interleaved;
       s.chunks = static_cast<int>(row.layers / row.pipeline) / row.layers_of_chunk;
     }
-    const auto step = run<Bf16>(s, nullptr);
+    const auto step = simulated(s);
     const double h = static_cast<double>(row.width), l = static_cast<double>(row.layers);
     const double flops = 96.0 * static_cast<double>(row.rows) * 2048 * l * h * h *
                          (1 + 2048 / (6 * h) + 51200 / (16 * l * h));  // its equation 3
@@ -155,7 +159,7 @@ void throughput_table() {
                     .sharded = {.reduction = Reduction::once}};
     const auto samples = [&](PipelineKind kind) {
       s.schedule = kind;
-      return static_cast<double>(s.simulation.rows) / run<Bf16>(s, nullptr).seconds / row.stages;
+      return static_cast<double>(s.simulation.rows) / simulated(s).seconds / row.stages;
     };
     const double one = samples(PipelineKind::one_forward_one_backward), zero = samples(PipelineKind::zb_h1);
     for (double ratio : {one / row.samples_one_f_one_b, zero / row.samples_zb_1p})

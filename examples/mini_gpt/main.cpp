@@ -4,9 +4,8 @@
 #include <fstream>
 #include <future>
 
-#include <zeropp/train/simulate_config.hpp>
-
 #include "gpu.hpp"
+#include "simulate.hpp"
 
 using namespace mini_gpt;
 
@@ -31,12 +30,7 @@ int train(const Settings& s, const World& world, const Data& data) {
 
 void simulate(const Settings& given) {
   const auto file = read_simulation(given.simulation, read_text(FileSystem::system(), given.simulation));
-  Settings s;
-  const auto& m = file.model;
-  s.model = {
-      .n_layer = m.layers, .n_head = m.heads, .n_embd = m.width, .block_size = m.context, .vocabulary = m.vocabulary};
-  s.zero = file.stage, s.recompute = file.recompute, s.sequence_parallel = file.sequence_parallel;
-  s.pipeline_schedule = name_of(file.schedule), s.chunks = file.chunks;
+  const auto s = settings_of(file);
   Trace trace;
   auto* const recorded = given.trace.empty() ? nullptr : &trace;
   const auto step = file.precision == "bf16" ? simulate_of<Bf16>(s, file.simulation, recorded)

@@ -22,7 +22,7 @@ struct SimulationFile {
   std::string precision = "bf16";
   bool recompute = false, sequence_parallel = false;
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
-  int chunks = 1;
+  int chunks = 0;  ///< 0: the fewest that the schedule takes
 };
 
 namespace detail {
@@ -97,7 +97,6 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
     } catch (const ConfigError& error) {
       pipeline.refuse("schedule", text("is unknown: ", error.what()));
     }
-  if (s.schedule == PipelineKind::interleaved || s.schedule == PipelineKind::zb_v) s.chunks = 2;  // the fewest
   pipeline.read("chunks", s.chunks, 1, 1e4);
   pipeline.finish();
 

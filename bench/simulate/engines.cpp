@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../../examples/mini_gpt/train.hpp"
+
+template zeropp::SimulatedStep mini_gpt::simulate_of<zeropp::Bf16>(const Settings&, const Simulation&, Trace*);

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The model and the mesh of a mesh.json, as settings of mini_gpt.
+#pragma once
+
+#include <zeropp/train/simulate_config.hpp>
+
+#include "train.hpp"
+
+namespace mini_gpt {
+
+inline Settings settings_of(const SimulationFile& file) {
+  Settings s;
+  s.model = {.n_layer = file.model.layers,
+             .n_head = file.model.heads,
+             .n_embd = file.model.width,
+             .block_size = file.model.context,
+             .vocabulary = file.model.vocabulary};
+  s.zero = file.stage, s.recompute = file.recompute, s.sequence_parallel = file.sequence_parallel;
+  s.pipeline_schedule = name_of(file.schedule), s.chunks = file.chunks;
+  return s;
+}
+
+}  // namespace mini_gpt
