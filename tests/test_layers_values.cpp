@@ -241,6 +241,31 @@ TEST_CASE("embedding and head: values, padded vocabulary, labels that do not cou
               doctest::Approx(logits[static_cast<std::size_t>(rows[i])][v]).epsilon(1e-6).scale(1e-3));
 }
 
+TEST_CASE_TEMPLATE("gradients that count as zero get the bits of zeros, whatever lies there; a second use adds", P,
+                   Fp32, Bf16Gradients) {
+  const auto bytes = [](bool unset, int uses) {
+    Cpu cpu;
+    Placed<Sequential<GptEmbedding, Block, Linear, LmHead>, P> model{
+        cpu,
+        {GptEmbedding{{.vocabulary = 50, .context = 40, .width = 32}}, Block{"h."}, Linear{"l", 32, 32},
+         LmHead{"head", 50, 32}},
+        {.noise = 0.1f}};
+    for (auto* p : model.parameters())
+      if (unset) {
+        p->gradient_unset = true;
+        for (auto& g : model.gradient(*p)) g = static_cast<typename P::Gradient>(std::nanf(""));
+      }
+    auto ctx = model.context({.labels = token_tensor(cpu, {3, 40}, 50, 2)});
+    for (int use = 0; use < uses; ++use) {
+      auto [loss, saved] = ctx.forward(model.layer(), token_tensor(cpu, {3, 40}, 50, 1));
+      ctx.backward(model.layer(), 1.0f, std::move(saved));
+    }
+    return model.gradient_bytes();
+  };
+  for (int uses : {1, 2}) CHECK(bytes(true, uses) == bytes(false, uses));
+  CHECK(bytes(true, 1) != bytes(true, 2));
+}
+
 TEST_CASE("recompute: the same bits of output, dx and gradients, dropout included") {
   const auto plain = step_bytes<Fp32>(Block{"h."});
   CHECK(step_bytes<Fp32>(Recompute<Block>{Block{"h."}}) == plain);

@@ -56,6 +56,41 @@ ScaledGpt scaled_gpt() {
 
 }  // namespace
 
+TEST_CASE("the gradient of a parameter that no backward touches is zero at every stage") {
+  struct Idle : Scale {
+    Parameter unused{.name = "unused", .shape = {5}};
+    auto parameters() { return std::array{&scale, &unused}; }
+  };
+  using Model = Sequential<GptEmbedding, Idle, LayerNorm, LmHead>;
+  const auto check = [](auto& model) {
+    Batch batch = Batch::on(model.device(), 2, 6);
+    const std::vector<std::int32_t> some(12, 3);
+    batch.fill(some, some);
+    for (int step = 0; step < 2; ++step) {
+      model.train(batch);
+      bool found = false;
+      for (auto& unit : model.units())
+        for (auto* p : unit.parameters())
+          if (p->name == "unused") {
+            found = true;
+            for (float g : unit.shard_gradients(*p)) CHECK(g == 0);
+          }
+      CHECK(found);
+    }
+  };
+  run_ranks(2, [&](Comm comm) {
+    Cpu cpu, other;
+    const auto model = [] {
+      return Model{GptEmbedding{{.vocabulary = 11, .context = 6, .width = 8}}, Idle{}, LayerNorm{"ln_f", 8},
+                   LmHead{"lm_head", 11, 8}};
+    };
+    Sharded<Model, Stage::none> whole{comm, cpu, model()};
+    check(whole);
+    Sharded<Model, Stage::parameters> sharded{comm, other, model()};
+    check(sharded);
+  });
+}
+
 TEST_CASE("two parameters of one name, ties to nothing and ties of another shape are refused") {
   Cpu cpu;
   using Two = Sequential<LayerNorm, LayerNorm>;

@@ -18,7 +18,7 @@
 using namespace zeropp;
 using kernels::linear_cross_entropy, kernels::linear_cross_entropy_backward, kernels::linear_cross_entropy_part,
     kernels::linear_cross_entropy_part_backward, kernels::linear_logits, kernels::LossSum, kernels::PendingLoss,
-    kernels::VocabularyPart;
+    kernels::VocabularyPart, kernels::Into;
 
 namespace {
 
@@ -61,6 +61,15 @@ struct Head {
   std::vector<G> dw0 = numbers<G>(vocabulary * width, 3, 0.01f);
   std::vector<std::int32_t> labels = random_labels();
   double scale = 0.37;
+  Into into = Into::add;
+
+  /// The same where dw is overwritten.
+  Head overwriting() const {
+    auto head = *this;
+    head.into = Into::overwrite;
+    std::fill(head.dw0.begin(), head.dw0.end(), G{});
+    return head;
+  }
 
   std::vector<std::int32_t> random_labels() const {
     std::vector<std::int32_t> out;
@@ -81,11 +90,12 @@ struct Head {
     const auto gx = on_gpu(gpu, x), gw = on_gpu(gpu, w);
     const auto gl = on_gpu(gpu, labels);
     auto dw = on_gpu(gpu, dw0);
+    if (into == Into::overwrite) cuda_check(cudaMemset(dw.data(), 0xff, dw.span().size_bytes()), "poison");
     Tensor<T, 1> dx(gpu.pool(), {n * width});
     cuda_check(cudaMemset(dx.data(), 0xff, static_cast<std::size_t>(n * width) * sizeof(T)), "poison");
     const std::span<const std::int32_t> all{gl.data(), static_cast<std::size_t>(n)};
     const auto trained = linear_cross_entropy_backward(gpu, gx.data(), gw.data(), all, dx.data(), dw.data(), width,
-                                                       vocabulary, used, scale);
+                                                       vocabulary, used, scale, into);
     const auto seen = linear_cross_entropy(gpu, gx.data(), gw.data(), all, width, vocabulary, used);
     return {trained.wait(), on_host(gpu, dx), on_host(gpu, dw), seen.wait().sum};
   }
@@ -166,6 +176,7 @@ struct Head {
 // up to 2^-9 of its logit, with either sign. Gradients are bf16 between the kernel and the products: 2^-9 each.
 TEST_CASE("loss and gradients in bf16") {
   Head<bf16, float>{600, 32, 1000, 1000}.check(1e-4, 4e-3);
+  Head<bf16, float>{600, 32, 1000, 1000}.overwriting().check(1e-4, 4e-3);
   Head<bf16, float>{130, 16, 1024, 1003}.check(1e-4, 4e-3);
   Head<bf16, float>{77, 24, 257, 255}.check(1e-4, 4e-3);  // rows that begin on no 16 bytes but for the padding
   Head<bf16, float>{5, 8, 9, 9}.check(1e-4, 4e-3);

@@ -194,6 +194,9 @@ TEST_CASE_TEMPLATE("sums of columns", T, float, double, bf16) {
         if constexpr (!std::is_same_v<T, double>) {
           kernels::column_sum(gpu, on_gpu.data(), other.data(), n, width);
           expect(other.values(), sums, 64, 1 + std::sqrt(static_cast<double>(n)));
+          const OnGpu<float> fresh(gpu, w, shift);
+          kernels::column_sum(gpu, on_gpu.data(), fresh.data(), n, width, kernels::Into::overwrite);
+          CHECK(same_bits(fresh.values(), other.values()));
         }
       }
 }

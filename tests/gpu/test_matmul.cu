@@ -209,15 +209,17 @@ namespace {
 
 /// All linear_* of one type against loops in double, at one size.
 template <class T, class G>
-void linear(std::int64_t n, std::int64_t in, std::int64_t out, bool fused, std::int64_t offset) {
-  const auto what = text(n, "x", in, "x", out, " fused ", fused, " offset ", offset);
+void linear(std::int64_t n, std::int64_t in, std::int64_t out, bool fused, std::int64_t offset, Into into = Into::add) {
+  const bool add = into == Into::add;
+  const auto what = text(n, "x", in, "x", out, " fused ", fused, " offset ", offset, " adds ", add);
   CAPTURE(what);
   Cuda gpu;
   auto& options = gpu.companion<Products>().options;
   options.fused_gelu = options.fused_bias_gradient = fused;
   const auto x = numbers<T>(n * in, 1), w = numbers<T>(out * in, 2), b = numbers<T>(out, 3),
              dy = numbers<T>(n * out, 4), onto = numbers<T>(n * out, 5), pre_in = numbers<T>(n * in, 6);
-  const auto dw0 = numbers<G>(out * in, 7), db0 = numbers<G>(out, 8);
+  const auto dw0 = add ? numbers<G>(out * in, 7) : std::vector<G>(static_cast<std::size_t>(out * in)),
+             db0 = add ? numbers<G>(out, 8) : std::vector<G>(static_cast<std::size_t>(out));
   OnGpu<T> gx(gpu, x, offset), gw(gpu, w, offset), gb(gpu, b, offset), gdy(gpu, dy, offset), gonto(gpu, onto, offset),
       gpre_in(gpu, pre_in, offset);
   const auto product = [&](std::int64_t r, std::int64_t c, double& size) {
@@ -235,7 +237,7 @@ void linear(std::int64_t n, std::int64_t in, std::int64_t out, bool fused, std::
     OnGpu<T> y(gpu, poison<T>(n * out), offset), y_onto(gpu, poison<T>(n * out), offset), y_in_place(gpu, onto, offset),
         pre(gpu, poison<T>(n * out), offset), act(gpu, poison<T>(n * out), offset), dx(gpu, poison<T>(n * in), offset),
         dpre(gpu, poison<T>(n * in), offset);
-    OnGpu<G> dw(gpu, dw0, offset), db(gpu, db0, offset);
+    OnGpu<G> dw(gpu, add ? dw0 : poison<G>(out * in), offset), db(gpu, add ? db0 : poison<G>(out), offset);
     linear_forward(gpu, gx.data, gw.data, gb.data, y.data, n, in, out, static_cast<const T*>(nullptr));
     linear_forward(gpu, gx.data, gw.data, gb.data, y_onto.data, n, in, out, static_cast<const T*>(gonto.data));
     linear_forward(gpu, gx.data, gw.data, static_cast<const T*>(nullptr), y_in_place.data, n, in, out,
@@ -243,7 +245,7 @@ void linear(std::int64_t n, std::int64_t in, std::int64_t out, bool fused, std::
     linear_gelu_forward(gpu, gx.data, gw.data, gb.data, pre.data, act.data, n, in, out);
     linear_backward_input(gpu, gdy.data, gw.data, dx.data, n, in, out);
     linear_gelu_backward_input(gpu, gdy.data, gw.data, gpre_in.data, dpre.data, n, in, out);
-    linear_backward_weight(gpu, gdy.data, gx.data, dw.data, db.data, n, in, out);
+    linear_backward_weight(gpu, gdy.data, gx.data, dw.data, db.data, n, in, out, into);
     const std::vector<T> now[] = {y.host(),   y_onto.host(), y_in_place.host(), pre.host(),
                                   act.host(), dx.host(),     dpre.host()};
     const std::vector<G> now_g[] = {dw.host(), db.host()};
@@ -326,6 +328,9 @@ TEST_CASE("linear layers: bias, sums, GELU and their backward, fused and compose
     linear<bf16, bf16>(64, 96, 128, fused, 0);
     linear<float, float>(65, 48, 56, fused, 0);
     linear<double, double>(33, 17, 25, fused, 0);
+    linear<bf16, float>(64, 96, 128, fused, 0, Into::overwrite);
+    linear<bf16, float>(33, 7, 50, fused, 0, Into::overwrite);
+    linear<float, float>(65, 48, 56, fused, 0, Into::overwrite);
   }
 }
 

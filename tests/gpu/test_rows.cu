@@ -73,13 +73,13 @@ struct NormCase {
         kernels::rms_norm_backward(cpu, dy64.data(), x64.data(), gamma64.data(), rstd64.data(), dx64.data(), dgamma,
                                    s.n, s.width);
     };
-    const auto gpu_backward = [&](X* dx, G* dgamma, G* dbeta, const X* add) {
+    const auto gpu_backward = [&](X* dx, G* dgamma, G* dbeta, const X* add, kernels::Into into = kernels::Into::add) {
       if constexpr (Center)
         kernels::layer_norm_backward(gpu, dy_gpu.data(), x_gpu.data(), gamma_gpu.data(), mean.data(), rstd.data(), dx,
-                                     dgamma, dbeta, s.n, s.width, add);
+                                     dgamma, dbeta, s.n, s.width, add, into);
       else
         kernels::rms_norm_backward(gpu, dy_gpu.data(), x_gpu.data(), gamma_gpu.data(), rstd.data(), dx, dgamma, s.n,
-                                   s.width, add);
+                                   s.width, add, into);
     };
     const double size = s.width == 1 ? 1000 : 8, sums = 4 + std::sqrt(static_cast<double>(s.n));
     cpu_backward(dgamma64.data(), dbeta64.data());
@@ -97,6 +97,11 @@ struct NormCase {
     expect(again.values(), with_onto, slack, size);
     CHECK(same_bits(dgamma.values(), dgamma2.values()));
     CHECK(same_bits(dbeta.values(), dbeta2.values()));
+
+    const OnGpu<G> fresh_gamma(gpu, columns), fresh_beta(gpu, columns);
+    gpu_backward(nullptr, fresh_gamma.data(), fresh_beta.data(), nullptr, kernels::Into::overwrite);
+    expect(fresh_gamma.values(), dgamma64, 64, sums);
+    if (Center) expect(fresh_beta.values(), dbeta64, 64, sums);
 
     const auto wanted = again.values();  // dx may be left out, be onto, or be dy
     gpu_backward(nullptr, dgamma2.data(), dbeta2.data(), nullptr);

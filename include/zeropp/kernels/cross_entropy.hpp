@@ -110,14 +110,16 @@ void add_losses(Workers& workers, std::span<const std::int32_t> labels, C* logit
     }
 }
 
-/// What a block of gradients of the logits does: overwrites its rows of dx, adds to dw.
+/// What a block of gradients of the logits does: overwrites its rows of dx, adds to dw; the first may
+/// overwrite that too.
 template <Device D, class X, class W, class G>
-auto logits_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary) {
+auto logits_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary,
+                         Into into) {
   return [=, &device](std::int64_t first, std::int64_t rows, const auto* logits) {
     matmul(device, row_major(logits, rows, vocabulary), row_major(w, vocabulary, width),
            row_major(dx + first * width, rows, width));
     matmul(device, row_major(logits, rows, vocabulary).t(), row_major(x + first * width, rows, width),
-           row_major(dw, vocabulary, width), Into::add);
+           row_major(dw, vocabulary, width), first == 0 ? into : Into::add);
   };
 }
 
@@ -168,13 +170,14 @@ LossSum linear_cross_entropy(D& device, const X* x, const W* w, std::span<const 
   return detail::for_each_logits<false>(device, x, w, labels, width, vocabulary, used, 0, [](auto...) {});
 }
 
-/// Loss and gradients in one sweep: overwrites dx [n, width] and adds to dw, both of scale · Σ losses.
+/// Loss and gradients in one sweep: overwrites dx [n, width] and adds to dw, or
+/// overwrites it (not where there are no labels), both of scale · Σ losses.
 template <Device D, class X, class W, class G>
 LossSum linear_cross_entropy_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels, X* dx,
                                       G* dw, std::int64_t width, std::int64_t vocabulary, std::int64_t used,
-                                      double scale) {
+                                      double scale, Into into = Into::add) {
   return detail::for_each_logits<true>(device, x, w, labels, width, vocabulary, used, scale,
-                                       detail::logits_to_gradients(device, x, w, dx, dw, width, vocabulary));
+                                       detail::logits_to_gradients(device, x, w, dx, dw, width, vocabulary, into));
 }
 
 /// out [rows, used] = the logits of some rows of x [n, width].

@@ -124,9 +124,10 @@ LossSum linear_cross_entropy_part(D& device, const X* x, const W* w, std::span<c
 template <Device D, class X, class W, class G, class Exchange>
 LossSum linear_cross_entropy_part_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels,
                                            X* dx, G* dw, std::int64_t width, const VocabularyPart& part, double scale,
-                                           Exchange exchange) {
-  return detail::for_each_logits_part<true>(device, x, w, labels, width, part, scale, exchange,
-                                            detail::logits_to_gradients(device, x, w, dx, dw, width, part.rows.size()));
+                                           Exchange exchange, Into into = Into::add) {
+  return detail::for_each_logits_part<true>(
+      device, x, w, labels, width, part, scale, exchange,
+      detail::logits_to_gradients(device, x, w, dx, dw, width, part.rows.size(), into));
 }
 
 }  // namespace zeropp::kernels

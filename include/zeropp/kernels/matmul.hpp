@@ -12,10 +12,9 @@
 #include <zeropp/device/device.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/gemm.hpp>
+#include <zeropp/kernels/into.hpp>
 
 namespace zeropp::kernels {
-
-enum class Into { overwrite, add };
 
 namespace detail {
 
@@ -143,9 +142,9 @@ void matmul(D& device, MatrixView<A> a, MatrixView<B> b, MatrixView<T> c, Into i
   });
 }
 
-/// sum [width] += the rows of x [n, width], in order.
+/// sum [width] = or += the rows of x [n, width], in order.
 template <Device D, class X, class G>
-void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width) {
+void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width, Into into = Into::add) {
   using C = compute_t<X>;
   const auto count = static_cast<double>(n * width);
   device.run({.name = "column sum", .flops = count, .bytes = count * sizeof(X)}, [&](auto& workers) {
@@ -154,6 +153,7 @@ void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t widt
       C total[strip] = {};
       for (std::int64_t row = 0; row < n; ++row)
         for (auto i = begin; i < end; ++i) total[i - begin] += static_cast<C>(x[row * width + i]);
+      if (into == Into::overwrite) std::fill(sum + begin, sum + end, G{});
       for (auto i = begin; i < end; ++i) sum[i] += static_cast<compute_t<G>>(total[i - begin]);
     });
   });
@@ -194,12 +194,12 @@ void linear_gelu_backward_input(D& device, const Dy* dy, const W* w, const Dx* p
   gelu_backward(device, std::span<Dx>{const_cast<Dx*>(pre), size}, std::span<Dx>{dx, size}, std::span<Dx>{dx, size});
 }
 
-/// dw [out, in] += dyᵀ · x; dbias [out], where it is not null, += the rows of dy.
+/// dw [out, in] = or += dyᵀ · x; dbias [out], where it is not null, = or += the rows of dy.
 template <Device D, class Dy, class X, class G>
 void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias, std::int64_t n, std::int64_t in,
-                            std::int64_t out) {
-  matmul(device, row_major(dy, n, out).t(), row_major(x, n, in), row_major(dw, out, in), Into::add);
-  if (dbias) column_sum(device, dy, dbias, n, out);
+                            std::int64_t out, Into into = Into::add) {
+  matmul(device, row_major(dy, n, out).t(), row_major(x, n, in), row_major(dw, out, in), into);
+  if (dbias) column_sum(device, dy, dbias, n, out, into);
 }
 
 }  // namespace zeropp::kernels

@@ -11,6 +11,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/into.hpp>
 
 namespace zeropp::kernels {
 
@@ -57,12 +58,12 @@ void layer_norm_forward(D& device, const X* x, const W* gamma, const W* beta, co
   });
 }
 
-/// Overwrites dx, with `onto` [n, C] added where it is not null; adds to dgamma and dbeta. dx may be dy or onto. A null
-/// dx is left out (then gamma is not read), and so are null dgamma and dbeta.
+/// Overwrites dx, with `onto` [n, C] added where it is not null; adds to dgamma and dbeta, or overwrites them. dx may
+/// be dy or onto. A null dx is left out (then gamma is not read), and so are null dgamma and dbeta.
 template <Device D, class X, class W, class G>
 void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* mean,
                          const compute_t<X>* rstd, X* dx, G* dgamma, G* dbeta, std::int64_t n, std::int64_t width,
-                         const X* onto = nullptr) {
+                         const X* onto = nullptr, Into into = Into::add) {
   using C = compute_t<X>;
   const auto count = static_cast<double>(n * width);
   device.run({.name = "layer norm backward", .flops = 14 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
@@ -90,6 +91,10 @@ void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, con
         }
       }
     });
+    if (dgamma && into == Into::overwrite) {
+      std::fill_n(dgamma, width, G{});
+      std::fill_n(dbeta, width, G{});
+    }
     for (std::int64_t block = 0; dgamma && block < blocks; ++block)
       for (std::int64_t i = 0; i < width; ++i) {
         dgamma[i] += static_cast<C>(sums[static_cast<std::size_t>(block * 2 * width + i)]);
@@ -119,10 +124,10 @@ void rms_norm_forward(D& device, const X* x, const W* gamma, compute_t<X> epsilo
   });
 }
 
-/// Overwrites dx, with `onto` added; adds to dgamma. What may be null or the same: as above.
+/// Overwrites dx, with `onto` added; adds to dgamma, or overwrites it. What may be null or the same: as above.
 template <Device D, class X, class W, class G>
 void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* rstd, X* dx, G* dgamma,
-                       std::int64_t n, std::int64_t width, const X* onto = nullptr) {
+                       std::int64_t n, std::int64_t width, const X* onto = nullptr, Into into = Into::add) {
   using C = compute_t<X>;
   const auto count = static_cast<double>(n * width);
   device.run({.name = "rms norm backward", .flops = 9 * count, .bytes = 3 * count * sizeof(X)}, [&](auto& workers) {
@@ -144,6 +149,7 @@ void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const
         }
       }
     });
+    if (dgamma && into == Into::overwrite) std::fill_n(dgamma, width, G{});
     for (std::int64_t block = 0; dgamma && block < blocks; ++block)
       for (std::int64_t i = 0; i < width; ++i)
         dgamma[i] += static_cast<C>(sums[static_cast<std::size_t>(block * width + i)]);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,7 @@
 #include <zeropp/device/device.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/elementwise.hpp>
+#include <zeropp/kernels/into.hpp>
 #include <zeropp/layers/context_part.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/precision.hpp>
@@ -86,7 +88,20 @@ class Context : public RunState {
 
   const Weight* value(const Parameter& p) const { return static_cast<const Weight*>(resident(p, p.value)); }
   /// Layers add to it.
-  Gradient* gradient(const Parameter& p) const { return static_cast<Gradient*>(resident(p, p.gradient)); }
+  Gradient* gradient(Parameter& p) {
+    auto* at = static_cast<Gradient*>(resident(p, p.gradient));
+    if (std::exchange(p.gradient_unset, false))
+      kernels::fill(device, std::span{at, static_cast<std::size_t>(p.size())}, Gradient{});
+    return at;
+  }
+  /// For a kernel that can overwrite gradients as well as add to them: what it does with those of `parameters`. Asked
+  /// once for each use, before gradient(), it spares the zeros to be written and read.
+  template <std::same_as<Parameter>... Ps>
+  kernels::Into into(Ps&... parameters) {
+    if (!(parameters.gradient_unset && ...)) return kernels::Into::add;
+    ((parameters.gradient_unset = false), ...);
+    return kernels::Into::overwrite;
+  }
 
   /// The half of a backward that gives gradients of weights: `work(context)` runs at once, or later where a schedule
   /// splits backward in two. It holds copies of the handles that it reads, and asks the context it is given for

@@ -55,15 +55,18 @@ class LayerNorm {
     const bool later = ctx.postpones();  // or one pass over dy and x gives both
     if (later)
       ctx.weight_gradients([this, dy, saved](auto& on) {
-        kernels::layer_norm_backward(
-            on.device, dy.data(), saved.x.data(), static_cast<const typename C::Weight*>(nullptr), saved.mean.data(),
-            saved.rstd.data(), static_cast<T*>(nullptr), on.gradient(gain), on.gradient(bias), dy.rows(), width_);
+        const auto into = on.into(gain, bias);
+        kernels::layer_norm_backward(on.device, dy.data(), saved.x.data(),
+                                     static_cast<const typename C::Weight*>(nullptr), saved.mean.data(),
+                                     saved.rstd.data(), static_cast<T*>(nullptr), on.gradient(gain), on.gradient(bias),
+                                     dy.rows(), width_, static_cast<const T*>(nullptr), into);
       });
     auto dx = dy.unique() ? dy : onto && onto.unique() ? onto : ctx.make_like(dy);
+    const auto into = later ? kernels::Into::add : ctx.into(gain, bias);
     kernels::layer_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.mean.data(),
                                  saved.rstd.data(), dx.data(), later ? nullptr : ctx.gradient(gain),
                                  later ? nullptr : ctx.gradient(bias), dx.rows(), width_,
-                                 static_cast<const T*>(onto.data()));
+                                 static_cast<const T*>(onto.data()), into);
     return dx;
   }
 

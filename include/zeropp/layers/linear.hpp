@@ -90,8 +90,9 @@ class Linear {
   void backward_weight(C& ctx, const Tensor<typename C::Activation, R>& dy,
                        const Tensor<typename C::Activation, R>& x) {
     ctx.weight_gradients([this, dy, x](auto& on) {
+      const auto into = bias.empty() ? on.into(weight) : on.into(weight, bias[0]);
       kernels::linear_backward_weight(on.device, dy.data(), x.data(), on.gradient(weight),
-                                      bias.empty() ? nullptr : on.gradient(bias[0]), x.rows(), in_, out_);
+                                      bias.empty() ? nullptr : on.gradient(bias[0]), x.rows(), in_, out_, into);
     });
   }
   template <class C>

@@ -76,9 +76,10 @@ class LmHead {
   template <class C, class T>
   auto backward(C& ctx, float dy, Saved<T> saved) {
     auto dx = ctx.make_like(saved.x);
+    const auto into = saved.x.rows() > 0 ? ctx.into(weight) : kernels::Into::add;
     const auto sum = kernels::linear_cross_entropy_backward(
         ctx.device, saved.x.data(), ctx.value(weight), saved.labels.span(), dx.data(), ctx.gradient(weight), width_,
-        vocabulary_, used_, ctx.loss_scale * static_cast<double>(dy));
+        vocabulary_, used_, ctx.loss_scale * static_cast<double>(dy), into);
     saved.loss.add(sum);
     return dx;
   }

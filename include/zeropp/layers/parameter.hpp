@@ -65,10 +65,11 @@ struct Parameter {
   int order = -1, tied_stage = -1;
 
   // Where it lives; set by the owner of the memory, null while not resident.
-  void* value = nullptr;     ///< Precision::Weight[size()]
-  void* gradient = nullptr;  ///< Precision::Gradient[size()]
-  int unit = -1;             ///< the unit that owns it
-  std::int64_t offset = 0;   ///< its first element in the flat buffer of that unit
+  void* value = nullptr;        ///< Precision::Weight[size()]
+  void* gradient = nullptr;     ///< Precision::Gradient[size()]
+  bool gradient_unset = false;  ///< nothing has been written there yet: it counts as zero
+  int unit = -1;                ///< the unit that owns it
+  std::int64_t offset = 0;      ///< its first element in the flat buffer of that unit
 
   std::int64_t size() const { return element_count(shape); }
   /// Shape of the whole tensor: the one in a checkpoint.

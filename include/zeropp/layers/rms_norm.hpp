@@ -52,14 +52,16 @@ class RmsNorm {
     const bool later = ctx.postpones();  // or one pass over dy and x gives both
     if (later)
       ctx.weight_gradients([this, dy, saved](auto& on) {
-        kernels::rms_norm_backward(on.device, dy.data(), saved.x.data(),
-                                   static_cast<const typename C::Weight*>(nullptr), saved.rstd.data(),
-                                   static_cast<T*>(nullptr), on.gradient(gain), dy.rows(), width_);
+        const auto into = on.into(gain);
+        kernels::rms_norm_backward(
+            on.device, dy.data(), saved.x.data(), static_cast<const typename C::Weight*>(nullptr), saved.rstd.data(),
+            static_cast<T*>(nullptr), on.gradient(gain), dy.rows(), width_, static_cast<const T*>(nullptr), into);
       });
     auto dx = dy.unique() ? dy : onto && onto.unique() ? onto : ctx.make_like(dy);
+    const auto into = later ? kernels::Into::add : ctx.into(gain);
     kernels::rms_norm_backward(ctx.device, dy.data(), saved.x.data(), ctx.value(gain), saved.rstd.data(), dx.data(),
                                later ? nullptr : ctx.gradient(gain), dx.rows(), width_,
-                               static_cast<const T*>(onto.data()));
+                               static_cast<const T*>(onto.data()), into);
     return dx;
   }
 

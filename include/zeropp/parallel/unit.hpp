@@ -145,7 +145,7 @@ class Unit {
   };
   [[nodiscard]] Lease lease() { return Lease{*this}; }
 
-  /// The layer of the unit is about to run backward: its gradients have a place, zero at first.
+  /// The layer of the unit is about to run backward: its gradients have a place, where they count as zero at first.
   void begin_gradient(Reduction reduction, bool first_micro_batch) {
     const bool accumulates = reduction == Reduction::once && !first_micro_batch;
     // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches' sums.
@@ -154,12 +154,15 @@ class Unit {
     if (!in_place_ && !local_)
       local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
     auto gradient = local_gradient();
-    place_gradients(reinterpret_cast<std::byte*>(gradient.data()));
-    if (!accumulates) kernels::fill(*device_, gradient, Gradient{});
+    place_gradients(reinterpret_cast<std::byte*>(gradient.data()), !accumulates);
+    if (!accumulates) fill(gradient.subspan(static_cast<std::size_t>(size_)));  // the padding
   }
   /// The layer of the unit has run backward: its gradient goes to the reducer.
   void end_gradient(Reduction reduction, bool first_micro_batch, bool last_micro_batch,
                     BucketedReducer<Gradient>& reducer) {
+    for (auto* p : parameters_)
+      if (p->gradient_unset)
+        fill({static_cast<Gradient*>(p->gradient), static_cast<std::size_t>(p->size())});  // no layer has used it
     place_gradients(nullptr);
     if (reduction == Reduction::once && !last_micro_batch) return;
     auto whole = local_gradient();
@@ -227,7 +230,13 @@ class Unit {
   void place_values(std::byte* base) {
     for (auto* list : {&parameters_, &tied_}) place(*list, base, sizeof(Weight), &Parameter::value);
   }
-  void place_gradients(std::byte* base) { place(parameters_, base, sizeof(Gradient), &Parameter::gradient); }
+  void place_gradients(std::byte* base, bool unset = false) {
+    place(parameters_, base, sizeof(Gradient), &Parameter::gradient);
+    for (auto* p : parameters_) p->gradient_unset = unset;
+  }
+  void fill(std::span<Gradient> zeros) {
+    if (!zeros.empty()) kernels::fill(*device_, zeros, Gradient{});
+  }
   static void place(const std::vector<Parameter*>& list, std::byte* base, std::size_t element,
                     void* Parameter::*member) {
     for (auto* p : list) p->*member = base ? base + static_cast<std::size_t>(p->offset) * element : nullptr;

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/cuda/elementwise.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
 
 #ifdef __CUDACC__
@@ -68,11 +70,14 @@ __global__ void __launch_bounds__(32 * strip_rows)
 
 }  // namespace detail
 
-/// sum [width] += the rows of x [n, width].
+/// sum [width] = or += the rows of x [n, width].
 template <CudaDevice D, class X, class G>
-void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width) {
+void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width, Into into = Into::add) {
   using C = compute_t<X>;
-  if (n * width == 0) return;
+  if (n * width == 0) {
+    if (into == Into::overwrite) fill(device, std::span{sum, static_cast<std::size_t>(width)}, G{});
+    return;
+  }
   const auto count = static_cast<double>(n * width);
   const auto strips = ceil_div(width, detail::strip_bytes / static_cast<std::int64_t>(sizeof(X)));
   const auto ranges = std::clamp<std::int64_t>(device.properties().multiprocessors * std::int64_t{8} / strips, 1,
@@ -85,7 +90,7 @@ void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t widt
       detail::column_sum_kernel<lanes><<<grid, 32 * detail::strip_rows, 0, stream>>>(x, partials.data(), n, width);
     else
       detail::column_sum_kernel<1><<<grid, 32 * detail::strip_rows, 0, stream>>>(x, partials.data(), n, width);
-    detail::add_partials(stream, partials.data(), ranges, width, width, sum, static_cast<G*>(nullptr));
+    detail::add_partials(stream, partials.data(), ranges, width, width, sum, static_cast<G*>(nullptr), into);
   });
 }
 

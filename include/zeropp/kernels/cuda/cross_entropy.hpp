@@ -84,13 +84,14 @@ PendingLoss total(D& device, const double* losses, std::span<const std::int32_t>
   return result;
 }
 
-/// dx = dlogits · w for rows from `first` on, and dw += dlogitsᵀ · x.
+/// dx = dlogits · w for rows from `first` on, and dw += dlogitsᵀ · x; the first rows may overwrite that.
 template <CudaDevice D, class X, class W, class G>
-auto tile_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary) {
+auto tile_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary,
+                       Into into) {
   return [=, &device](std::int64_t first, MatrixView<const X> dlogits) {
     matmul(device, dlogits, row_major(w, vocabulary, width), row_major(dx + first * width, dlogits.rows, width));
     matmul(device, dlogits.t(), row_major(x + first * width, dlogits.rows, width), row_major(dw, vocabulary, width),
-           Into::add);
+           first == 0 ? into : Into::add);
   };
 }
 
@@ -133,13 +134,14 @@ PendingLoss linear_cross_entropy(D& device, const X* x, const W* w, std::span<co
   return detail::for_each_tile<false>(device, x, w, labels, width, vocabulary, used, 0, [](auto...) {});
 }
 
-/// Loss and gradients in one sweep: overwrites dx [n, width] and adds to dw, both of scale · Σ losses.
+/// Loss and gradients in one sweep: overwrites dx [n, width] and adds to dw, or
+/// overwrites it (not where there are no labels), both of scale · Σ losses.
 template <CudaDevice D, class X, class W, class G>
 PendingLoss linear_cross_entropy_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels,
                                           X* dx, G* dw, std::int64_t width, std::int64_t vocabulary, std::int64_t used,
-                                          double scale) {
+                                          double scale, Into into = Into::add) {
   return detail::for_each_tile<true>(device, x, w, labels, width, vocabulary, used, scale,
-                                     detail::tile_to_gradients(device, x, w, dx, dw, width, vocabulary));
+                                     detail::tile_to_gradients(device, x, w, dx, dw, width, vocabulary, into));
 }
 
 /// out [rows, used], in the host's memory, = the logits of some rows of x [n, width]. Waits.

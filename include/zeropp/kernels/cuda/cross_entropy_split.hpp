@@ -190,9 +190,10 @@ PendingLoss linear_cross_entropy_part(D& device, const X* x, const W* w, std::sp
 template <CudaDevice D, class X, class W, class G, class Exchange>
 PendingLoss linear_cross_entropy_part_backward(D& device, const X* x, const W* w, std::span<const std::int32_t> labels,
                                                X* dx, G* dw, std::int64_t width, const VocabularyPart& part,
-                                               double scale, Exchange exchange) {
-  return detail::for_each_tile_part<true>(device, x, w, labels, width, part, scale, exchange,
-                                          detail::tile_to_gradients(device, x, w, dx, dw, width, part.rows.size()));
+                                               double scale, Exchange exchange, Into into = Into::add) {
+  return detail::for_each_tile_part<true>(
+      device, x, w, labels, width, part, scale, exchange,
+      detail::tile_to_gradients(device, x, w, dx, dw, width, part.rows.size(), into));
 }
 
 }  // namespace zeropp::kernels

@@ -183,36 +183,32 @@ void linear_gelu_backward_input(D& device, const Dy* dy, const W* w, const Dx* p
   });
 }
 
-/// dw [out, in] += dyᵀ · x, and dbias [out] += the column sums of dy [n, out], unless null. Sums for a float dbias of
-/// bf16 come from the product's epilogue, where there is one.
+/// dw [out, in] = or += dyᵀ · x, and dbias [out] = or += the column sums of dy [n, out], unless null. Sums for a float
+/// dbias of bf16 come from the product's epilogue, where that is asked for (ProductOptions) and there is one.
 template <CudaDevice D, class Dy, class X, class G>
 void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias, std::int64_t n, std::int64_t in,
-                            std::int64_t out) {
+                            std::int64_t out, Into into = Into::add) {
   auto& products = device.template companion<Products>();
   const auto a = row_major(dy, n, out).t();
   const auto b = row_major(x, n, in);
   const auto c = row_major(dw, out, in);
-  bool sums = dbias != nullptr;  // still to come
   if constexpr (std::is_same_v<Dy, bf16> && std::is_same_v<X, bf16> && std::is_same_v<G, float>)
     if (dbias && n * in * out > 0 && products.options.fused_bias_gradient) {
+      bool fused = D::dry;
+      const G* onto = into == Into::add ? dw : nullptr;
       Tensor<float, 1> fresh(device.pool(), {out}, Purpose::buffers);
       device.run(detail::product_cost<G, Dy, X>("linear backward", out, in, n, 1), [&](cudaStream_t stream) {
-        auto product = detail::product_of(a, b, c, static_cast<const G*>(dw), false);
+        auto product = detail::product_of(a, b, c, onto, false);
         product.epilogue = CUBLASLT_EPILOGUE_BGRADB;
-        if (products.multiply(product, {.a = x, .b = dy, .c = dw, .d = dw, .bias = fresh.data()}, stream)) {
-          detail::launch_pass<detail::Pass::accumulate>(fresh.data(), dbias, dbias, 1, out, out, stream);
-        } else {
-          detail::enqueue_product(products, a, b, c, static_cast<const G*>(dw), static_cast<const G*>(nullptr), stream);
-          return;
-        }
-        sums = false;
+        auto* sums = into == Into::add ? fresh.data() : dbias;
+        fused = products.multiply(product, {.a = x, .b = dy, .c = onto, .d = dw, .bias = sums}, stream);
+        if (fused && into == Into::add)
+          detail::launch_pass<detail::Pass::accumulate>(sums, dbias, dbias, 1, out, out, stream);
       });
-      if constexpr (!D::dry)
-        if (sums) column_sum(device, dy, dbias, n, out);
-      return;
+      if (fused) return;
     }
-  matmul(device, a, b, c, Into::add);
-  if (sums) column_sum(device, dy, dbias, n, out);
+  matmul(device, a, b, c, into);
+  if (dbias) column_sum(device, dy, dbias, n, out, into);
 }
 
 }  // namespace zeropp::kernels

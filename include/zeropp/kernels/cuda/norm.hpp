@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
+#include <zeropp/kernels/cuda/elementwise.hpp>
 #include <zeropp/kernels/cuda/norm_kernels.hpp>
 
 #ifdef __CUDACC__
@@ -51,8 +53,11 @@ void norm_forward(D& device, const Cost& cost, const NormForward<X, W>& a) {
 
 /// dbeta is null for RMSNorm.
 template <bool Center, CudaDevice D, class X, class W, class G>
-void norm_backward(D& device, const Cost& cost, NormBackward<X, W> a, G* dgamma, G* dbeta) {
+void norm_backward(D& device, const Cost& cost, NormBackward<X, W> a, G* dgamma, G* dbeta, Into into) {
   using C = compute_t<X>;
+  if (a.n * a.width == 0)
+    for (auto* sum : {dgamma, dbeta})
+      if (sum && into == Into::overwrite) fill(device, std::span{sum, static_cast<std::size_t>(a.width)}, G{});
   if (a.n * a.width == 0 || (!a.dx && !dgamma)) return;
   constexpr int lanes = vector_lanes<X>, sums = Center ? 2 : 1;
   const bool whole = a.width % lanes == 0;
@@ -75,7 +80,7 @@ void norm_backward(D& device, const Cost& cost, NormBackward<X, W> a, G* dgamma,
       else
         norm_backward_any_kernel<Center><<<grid, static_cast<unsigned>(norm_block(a.width)), 0, stream>>>(a);
     });
-    if (dgamma) add_partials(stream, a.partials, blocks, sums * a.width, a.width, dgamma, dbeta);
+    if (dgamma) add_partials(stream, a.partials, blocks, sums * a.width, a.width, dgamma, dbeta, into);
   });
 }
 
@@ -100,21 +105,21 @@ void rms_norm_forward(D& device, const X* x, const W* gamma, compute_t<X> epsilo
 template <CudaDevice D, class X, class W, class G>
 void layer_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* mean,
                          const compute_t<X>* rstd, X* dx, G* dgamma, G* dbeta, std::int64_t n, std::int64_t width,
-                         const X* onto = nullptr) {
+                         const X* onto = nullptr, Into into = Into::add) {
   const auto count = static_cast<double>(n * width);
   detail::norm_backward<true>(
       device, {.name = "layer norm backward", .flops = 14 * count, .bytes = (onto ? 4 : 3) * count * sizeof(X)},
-      detail::NormBackward<X, W>{dy, x, gamma, mean, rstd, onto, dx, nullptr, n, width}, dgamma, dbeta);
+      detail::NormBackward<X, W>{dy, x, gamma, mean, rstd, onto, dx, nullptr, n, width}, dgamma, dbeta, into);
 }
 
 template <CudaDevice D, class X, class W, class G>
 void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* rstd, X* dx, G* dgamma,
-                       std::int64_t n, std::int64_t width, const X* onto = nullptr) {
+                       std::int64_t n, std::int64_t width, const X* onto = nullptr, Into into = Into::add) {
   const auto count = static_cast<double>(n * width);
   detail::norm_backward<false>(
       device, {.name = "rms norm backward", .flops = 9 * count, .bytes = (onto ? 4 : 3) * count * sizeof(X)},
       detail::NormBackward<X, W>{dy, x, gamma, nullptr, rstd, onto, dx, nullptr, n, width}, dgamma,
-      static_cast<G*>(nullptr));
+      static_cast<G*>(nullptr), into);
 }
 
 }  // namespace zeropp::kernels

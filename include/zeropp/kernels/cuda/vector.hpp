@@ -10,6 +10,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/cuda.hpp>
+#include <zeropp/kernels/into.hpp>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -84,11 +85,11 @@ __device__ __forceinline__ C warp_sum(C value) {
   return value;
 }
 
-/// first [width] += Σ of `count` rows of `partials`, which lie `stride` apart; second the same of the next `width`
+/// first [width] = or += Σ of `count` rows of `partials`, which lie `stride` apart; second the same of the next `width`
 /// columns where gridDim.y is 2. Row i goes to warp i mod 32, the warps' sums are added as a tree.
 template <class C, class G>
 __global__ void __launch_bounds__(1024) add_partials_kernel(const C* partials, std::int64_t count, std::int64_t stride,
-                                                            std::int64_t width, G* first, G* second) {
+                                                            std::int64_t width, G* first, G* second, Into into) {
   __shared__ C part[32][33];
   const std::int64_t begin = blockIdx.x * std::int64_t{32}, column = begin + threadIdx.x;
   C sum = 0;
@@ -103,15 +104,16 @@ __global__ void __launch_bounds__(1024) add_partials_kernel(const C* partials, s
   const std::int64_t mine = begin + threadIdx.y;
   if (threadIdx.x || mine >= width) return;
   G* to = (blockIdx.y ? second : first) + mine;
-  *to = rounded<G>(static_cast<compute_t<G>>(*to) + static_cast<compute_t<G>>(sum));
+  const auto before = into == Into::add ? static_cast<compute_t<G>>(*to) : compute_t<G>{};
+  *to = rounded<G>(before + static_cast<compute_t<G>>(sum));
 }
 
 /// second may be null.
 template <class C, class G>
 void add_partials(cudaStream_t stream, const C* partials, std::int64_t count, std::int64_t stride, std::int64_t width,
-                  G* first, G* second) {
+                  G* first, G* second, Into into) {
   const dim3 grid(static_cast<unsigned>(ceil_div(width, 32)), second ? 2 : 1);
-  add_partials_kernel<<<grid, dim3(32, 32), 0, stream>>>(partials, count, stride, width, first, second);
+  add_partials_kernel<<<grid, dim3(32, 32), 0, stream>>>(partials, count, stride, width, first, second, into);
 }
 
 }  // namespace zeropp::kernels::detail

@@ -55,9 +55,10 @@ class TensorParallel<LmHead> {
     if (group_.size() == 1) return ctx.backward(head_, dy, std::move(saved));
     auto x = group_.whole(ctx, std::move(saved.x));
     auto dx = ctx.make_like(x);
+    const auto into = x.rows() > 0 ? ctx.into(head_.weight) : kernels::Into::add;
     const auto sum = kernels::linear_cross_entropy_part_backward(
         ctx.device, x.data(), ctx.value(head_.weight), saved.labels.span(), dx.data(), ctx.gradient(head_.weight),
-        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>(ctx));
+        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>(ctx), into);
     saved.loss.add(sum);
     x = {};
     return group_.sum(ctx, std::move(dx));
