@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
 // --profile where the time goes. Prints one line of JSON.
-//   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--bf16-gradients] [--fp32]
+//   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--recompute-gelu]
+//   [--bf16-gradients]
 //   [--profile]
 //   --prefetch N                                   units gathered ahead at stage 3
 //   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
@@ -36,7 +37,8 @@ struct Settings {
   std::int64_t batch = 8, accumulate = 1;
   std::optional<int> prefetch;
   int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
-  bool recompute = false, profile = false, bf16_gradients = false, fp32 = false, any_order = false, reduce_once = false;
+  bool recompute = false, recompute_gelu = false, profile = false, bf16_gradients = false, fp32 = false,
+       any_order = false, reduce_once = false;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
@@ -44,7 +46,8 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<Lay
   Block(const Settings& s, const std::string& h)
       : Sequential{
             {LayerNorm{h + "ln_1", s.width}, CausalSelfAttention{h + "attn", {.width = s.width, .heads = s.heads}}},
-            {LayerNorm{h + "ln_2", s.width}, Mlp{h + "mlp", s.width, 4 * s.width}}} {}
+            {LayerNorm{h + "ln_2", s.width},
+             Mlp{h + "mlp", s.width, 4 * s.width, {.recompute_gelu = s.recompute_gelu}}}} {}
 };
 template <class B>
 struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
@@ -145,11 +148,14 @@ void run(const Settings& s, const World& world) {
   if (world.rank == 0)
     std::printf(
         "{\"program\": \"zeropp\", \"gpu\": \"%s\", \"gpus\": %d, \"model\": \"%s\", \"stage\": %d, \"precision\": "
-        "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": %s, \"ms\": %.2f, \"ms_best\": %.2f, "
+        "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": \"%s\", \"ms\": %.2f, \"ms_best\": %.2f, "
         "\"tok_s\": %.0f, \"tflops\": %.1f, \"planned_gib\": %.3f, \"kept_gib\": %.3f, \"arena_gib\": %.3f, "
         "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
         gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S), std::string(P::name).c_str(),
-        static_cast<long long>(s.batch), static_cast<long long>(s.accumulate), s.recompute ? "true" : "false",
+        static_cast<long long>(s.batch), static_cast<long long>(s.accumulate),
+        s.recompute        ? "blocks"
+        : s.recompute_gelu ? "gelu"
+                           : "",
         1e3 * median, 1e3 * seconds.front(), step_tokens / median, step_tokens / median * flops / 1e12,
         static_cast<double>(gpu.pool().planned()) / 0x1p30, static_cast<double>(gpu.pool().kept().total()) / 0x1p30,
         static_cast<double>(gpu.pool().arena()) / 0x1p30, first_step, loss, norm);
@@ -196,6 +202,7 @@ int main(int argc, char** argv) {
     if (flag == "--reduce-once") s.reduce_once = true;
     if (flag == "--any-order") s.any_order = true;
     if (flag == "--recompute") s.recompute = true;
+    if (flag == "--recompute-gelu") s.recompute_gelu = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;
     if (flag == "--fp32") s.fp32 = true;
     if (flag == "--profile") s.profile = true;

@@ -56,6 +56,7 @@ TEST_CASE("gelu, mlp, swiglu") {
   check_width(Gelu{}, 7);
   check_width(Mlp{"mlp", 6, 11}, 6);
   check_width(Mlp{"mlp", 6, 11, {.bias = false}}, 6);
+  check_width(Mlp{"mlp", 6, 11, {.recompute_gelu = true}}, 6);
   check_width(SwiGlu{"mlp", 6, 11}, 6);
   check_width(SwiGlu{"mlp", 6, 11, {.bias = true}}, 6);
 }

@@ -154,6 +154,16 @@ TEST_CASE("recompute keeps one tensor a block") {
   CHECK(nine - two == 7);
 }
 
+TEST_CASE("an mlp that recomputes its gelu keeps four tensors less, and backward takes no more than they were") {
+  const auto peak = [](int layers, bool recompute) {
+    auto mlp = [&](const std::string& h) { return Mlp{h + "mlp", width, 4 * width, {.recompute_gelu = recompute}}; };
+    return peak_tensors(repeat<Mlp>(layers, mlp), Mode::training);
+  };
+  CHECK(peak(9, false) - peak(2, false) == 7 * 9);
+  CHECK(peak(9, true) - peak(2, true) == 7 * 5);
+  CHECK(peak(1, true) <= peak(1, false));
+}
+
 TEST_CASE("residual adds into the output of its inner layer, and in backward into its dx") {
   CHECK(peak_tensors(Residual<Copy>{Copy{}}, Mode::evaluation) == 2);
   CHECK(peak_tensors(Residual<Copy>{Copy{}}, Mode::training) == 2);

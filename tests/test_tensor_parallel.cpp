@@ -261,6 +261,7 @@ TEST_CASE("linear by columns and by rows, with and without bias") {
 
 TEST_CASE("mlp and swiglu by hidden channels") {
   check_rule(Mlp{"mlp", 16, 20}, normal);
+  check_rule(Mlp{"mlp", 16, 20, {.bias = false, .recompute_gelu = true}}, normal);
   check_rule(SwiGlu{"glu", 16, 20, {.bias = true}}, normal);
   check_rule(SwiGlu{"glu", 16, 20}, normal);
 }

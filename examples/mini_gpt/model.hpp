@@ -16,6 +16,7 @@ struct ModelConfig {
   std::int64_t vocabulary = 2048;  ///< rows of the table
   std::int64_t tokens = 0;         ///< that they stand for; 0: all rows
   float dropout = 0;
+  bool recompute_gelu = false;
 
   /// nanoGPT's sizes. Throws ConfigError for another name.
   static ModelConfig preset(const std::string& name) {
@@ -42,7 +43,11 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
             {LayerNorm{h + "ln_1", c.n_embd},
              CausalSelfAttention{h + "attn", {.width = c.n_embd, .heads = c.n_head, .projection_std = projection(c)}},
              Dropout{h + "attn.drop", c.dropout}},
-            {LayerNorm{h + "ln_2", c.n_embd}, Mlp{h + "mlp", c.n_embd, 4 * c.n_embd, {.projection_std = projection(c)}},
+            {LayerNorm{h + "ln_2", c.n_embd},
+             Mlp{h + "mlp",
+                 c.n_embd,
+                 4 * c.n_embd,
+                 {.projection_std = projection(c), .recompute_gelu = c.recompute_gelu}},
              Dropout{h + "mlp.drop", c.dropout}}} {}
 
  private:

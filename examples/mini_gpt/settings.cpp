@@ -78,6 +78,7 @@ int parse(int argc, char** argv, Settings& s) {
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
+  app.add_flag("--recompute-gelu", s.model.recompute_gelu, "keep a quarter less, for a pass over the rest");
   app.add_option("--precision", s.precision, "auto: bf16 on GPUs, else fp32")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
   app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));

@@ -20,6 +20,29 @@ inline Linear outputs_of(const Linear& whole, const std::vector<Range>& ranges, 
   for (auto& b : whole.bias) bias.push_back(cut(b, 0, ranges, ranks));
   return Linear{cut(whole.weight, 0, ranges, ranks), std::move(bias)};
 }
+/// The bias of an output that ranks sum. Each of them holds it, and adds it after the sum.
+struct BiasAfterSum {
+  std::vector<Parameter> bias;  ///< one or none
+
+  std::vector<Parameter*> parameters() {
+    std::vector<Parameter*> all;
+    for (auto& b : bias) all.push_back(&b);
+    return all;
+  }
+  template <class C, class T, int R>
+  Tensor<T, R> forward(C& ctx, Tensor<T, R> y) const {
+    if (!bias.empty()) kernels::add_rows(ctx.device, ctx.value(bias[0]), 1, y.data(), y.rows(), y.extent(-1));
+    return y;
+  }
+  template <class C, class T, int R>
+  void backward(C& ctx, const Tensor<T, R>& dy) {
+    if (bias.empty()) return;
+    ctx.weight_gradients([this, dy](auto& on) {
+      const auto into = on.into(bias[0]);
+      kernels::column_sum(on.device, dy.data(), on.gradient(bias[0]), dy.rows(), dy.extent(-1), into);
+    });
+  }
+};
 inline Range share_of_outputs(const Linear& whole, const TensorGroup& group) {
   return share_of(whole.out(), group.rank(), group.size(), whole.weight.name, "an output width of ");
 }
@@ -69,32 +92,27 @@ class TensorParallel<Linear, SplitBy::rows> {
     const auto inputs = share_of(whole.in(), group_.rank(), group_.size(), whole.weight.name, "an input width of ");
     if (group_.size() == 1) return;
     part = Linear{cut(whole.weight, 1, {inputs}, group_.size())};
-    bias = whole.bias;
-    for (auto& b : bias) group_.replicate(b);
+    after.bias = whole.bias;
+    for (auto& b : after.bias) group_.replicate(b);
   }
 
   Linear part;
-  std::vector<Parameter> bias;  ///< one or none; in `part` where there is one rank
+  detail::BiasAfterSum after;  ///< none where there is one rank: then `part` has it
 
   std::vector<Parameter*> parameters() {
     auto all = part.parameters();
-    for (auto& b : bias) all.push_back(&b);
+    for (auto* b : after.parameters()) all.push_back(b);
     return all;
   }
 
   template <class C, class T, int R>
   auto forward(C& ctx, Tensor<T, R> x) {
     auto [partial, saved] = ctx.forward(part, std::move(x));
-    auto y = group_.sum(ctx, std::move(partial));
-    if (!bias.empty()) kernels::add_rows(ctx.device, ctx.value(bias[0]), 1, y.data(), y.rows(), y.extent(-1));
-    return Forward{std::move(y), std::move(saved)};
+    return Forward{after.forward(ctx, group_.sum(ctx, std::move(partial))), std::move(saved)};
   }
   template <class C, class T, int R>
   auto backward(C& ctx, Tensor<T, R> dy, Tensor<T, R> x) {
-    if (!bias.empty())
-      ctx.weight_gradients([this, dy](auto& on) {
-        kernels::column_sum(on.device, dy.data(), on.gradient(bias[0]), dy.rows(), dy.extent(-1));
-      });
+    after.backward(ctx, dy);
     return ctx.backward(part, group_.whole(ctx, std::move(dy)), std::move(x));
   }
 
