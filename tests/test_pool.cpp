@@ -2,6 +2,7 @@
 // The pool: recorded programs, packed plans, replays; what is refused.
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <random>
 #include <set>
 
@@ -130,6 +131,28 @@ TEST_CASE("a limit is kept, and the refusal says what is used for what") {
   weights.reset();
   CHECK(cpu.pool().allocated() == 0);
   cpu.pool().take(500, Purpose::activations);
+}
+
+TEST_CASE("an arena for which there is no memory is refused, and every program can be run again") {
+  Cpu cpu{{.memory_limit = 300}};  // five blocks fit, but not their arena, where each begins on 64 B
+  const auto run = [&](const char* name, int blocks) {
+    Pool::Program program(cpu.pool(), name);
+    std::vector<Storage> held;
+    for (int i = 0; i < blocks; ++i) {
+      held.push_back(cpu.pool().take(10, Purpose::activations));
+      REQUIRE(held.back());
+      std::memset(static_cast<void*>(held.back().get()), i, 10);
+    }
+    held.clear();
+    program.finish();
+  };
+  for (int time = 0; time < 2; ++time) {
+    run("small", 2);
+    CHECK(cpu.pool().arena() == 128);
+    run("small", 2);
+    CHECK_THROWS_WITH_AS(run("large", 5), doctest::Contains("no memory for 320 B"), MemoryError);
+    CHECK(cpu.pool().allocated() == 0);
+  }
 }
 
 TEST_CASE("storage may outlive its device") {

@@ -90,9 +90,10 @@ struct Head {
     const auto gx = on_gpu(gpu, x), gw = on_gpu(gpu, w);
     const auto gl = on_gpu(gpu, labels);
     auto dw = on_gpu(gpu, dw0);
-    if (into == Into::overwrite) cuda_check(cudaMemset(dw.data(), 0xff, dw.span().size_bytes()), "poison");
+    if (into == Into::overwrite)
+      cuda_check(cudaMemsetAsync(dw.data(), 0xff, dw.span().size_bytes(), gpu.stream()), "poison");
     Tensor<T, 1> dx(gpu.pool(), {n * width});
-    cuda_check(cudaMemset(dx.data(), 0xff, static_cast<std::size_t>(n * width) * sizeof(T)), "poison");
+    cuda_check(cudaMemsetAsync(dx.data(), 0xff, dx.span().size_bytes(), gpu.stream()), "poison");
     const std::span<const std::int32_t> all{gl.data(), static_cast<std::size_t>(n)};
     const auto trained = linear_cross_entropy_backward(gpu, gx.data(), gw.data(), all, dx.data(), dw.data(), width,
                                                        vocabulary, used, scale, into);
@@ -341,7 +342,7 @@ TEST_CASE("the dry device asks for the memory that the GPU is asked for") {
     Tensor<float, 1> dw(device.pool(), {1000 * 32});
     Tensor<std::int32_t, 1> labels(device.pool(), {600});
     if constexpr (!std::remove_reference_t<decltype(device)>::dry)
-      cuda_check(cudaMemset(labels.data(), 0, 2400), "cudaMemset");
+      cuda_check(cudaMemsetAsync(labels.data(), 0, 2400, device.stream()), "cudaMemsetAsync");
     static_cast<void>(linear_cross_entropy_backward(device, x.data(), w.data(),
                                                     std::span<const std::int32_t>{labels.data(), 600}, dx.data(),
                                                     dw.data(), 32, 1000, 1000, 1.0));

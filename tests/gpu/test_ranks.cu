@@ -167,10 +167,14 @@ TEST_CASE("memory of the host given to a communicator of GPUs is refused; its ho
 }
 
 TEST_CASE("which GPU a rank takes") {
-  CHECK(detail::gpu_of(0, 1, 1, false, GpuSharing::refused) == 0);
-  CHECK(detail::gpu_of(3, 4, 8, false, GpuSharing::refused) == 3);
-  CHECK(detail::gpu_of(3, 4, 2, false, GpuSharing::allowed) == 1);
-  CHECK(detail::gpu_of(3, 0, 1, true, GpuSharing::refused) == 0);  // srun gave each process one
+  const auto takes = [](int local_rank, int ranks_here, int devices, bool each_its_own, GpuSharing sharing) {
+    const auto options = detail::gpu_of(local_rank, ranks_here, devices, each_its_own, sharing);
+    return std::pair{options.ordinal, options.shared};
+  };
+  CHECK(takes(0, 1, 1, false, GpuSharing::refused) == std::pair{0, false});
+  CHECK(takes(3, 4, 8, false, GpuSharing::refused) == std::pair{3, false});
+  CHECK(takes(3, 4, 2, false, GpuSharing::allowed) == std::pair{1, true});
+  CHECK(takes(3, 0, 1, true, GpuSharing::refused) == std::pair{0, false});  // srun gave each process one
   CHECK_THROWS_WITH_AS(detail::gpu_of(0, 4, 2, false, GpuSharing::refused),
                        doctest::Contains("this host has 2 GPUs and 4 ranks; start 2 ranks"), ConfigError);
   CHECK_THROWS_WITH_AS(detail::gpu_of(2, 0, 2, false, GpuSharing::refused),

@@ -33,7 +33,10 @@ class CudaMemory final : public Memory {
       return nullptr;
     }
     cuda_check(result, "cudaMalloc");
-    if (checked) cuda_check(cudaMemset(block, 0xff, bytes), "cudaMemset");
+    if (checked) {  // before any stream uses the block
+      cuda_check(cudaMemset(block, 0xff, bytes), "cudaMemset");
+      cuda_check(cudaStreamSynchronize(nullptr), "cudaMemset");
+    }
     return static_cast<std::byte*>(block);
   }
   void deallocate(std::byte* block, std::size_t) noexcept override { static_cast<void>(cudaFree(block)); }
@@ -115,7 +118,7 @@ class Cuda {
     if (const auto result = cudaGetLastError(); result != cudaSuccess) cuda_check(result, text("kernel ", cost.name));
   }
 
-  /// Copies from the host; `from` may be changed when it returns.
+  /// Copies from the host; `from`, unless it is page-locked, may be changed when it returns.
   void upload(void* to, const void* from, std::size_t bytes) {
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()), "copying to the GPU");
   }

@@ -89,7 +89,7 @@ struct PoolBooks {
     ++run;
   }
   void abandon() {
-    if (!program->packed) programs.erase(program_name);
+    if (program && !program->packed) programs.erase(program_name);
     program = nullptr;
   }
   void end() {
@@ -106,7 +106,12 @@ struct PoolBooks {
       allocated -= arena_bytes;
       arena = nullptr;
       arena_bytes = 0;
-      arena = allocate(recording.extent, Purpose::activations);
+      try {
+        arena = allocate(recording.extent, Purpose::activations);
+      } catch (...) {
+        programs.clear();  // their places were in the arena that is gone
+        throw;
+      }
       arena_bytes = recording.extent;
     }
   }

@@ -248,6 +248,7 @@ class Sharded {
   auto guarded(const std::string& name, Body body) {
     try {
       Pool::Program program(device_.pool(), name);
+      if (device_.pool().recording()) units_.settle();  // what records gives memory back: see NcclBackend::collective
       auto result = body();
       program.finish();
       return result;

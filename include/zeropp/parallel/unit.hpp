@@ -183,10 +183,14 @@ class Unit {
     auto sum = part_of_gradients(shard_);
     kernels::add(*device_, sum, part, sum);
   }
-  /// Forgets a backward that did not end: the way out after an error.
-  void abandon() {
+  /// What is computed from now on finds all that is on its way.
+  void settle() {
     gradients_on_their_way_.wait();
     arrive();
+  }
+  /// Forgets a backward that did not end: the way out after an error.
+  void abandon() {
+    settle();
     local_.reset();
     place_gradients(nullptr);
     release();

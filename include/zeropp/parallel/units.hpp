@@ -144,6 +144,13 @@ class Units {
     copy(true);
   }
 
+  /// Waits on the host for what has been sent and asked for: nothing of it is under way any more.
+  void settle() {
+    for (auto* list : {&units_, &twins_})
+      for (auto& unit : *list) unit.settle();
+    device_->synchronize();
+  }
+
   /// After an error nothing stays gathered or half reduced.
   void abandon() {
     for (auto* list : {&units_, &twins_})

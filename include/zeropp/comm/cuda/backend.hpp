@@ -66,6 +66,7 @@ class GpuBackend : public CommBackend {
     Operation op;
     std::uint64_t mark = 0;  ///< the backend's own
     bool complete = true;    ///< both events are recorded
+    bool failed = false;     ///< it could not be enqueued
     CudaEvent begun, ended;
   };
   /// The oldest operation from number `from` on that has not ended. Called by any thread. `from` is left at it.
@@ -78,7 +79,7 @@ class GpuBackend : public CommBackend {
     const std::lock_guard lock(slots_mutex_);
     for (from = std::max<std::uint64_t>(from, 1); from <= number_; ++from) {
       const Slot& slot = slots_[from % slots_.size()];
-      if (slot.number != from || (slot.complete && slot.ended.done())) continue;
+      if (slot.number != from || slot.failed || (slot.complete && slot.ended.done())) continue;
       return UnderWay{slot.op, slot.mark, !slot.complete || slot.begun.done()};
     }
     return {};
@@ -91,15 +92,21 @@ class GpuBackend : public CommBackend {
   template <class Work>
   void enqueue(const Operation& op, const Work& work, std::uint64_t mark = 0) {
     Slot& slot = next_slot(op, mark);
-    ready_.record(device_.stream());
-    ready_.hold(stream_.get());
-    slot.begun.record(stream_.get());
-    if (device_.profiles())
-      device_.profile().begin({.name = name_of(op.kind), .bytes = static_cast<double>(bytes(op.count, op))},
-                              stream_.get(), SpanKind::collective);
-    work(stream_.get());
-    if (device_.profiles()) device_.profile().end(stream_.get());
-    slot.ended.record(stream_.get());
+    try {
+      ready_.record(device_.stream());
+      ready_.hold(stream_.get());
+      slot.begun.record(stream_.get());
+      if (device_.profiles())
+        device_.profile().begin({.name = name_of(op.kind), .bytes = static_cast<double>(bytes(op.count, op))},
+                                stream_.get(), SpanKind::collective);
+      work(stream_.get());
+      if (device_.profiles()) device_.profile().end(stream_.get());
+      slot.ended.record(stream_.get());
+    } catch (...) {
+      const std::lock_guard lock(slots_mutex_);
+      slot.failed = true;
+      throw;
+    }
     const std::lock_guard lock(slots_mutex_);
     slot.complete = true;
   }
@@ -140,7 +147,7 @@ class GpuBackend : public CommBackend {
     slot.number = ++number_;
     slot.op = op;
     slot.mark = mark;
-    slot.complete = false;
+    slot.complete = slot.failed = false;
     return slot;
   }
 

@@ -19,16 +19,17 @@ enum class GpuSharing {
 
 namespace detail {
 
-/// `devices` is what this process sees; `each_its_own`: the launcher has shown each process GPUs of its own.
-inline int gpu_of(int local_rank, int ranks_here, int devices, bool each_its_own, GpuSharing sharing) {
+/// `ranks_here`: threads of this process, 0 where processes of the host are not counted; `devices` is what this process
+/// sees; `each_its_own`: the launcher has shown each process GPUs of its own.
+inline CudaOptions gpu_of(int local_rank, int ranks_here, int devices, bool each_its_own, GpuSharing sharing) {
   if (devices == 0) throw ConfigError("this machine has no GPU (or no driver); use --backend cpu");
-  if (each_its_own && devices == 1) return 0;
+  if (each_its_own && devices == 1) return {};
   const int ranks = ranks_here > local_rank ? ranks_here : local_rank + 1;
   if (ranks > devices && sharing == GpuSharing::refused)
     throw ConfigError(text("this host has ", devices, devices == 1 ? " GPU" : " GPUs", " and ",
                            ranks_here > local_rank ? "" : "at least ", ranks, " ranks; start ", devices,
                            devices == 1 ? " rank" : " ranks", ", or ask for ranks that share a GPU (--share-gpus)"));
-  return local_rank % devices;
+  return {.ordinal = local_rank % devices, .shared = ranks > devices};
 }
 
 }  // namespace detail
@@ -38,10 +39,8 @@ inline int gpu_of(int local_rank, int ranks_here, int devices, bool each_its_own
 inline CudaOptions gpu_of(const World& world, GpuSharing sharing = GpuSharing::refused) {
   const bool threads = world.size == 1 || world.comm.name() == "threads";
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  const int devices = cuda_devices(), ranks = threads ? world.size : world.local_rank + 1;
-  return {.ordinal = detail::gpu_of(world.local_rank, threads ? world.size : 0, devices,
-                                    !threads && visible && *visible, sharing),
-          .shared = ranks > devices};
+  return detail::gpu_of(world.local_rank, threads ? world.size : 0, cuda_devices(), !threads && visible && *visible,
+                        sharing);
 }
 
 }  // namespace zeropp

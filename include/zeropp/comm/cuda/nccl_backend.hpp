@@ -21,6 +21,7 @@
 #include <zeropp/comm/cuda/backend.hpp>
 #include <zeropp/comm/cuda/nccl_board.hpp>
 #include <zeropp/comm/cuda/nccl_communicator.hpp>
+#include <zeropp/comm/cuda/shared_state.hpp>
 
 namespace zeropp::detail {
 
@@ -37,15 +38,15 @@ class NcclBackend final : public GpuBackend {
   NcclBackend(const NcclBackend&) = delete;
   NcclBackend& operator=(const NcclBackend&) = delete;
   ~NcclBackend() override {
+    if (std::uncaught_exceptions() > 0) state_->board->fail({});
+    if (state_->board->failure()) state_->comm.abort();       // to be destroyed it would have to be whole
+    static_cast<void>(cudaStreamSynchronize(stream_.get()));  // watched: what never ends is ended
     {
       const std::lock_guard lock(mutex_);
       stop_ = true;
     }
     wake_.notify_all();
     watch_.join();
-    if (std::uncaught_exceptions() > 0) state_->board->fail({});
-    if (state_->board->failure()) state_->comm.abort();  // to be destroyed it would have to be whole
-    static_cast<void>(cudaStreamSynchronize(stream_.get()));
   }
 
   std::string_view name() const override { return "NCCL"; }
@@ -155,13 +156,7 @@ class NcclBackend final : public GpuBackend {
   };
 
   static std::shared_ptr<NcclBoard> shared_board(const Comm& host, bool one_process) {
-    auto board = std::make_shared<NcclBoard>(host.size());
-    if (!one_process) return board;
-    auto* first = &board;
-    host.broadcast(std::as_writable_bytes(std::span{&first, 1}), 0);
-    auto shared = *first;
-    host.barrier();  // all have taken it
-    return shared;
+    return one_process ? shared_state<NcclBoard>(host, host.size()) : std::make_shared<NcclBoard>(host.size());
   }
   static ncclUniqueId shared_id(const Comm& host) {
     NcclCommunicator::forbid_multicast();

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,10 +26,19 @@
 
 namespace zeropp::detail {
 
+/// Drawn once. Process ids are not enough: each container counts its own.
+inline std::uint64_t this_process() {
+  static const std::uint64_t number = [] {
+    std::random_device device;
+    return static_cast<std::uint64_t>(device()) << 32 ^ device() ^ static_cast<std::uint64_t>(getpid()) << 16;
+  }();
+  return number;
+}
+
 /// Where a rank sits.
 struct GpuSeat {
   std::uint64_t host = 0;
-  std::int64_t process = 0;
+  std::uint64_t process = 0;   ///< a number that no other process has, on any host
   std::array<char, 16> gpu{};  ///< its UUID: ordinals differ between processes
   std::int64_t ordinal = 0;
   std::int64_t shared = 0;  ///< with ranks that need not be of this group
@@ -38,7 +48,7 @@ struct GpuSeat {
     char name[256] = {};
     gethostname(name, sizeof name - 1);
     seat.host = hash_of(std::string_view(name));
-    seat.process = getpid();
+    seat.process = this_process();
     cudaDeviceProp properties{};
     cuda_check(cudaGetDeviceProperties(&properties, device.ordinal()), "cudaGetDeviceProperties");
     std::memcpy(seat.gpu.data(), properties.uuid.bytes, seat.gpu.size());
@@ -46,7 +56,7 @@ struct GpuSeat {
     seat.shared = device.shared();
     return seat;
   }
-  bool same_process(const GpuSeat& other) const { return host == other.host && process == other.process; }
+  bool same_process(const GpuSeat& other) const { return process == other.process; }
   bool same_gpu(const GpuSeat& other) const { return host == other.host && gpu == other.gpu; }
 };
 
@@ -70,7 +80,7 @@ inline std::pair<int, int> sharing_a_gpu(const std::vector<GpuSeat>& seats) {
 inline bool reach_peers(const std::vector<GpuSeat>& seats, const Cuda& device) {
   bool all = true;
   for (const auto& seat : seats) {
-    if (seat.process != getpid() || seat.ordinal == device.ordinal()) continue;
+    if (seat.process != this_process() || seat.ordinal == device.ordinal()) continue;
     int possible = 0;
     cuda_check(cudaDeviceCanAccessPeer(&possible, device.ordinal(), static_cast<int>(seat.ordinal)),
                "cudaDeviceCanAccessPeer");

@@ -9,6 +9,7 @@
 #include <span>
 
 #include <zeropp/base/dtype.hpp>
+#include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/comm/sum.hpp>
 #include <zeropp/device/cuda/runtime.hpp>
@@ -70,6 +71,8 @@ class RankSums {
   RankSums(DType dtype, int ranks, int multiprocessors, cudaStream_t stream)
       : dtype_(dtype), multiprocessors_(multiprocessors), stream_(stream) {
     table_.ranks = ranks;
+    if (ranks > SumTable::places)
+      throw CommError(text(ranks, " ranks of one process sum over GPUs; at most ", SumTable::places, " can"));
   }
 
   /// in(r) is where the `count` elements of rank r begin.

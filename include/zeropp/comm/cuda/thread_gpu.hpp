@@ -5,11 +5,16 @@
 //
 //   each rank    records that its memory is ready; meets the others; its stream waits for them, works, records that it
 //                has read; meets the others again; its stream waits until all have read.
+//
+// All ranks pass the first meeting or none does, and whoever has passed comes to the second, whatever happens in
+// between or elsewhere: so what a rank shows the others is there as long as they look.
 #pragma once
 
 #include <algorithm>
+#include <barrier>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +22,7 @@
 #include <vector>
 
 #include <zeropp/comm/cuda/backend.hpp>
+#include <zeropp/comm/cuda/shared_state.hpp>
 #include <zeropp/comm/cuda/sum.hpp>
 
 #ifdef __CUDACC__
@@ -33,23 +39,27 @@ struct GpuSlot {
 };
 
 /// Two events of a rank serve all its operations: it records them anew only between meetings at which the others have
-/// made their streams wait for what was recorded before. The ranks own them together: one that has ended may still be
-/// waited for.
+/// made their streams wait for what was recorded before.
 struct GpuEvents {
   CudaEvent ready, has_read;
+};
+
+/// What the ranks of a group own together: one that has ended may still be waited for.
+struct ThreadGpuGroup {
+  explicit ThreadGpuGroup(int ranks) : events(static_cast<std::size_t>(ranks)), second_meeting(ranks) {}
+  std::vector<std::optional<GpuEvents>> events;  ///< by rank, made by each on its own GPU
+  std::barrier<> second_meeting;
 };
 
 class ThreadGpuBackend final : public GpuBackend {
  public:
   /// `shared`: all ranks are on one GPU. A collective over `host`.
   ThreadGpuBackend(Comm host, Cuda& device, bool shared)
-      : GpuBackend(std::move(host), device, true), shared_(shared), events_(index(size())) {
-    const auto mine = std::make_shared<GpuEvents>();
-    const auto* place = &mine;
-    std::vector<const std::shared_ptr<GpuEvents>*> places(events_.size());
-    host_.all_gather(std::as_bytes(std::span{&place, 1}), std::as_writable_bytes(std::span{places}));
-    for (std::size_t r = 0; r < places.size(); ++r) events_[r] = *places[r];
-    host_.barrier();  // all have taken theirs
+      : GpuBackend(std::move(host), device, true),
+        shared_(shared),
+        group_(shared_state<ThreadGpuGroup>(host_, size())) {
+    group_->events[index(rank())].emplace();
+    host_.barrier();  // all have made theirs
   }
   ~ThreadGpuBackend() override { static_cast<void>(cudaStreamSynchronize(stream_.get())); }
 
@@ -120,13 +130,12 @@ class ThreadGpuBackend final : public GpuBackend {
   void together(const GpuSlot& mine, const Work& work) {
     if (mine.piece_count) expect_gpu_memory(mine.op, {mine.pieces, static_cast<std::size_t>(mine.piece_count)});
     expect_gpu_memory(mine.op, mine.data);
-    GpuEvents& events = *events_[index(rank())];
+    GpuEvents& events = *group_->events[index(rank())];
     events.ready.record(device_.stream());
     std::vector<GpuSlot> slots(index(size()));
     host_.all_gather(std::as_bytes(std::span<const GpuSlot>{&mine, 1}), std::as_writable_bytes(std::span{slots}));
 
-    // All ranks look at the same slots and come to the same verdict. Whatever happens here, they meet again: until then
-    // others look at what this rank's slot points to.
+    // All ranks look at the same slots and come to the same verdict.
     std::string verdict;
     std::exception_ptr error;
     try {
@@ -140,7 +149,7 @@ class ThreadGpuBackend final : public GpuBackend {
     } catch (...) {
       error = std::current_exception();
     }
-    host_.barrier();
+    group_->second_meeting.arrive_and_wait();
     if (error) std::rethrow_exception(error);
     if (!verdict.empty()) throw CommError(verdict);
     enqueue(mine.op, [&](cudaStream_t stream) { hold_for(&GpuEvents::has_read, stream); });
@@ -148,7 +157,7 @@ class ThreadGpuBackend final : public GpuBackend {
 
   void hold_for(CudaEvent GpuEvents::*event, cudaStream_t stream) const {
     for (int r = 0; r < size(); ++r)
-      if (r != rank()) ((*events_[index(r)]).*event).hold(stream);
+      if (r != rank()) ((*group_->events[index(r)]).*event).hold(stream);
   }
 
   std::string compare(std::span<const GpuSlot> slots) const {
@@ -181,7 +190,7 @@ class ThreadGpuBackend final : public GpuBackend {
   }
 
   const bool shared_;
-  std::vector<std::shared_ptr<GpuEvents>> events_;  // by rank
+  const std::shared_ptr<ThreadGpuGroup> group_;
 };
 
 }  // namespace zeropp::detail

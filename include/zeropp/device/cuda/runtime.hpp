@@ -22,6 +22,7 @@ struct CudaError : Error {
 /// Throws CudaError unless `result` is success. `what` is what was asked: "cudaStreamCreate", "the kernel adam".
 inline void cuda_check(cudaError_t result, std::string_view what, Where where = Where::here()) {
   if (result == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // said here: who goes on does not find it once more
   throw CudaError(text(what, " failed: ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")"), where);
 }
 

@@ -236,7 +236,7 @@ void launch_cross_entropy(const LogitRows<T>& of, double* losses, double scale, 
     row = static_cast<std::size_t>(of.stride) * sizeof(T);
     row = (row <= two ? row : std::min(row, one)) / 16 * 16;
     cuda_check(cudaFuncSetAttribute(cross_entropy_rows<Gradient, T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(row)),
+                                    static_cast<int>(one)),  // ranks that share the GPU may have other rows
                "asking for shared memory");
   }
   cross_entropy_rows<Gradient><<<static_cast<unsigned>(of.rows), logits_threads, row, stream>>>(

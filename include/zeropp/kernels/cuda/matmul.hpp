@@ -201,6 +201,7 @@ void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias
         auto product = detail::product_of(a, b, c, onto, false);
         product.epilogue = CUBLASLT_EPILOGUE_BGRADB;
         auto* sums = into == Into::add ? fresh.data() : dbias;
+        product.align_bias = detail::alignment_of(sums);
         fused = products.multiply(product, {.a = x, .b = dy, .c = onto, .d = dw, .bias = sums}, stream);
         if (fused && into == Into::add)
           detail::launch_pass<detail::Pass::accumulate>(sums, dbias, dbias, 1, out, out, stream);

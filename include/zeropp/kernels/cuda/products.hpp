@@ -30,11 +30,11 @@ namespace zeropp::kernels {
 
 /// At `device.companion<Products>().options`; products seen before keep their algorithm.
 struct ProductOptions {
-  double search_from = 1e10;        ///< flops of the smallest product that is searched for; infinity: none
-  int candidates = 32;              ///< of the heuristics that a search measures, 32 at most
-  bool tf32 = false;                ///< float products round their operands to 10 bits of fraction: faster, and inexact
-  bool fused_gelu = true;           ///< GELU and its backward as epilogues, where cuBLASLt has them
-  bool fused_bias_gradient = false; ///< bias gradients as epilogues, where cuBLASLt has them; a pass is faster
+  double search_from = 1e10;  ///< flops of the smallest product that is searched for; infinity: none
+  int candidates = 32;        ///< of the heuristics that a search measures, 32 at most
+  bool tf32 = false;          ///< float products round their operands to 10 bits of fraction: faster, and inexact
+  bool fused_gelu = true;     ///< GELU and its backward as epilogues, where cuBLASLt has them
+  bool fused_bias_gradient = false;  ///< bias gradients as epilogues, where cuBLASLt has them; a pass is faster
 };
 
 namespace detail {
@@ -73,6 +73,7 @@ class Products {
     const bool refused = result == CUBLAS_STATUS_NOT_SUPPORTED ||
                          (result == CUBLAS_STATUS_INVALID_VALUE && product.epilogue != CUBLASLT_EPILOGUE_DEFAULT);
     if (refused) {
+      static_cast<void>(cudaGetLastError());
       plan.algorithm.reset();
       return false;
     }
