@@ -141,7 +141,8 @@ struct Bench {
         gpu,
         [&] {
           last = kernels::linear_cross_entropy_backward(gpu, x.data(), w.data(), all, dx.data(), dw.data(), width,
-                                                        vocabulary, used, 1.0 / static_cast<double>(n));
+                                                        vocabulary, used, 1.0 / static_cast<double>(n),
+                                                        kernels::Into::overwrite);
         },
         7);
     std::printf("%-44s %9.3f ms  %6.1f TFLOP/s  (mean loss %.4f)\n", "loss and gradients", train, 1e-9 * flops / train,

@@ -73,7 +73,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--chunks", s.chunks, "parts of the model on a stage; 0: the fewest that the schedule takes");
   app.add_option("--lr-schedule", s.lr_schedule)->check(CLI::IsMember({"cosine", "linear", "constant"}));
   app.add_option("--zero", s.zero, "stage of ZeRO, 0 to 3")->check(CLI::Range(0, 3));
-  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3; 1 on GPUs if not said"),
+  app.add_option("--prefetch", s.prefetch, "units gathered ahead at stage 3; 2 on GPUs if not said"),
       app.add_option("--bucket-size", s.bucket_elements)->check(CLI::NonNegativeNumber);
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");

@@ -230,7 +230,7 @@ class Sharded {
  private:
   /// The next micro-batch needs the units' buffers; after the last one sums may go on beside other stages.
   void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
-  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 1 : 0); }
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 2 : 0); }
   Residents<P, D> resident() {
     return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
   }

@@ -15,7 +15,7 @@ namespace zeropp {
 struct ShardedOptions {
   std::uint64_t seed = 1337;
   Reduction reduction = Reduction::every_micro_batch;
-  /// Units gathered ahead of the running one (stage 3). Not said: 1 on a GPU, where that goes on beside computing, and
+  /// Units gathered ahead of the running one (stage 3). Not said: 2 on a GPU, where that goes on beside computing, and
   /// 0 on the host, where it would only take memory.
   std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
