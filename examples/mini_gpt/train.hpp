@@ -117,9 +117,11 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
         model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size()), .loss_scale = scaler.scale()});
     const auto clip = clip_by_global_norm(model, s.grad_clip);
     const bool updated = adam.step(rate, clip);
-    const auto scaled = scaler.adapts() ? text(" at the loss scale ", scaler.scale()) : std::string();
+    const double scale = scaler.adapts() ? scaler.scale() : 0;
     scaler.update(updated);
-    if (!updated) console.line(text("step ", step + 1, ": the gradient is not finite", scaled, "; all ranks skip it"));
+    if (!updated)
+      console.line(text("step ", step + 1, ": the gradient is not finite",
+                        scale > 0 ? text(" at the loss scale ", scale) : "", "; all ranks skip it"));
     const double seconds = steady_seconds() - begin, speed = static_cast<double>(s.tokens()) / seconds;
     const auto done = step + 1;
     StepMetrics m{.step = done,
@@ -129,7 +131,8 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
                   .milliseconds = 1e3 * seconds,
                   .tokens_per_second = speed,
                   .mfu = speed * s.model.flops_per_token(model.parameters()) / ceiling.products,
-                  .bytes = static_cast<std::int64_t>(device.pool().allocated())};
+                  .bytes = static_cast<std::int64_t>(device.pool().allocated()),
+                  .loss_scale = scale};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
     if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
     if (world.rank == 0) metrics.write(m);
