@@ -213,8 +213,8 @@ class Variants {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
           [&] { kernels::detail::forward_by_tiles<Tiles>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_by_tiles<kernels::detail::KeyTile<D>, kernels::detail::QueryTile<D>>(call_, rows_.data(),
-                                                                                                   gpu_.stream());
+    kernels::detail::backward_by_tiles<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>>(
+        call_, rows_.data(), gpu_.stream());
   }
   template <class... Tiles>
   void keys() {
@@ -236,8 +236,8 @@ class Variants {
   }
 
  private:
-  void run(void (*kernel)(kernels::detail::AttentionTiles), std::int64_t blocks, int threads, int shared_bytes) {
-    auto a = kernels::detail::tiles_of(call_);
+  void run(void (*kernel)(kernels::detail::AttentionTiles<bf16>), std::int64_t blocks, int threads, int shared_bytes) {
+    auto a = kernels::detail::tiles_of<bf16>(call_);
     a.rows = rows_.data();
     kernels::detail::launch_attention(kernel, s_.batch * blocks, threads, shared_bytes, gpu_.stream(), a);
   }
@@ -267,15 +267,15 @@ void variants(Cuda& gpu) {
   using kernels::detail::ForwardTile, kernels::detail::KeyTile, kernels::detail::QueryTile;
   {
     Variants<64> v(gpu, {16, 1024, 25, 25, 64});
-    v.forward<ForwardTile<64, 64, 2>, ForwardTile<64, 32, 2>, ForwardTile<64, 32, 3>, ForwardTile<64, 64, 3>,
-              ForwardTile<64, 128, 2>>();
-    v.keys<KeyTile<64, 4, 32, 2>, KeyTile<64, 4, 64, 2>, KeyTile<64, 8, 32, 1>>();
-    v.queries<QueryTile<64, 64, 2>, QueryTile<64, 32, 2>, QueryTile<64, 32, 3>>();
+    v.forward<ForwardTile<bf16, 64, 64, 2>, ForwardTile<bf16, 64, 32, 2>, ForwardTile<bf16, 64, 32, 3>,
+              ForwardTile<bf16, 64, 64, 3>, ForwardTile<bf16, 64, 128, 2>>();
+    v.keys<KeyTile<bf16, 64, 4, 32, 2>, KeyTile<bf16, 64, 4, 64, 2>, KeyTile<bf16, 64, 8, 32, 1>>();
+    v.queries<QueryTile<bf16, 64, 64, 2>, QueryTile<bf16, 64, 32, 2>, QueryTile<bf16, 64, 32, 3>>();
   }
   Variants<128> v(gpu, {2, 4096, 16, 16, 128});
-  v.forward<ForwardTile<128, 64, 2>, ForwardTile<128, 32, 2>>();
-  v.keys<KeyTile<128, 4, 64, 2>, KeyTile<128, 4, 32, 2>, KeyTile<128, 8, 64, 1>>();
-  v.queries<QueryTile<128, 32, 2>, QueryTile<128, 64, 1>>();
+  v.forward<ForwardTile<bf16, 128, 64, 2>, ForwardTile<bf16, 128, 32, 2>>();
+  v.keys<KeyTile<bf16, 128, 4, 64, 2>, KeyTile<bf16, 128, 4, 32, 2>, KeyTile<bf16, 128, 8, 64, 1>>();
+  v.queries<QueryTile<bf16, 128, 32, 2>, QueryTile<bf16, 128, 64, 1>>();
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ struct Buffers {
     const auto n = end - begin;
     kernels::adam(device,
                   kernels::AdamSpan<float, G, float>{.weight = std::span{weight}.subspan(begin, n),
-                                                     .remainder = {},
+                                                     .masters = {},
                                                      .gradient = std::span{gradient}.subspan(begin, n),
                                                      .first = std::span{first}.subspan(begin, n),
                                                      .second = std::span{second}.subspan(begin, n)},
@@ -126,6 +126,24 @@ TEST_CASE("bf16 weights with remainders are the fp32 masters, exactly") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE("f16 weights are the rounded masters beside them, in blocks and tails") {
+  for (std::size_t n : {std::size_t{5}, std::size_t{64}, std::size_t{4099}}) {
+    Cpu cpu;
+    Buffers masters(n);
+    std::vector<f16> weight(n);
+    std::vector<float> whole = masters.weight, first(n), second(n);
+    for (int t = 1; t <= 20; ++t) {
+      const auto g = normals(n, 300 + static_cast<std::uint64_t>(t));
+      masters.step(cpu, g, step_of(t), 0, n);
+      kernels::adam(cpu, kernels::AdamSpan<f16, float, float>{weight, whole, g, first, second}, step_of(t));
+    }
+    CHECK(same_bytes(whole, masters.weight));
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < n; ++i) wrong += weight[i].bits != f16(masters.weight[i]).bits;
+    CHECK(wrong == 0);
+  }
+}
+
 TEST_CASE("gradients in bf16 are read as the floats they are") {
   constexpr std::size_t n = 200;
   Cpu cpu;
@@ -147,6 +165,9 @@ TEST_CASE("the dry device counts and touches nothing") {
   CHECK(dry.bytes() == 28.0 * 1000);
   CHECK(kernels::sum_of_squares(dry, span) == 0);
   CHECK(dry.kernels() == 2);
+  const std::span<f16> half{reinterpret_cast<f16*>(nowhere), 1000};
+  kernels::adam(dry, kernels::AdamSpan<f16, float, float>{half, span, span, span, span}, step_of(1));
+  CHECK(dry.bytes() == (28.0 + 4 + 28) * 1000 + 2.0 * 1000);  // the sum's 4; weights are written, masters both
 }
 
 TEST_CASE("the sum of squares has one order: threads and alignment do not change it, NaN comes through") {

@@ -141,7 +141,10 @@ std::string bytes(const std::vector<T>& v) {
 template <class T>
 void against_reference(AttentionShape s, float size = 1) {
   INFO(text(s.batch, " sequences of ", s.context, ", ", s.heads, " heads over ", s.kv_heads, " of ", s.head_size));
-  const double tolerance = std::is_same_v<T, double> ? 1e-13 : std::is_same_v<T, float> ? 2e-5 : 0x1p-8;
+  const double tolerance = std::is_same_v<T, double>  ? 1e-13
+                           : std::is_same_v<T, float> ? 2e-5
+                           : std::is_same_v<T, f16>   ? 0x1p-11
+                                                      : 0x1p-8;
   Case<T> c(s, size);
   Cpu device;
   c.forward(device);
@@ -169,6 +172,7 @@ TEST_CASE("attention and its gradients against the whole matrix of scores") {
   SUBCASE("float") { over_shapes<float>(); }
   SUBCASE("double") { over_shapes<double>(); }
   SUBCASE("bf16") { over_shapes<bf16>(); }
+  SUBCASE("f16") { over_shapes<f16>(); }
 }
 
 TEST_CASE("scores far apart: the softmax neither overflows nor loses the rest") {
@@ -248,6 +252,7 @@ TEST_CASE("the bits do not depend on threads, on alignment, or on the other sequ
   check(float{});
   check(double{});
   check(bf16{});
+  check(f16{});
 }
 
 TEST_CASE("what comes later in a sequence changes no bit of what came before") {
@@ -348,6 +353,7 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
   check(double{}, 1e-14);
   check(float{}, 1e-6);
   check(bf16{}, 0x1p-8);
+  check(f16{}, 0x1p-11);
 }
 
 TEST_CASE("nothing in, nothing out") {

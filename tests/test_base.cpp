@@ -97,13 +97,17 @@ TEST_CASE("element types know their size and name") {
   CHECK(size_of(dtype_of<float>) == sizeof(float));
   CHECK(size_of(dtype_of<const double>) == sizeof(double));
   CHECK(size_of(dtype_of<bf16>) == sizeof(bf16));
+  CHECK(size_of(dtype_of<f16>) == sizeof(f16));
   CHECK(size_of(dtype_of<std::int64_t>) == 8);
   CHECK(size_of(dtype_of<std::byte>) == 1);
   CHECK(name_of(dtype_of<bf16>) == "bfloat16");
+  CHECK(name_of(dtype_of<f16>) == "float16");
   CHECK(name_of(dtype_of<std::uint16_t>) == "uint16");
   CHECK(std::is_same_v<compute_t<bf16>, float>);
+  CHECK(std::is_same_v<compute_t<f16>, float>);
   CHECK(std::is_same_v<compute_t<double>, double>);
   CHECK(std::is_trivially_copyable_v<bf16>);
+  CHECK(std::is_trivially_copyable_v<f16>);
 }
 
 TEST_CASE("bf16: every pattern survives the way to float and back") {
@@ -137,6 +141,88 @@ TEST_CASE("bf16: rounds to nearest, ties to even, for every dropped half of many
   for (std::uint32_t payload : {1u, 0x7fffu, 0x8000u, 0xffffu, 0x400000u, 0x7fffffu}) {
     CHECK(std::isnan(static_cast<float>(bf16{float_of(0x7f800000u | payload)})));
     CHECK(std::isnan(static_cast<float>(bf16{float_of(0xff800000u | payload)})));
+  }
+}
+
+namespace {
+
+/// What a pattern of binary16 stands for, by the words of IEEE 754.
+double value_of_f16(std::uint32_t pattern) {
+  const auto exponent = static_cast<int>(pattern >> 10 & 31u);
+  const auto fraction = static_cast<double>(pattern & 0x3ffu) / 1024;
+  const double sign = pattern & 0x8000u ? -1 : 1;
+  if (exponent == 31) return fraction == 0 ? sign * INFINITY : NAN;
+  return sign * (exponent == 0 ? std::ldexp(fraction, -14) : std::ldexp(1 + fraction, exponent - 15));
+}
+/// The nearest of all of them to a number, the even one of two: found by bisection over the positive patterns.
+std::uint16_t nearest_f16(float number) {
+  const double x = std::abs(static_cast<double>(number));
+  std::uint32_t low = 0, high = 0x7c00u;  // value(low) <= x < value(high), infinity standing for 65536
+  const auto at = [](std::uint32_t pattern) { return pattern == 0x7c00u ? 65536.0 : value_of_f16(pattern); };
+  if (x >= 65536)
+    low = 0x7c00u;
+  else
+    while (high - low > 1) (at((low + high) / 2) <= x ? low : high) = (low + high) / 2;
+  if (low < 0x7c00u) {
+    const double below = x - at(low), above = at(high) - x;
+    if (above < below || (above == below && low % 2)) low = high;
+  }
+  return static_cast<std::uint16_t>(low | (std::signbit(number) ? 0x8000u : 0u));
+}
+
+}  // namespace
+
+TEST_CASE("f16: every pattern is the number of IEEE 754, and survives the way to float and back") {
+  int wrong = 0;
+  for (std::uint32_t pattern = 0; pattern < 0x10000u; ++pattern) {
+    f16 value;
+    value.bits = static_cast<std::uint16_t>(pattern);
+    const float wide = value;
+    const f16 back{wide};
+    const bool nan = (pattern & 0x7fffu) > 0x7c00u;
+    wrong += nan ? !std::isnan(wide) || (back.bits ^ pattern) > 0x200u
+                 : static_cast<double>(wide) != value_of_f16(pattern) || back.bits != pattern;
+  }
+  CHECK(wrong == 0);
+  static_assert(f16(1.0f).bits == 0x3c00u && static_cast<float>(f16(-0x1p-24f)) == -0x1p-24f);
+}
+
+TEST_CASE("f16: rounds to nearest, ties to even, through subnormals and up to infinity") {
+  std::int64_t wrong = 0, ties = 0;
+  const auto check = [&](std::uint32_t bits) {
+    if ((bits & 0x7f800000u) == 0x7f800000u) return;
+    wrong += f16{float_of(bits)}.bits != nearest_f16(float_of(bits));
+  };
+  for (std::uint32_t pattern = 0; pattern < 0x7c00u; ++pattern) {  // the middles between neighbours, and beside them
+    const double upper = pattern == 0x7bffu ? 65536.0 : value_of_f16(pattern + 1);
+    const auto middle = static_cast<float>((value_of_f16(pattern) + upper) / 2);
+    for (std::uint32_t sign : {0u, 0x80000000u})
+      for (std::uint32_t beside : {0u, 1u, 2u}) check((bits_of(middle) + beside - 1) | sign);
+    wrong += f16{middle}.bits != pattern + pattern % 2;
+    ++ties;
+  }
+  std::uint32_t bits = 0;
+  for (int i = 0; i < (1 << 21); ++i) check(bits += 2654435761u);
+  CHECK(wrong == 0);
+  CHECK(ties == 0x7c00);
+  CHECK(f16{65519.996f}.bits == 0x7bffu);
+  CHECK(f16{65520.0f}.bits == 0x7c00u);
+  CHECK(f16{-std::numeric_limits<float>::max()}.bits == 0xfc00u);
+  CHECK(f16{std::numeric_limits<float>::infinity()}.bits == 0x7c00u);
+  CHECK(f16{-0.0f}.bits == 0x8000u);
+  CHECK(f16{0x1p-25f}.bits == 0);  // a tie between 0 and the least
+  CHECK(f16{0x1.8p-25f}.bits == 1);
+  for (std::uint32_t payload : {1u, 0x1fffu, 0x2000u, 0x400000u, 0x7fffffu}) {
+    CHECK(std::isnan(static_cast<float>(f16{float_of(0x7f800000u | payload)})));
+    CHECK(std::isnan(static_cast<float>(f16{float_of(0xff800000u | payload)})));
+  }
+}
+
+TEST_CASE("WholeMaster: the weight is the rounded master, which is kept") {
+  for (float master : {1.0001f, -65520.0f, 1e-9f, 3.0f}) {
+    const auto split = WholeMaster::from(master);
+    CHECK(split.weight.bits == f16(master).bits);
+    CHECK(split.master() == master);
   }
 }
 

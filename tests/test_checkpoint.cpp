@@ -141,7 +141,7 @@ void gpt_resumes(const std::string& folder, int ranks) {
       for (auto& unit : model.units()) {
         auto lease = unit.lease();
         for (auto weight : unit.whole()) put(weight);
-        for (auto low : unit.remainder()) put(low);
+        for (auto kept : unit.masters()) put(kept);
       }
       for (std::size_t u = 0; u < model.units().size(); ++u)
         for (auto moments : {adam.first(u), adam.second(u)})
@@ -236,6 +236,7 @@ TEST_CASE("fp32: three steps, a checkpoint and three more are six steps; any ran
   same_bits_everywhere<Fp32>();
 }
 TEST_CASE("bf16: the same with masters, moments and remainders") { same_bits_everywhere<Bf16>(); }
+TEST_CASE("fp16: the same with whole masters") { same_bits_everywhere<Fp16>(); }
 TEST_CASE("bf16 without masters: the same with weights and moments") { same_bits_everywhere<Bf16Stochastic>(); }
 TEST_CASE("fp64: the same") {
   const Folder folder;
@@ -252,13 +253,14 @@ TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bi
       with_stage(stage, [&]<Stage S>() {
         gpt_resumes<S, Fp32>(folder / "fp32", ranks);
         gpt_resumes<S, Bf16>(folder / "bf16", ranks);
+        gpt_resumes<S, Fp16>(folder / "fp16", ranks);
         gpt_resumes<S, Bf16Stochastic>(folder / "bf16-stochastic", ranks);
       });
     }
 }
 
 TEST_CASE("masters survive a change of precision exactly; a narrower one is refused") {
-  const Folder fp32, bf16_back, fp64;
+  const Folder fp32, bf16_back, fp64, half;
   run_ranks(2, limit, [&](Comm comm) {
     Run<Stage::gradients> a(comm);
     Checkpoints first{comm, fp32.path()};
@@ -270,6 +272,21 @@ TEST_CASE("masters survive a change of precision exactly; a narrower one is refu
     Run<Stage::none> c(comm, 3);
     REQUIRE(c.resume(second));
     CHECK(c.bits() == a.bits());
+
+    // the same through fp16, whose masters are whole: from fp32, back to it, and from there to bf16
+    Run<Stage::optimizer_states, Fp16> h(comm, 6);
+    REQUIRE(h.resume(second));
+    Checkpoints fourth{comm, half.path()};
+    h.save(fourth, {.step = 3});
+    Run<Stage::gradients> d(comm, 7);
+    REQUIRE(d.resume(fourth));
+    CHECK(d.bits() == a.bits());
+    Run<Stage::none, Bf16> e(comm, 8);
+    REQUIRE(e.resume(fourth));
+    CHECK(e.bits() == b.bits());
+    Run<Stage::none, Bf16Stochastic> without(comm, 9);
+    CHECK(contains(sentence_of([&] { without.resume(fourth); }),
+                   "holds fp32 masters (fp16), which bf16-stochastic does not"));
 
     Run<Stage::none, Fp64> wide(comm, 3);
     REQUIRE(wide.resume(second));

@@ -86,7 +86,7 @@ void collect(Model& model, Adam& adam, Whole& into) {
         into.add<T>(p->name + kind, *p, values, held);
       };
       add("/weight", unit.weights(), unit.held());
-      if (!unit.remainder().empty()) add("/remainder", unit.remainder(), unit.update());
+      if (!unit.masters().empty()) add("/masters", unit.masters(), unit.update());
       add("/first", adam.first(u), unit.update());
       add("/second", adam.second(u), unit.update());
     }
@@ -196,6 +196,7 @@ void any_to_any() {
 
 TEST_CASE("fp32: a checkpoint of any mesh and stage loads on any other") { any_to_any<Fp32>(); }
 TEST_CASE("bf16: the same, with remainders") { any_to_any<Bf16>(); }
+TEST_CASE("fp16: the same, with whole masters") { any_to_any<Fp16>(); }
 TEST_CASE("bf16 without masters: the same; tensor ranks round alike what they hold alike") {
   any_to_any<Bf16Stochastic>();
 }

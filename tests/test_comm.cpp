@@ -43,12 +43,16 @@ TEST_CASE("floats are added in rank order") {
   });
 }
 
-TEST_CASE("bf16 is added in float and rounded once") {
+TEST_CASE("bf16 and f16 are added in float and rounded once") {
   run_ranks(4, {.limit = 5s}, [](Comm comm) {
     // In bf16 each 256 + 1 would round back to 256.
     bf16 value[1] = {bf16(comm.rank() == 0 ? 256.f : 1.f)};
     comm.all_reduce(std::span<bf16>(value));
     CHECK(float(value[0]) == float(bf16(259.f)));
+    // In f16 each 2048 + 1 would round back to 2048.
+    f16 half[1] = {f16(comm.rank() == 0 ? 2048.f : 1.f)};
+    comm.all_reduce(std::span<f16>(half));
+    CHECK(float(half[0]) == float(f16(2051.f)));
     CHECK(float(value[0]) == 260.f);
   });
 }

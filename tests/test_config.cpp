@@ -101,7 +101,34 @@ TEST_CASE("syntax, duplicates, unknown keys, types, ranges: with the line") {
   refused("{\"pipeline\": {\n\"schedule\": \"dualpipe\"}}",
           "line 2: \"pipeline.schedule\" must be gpipe, 1f1b, interleaved, zb-h1 or zb-v, got \"dualpipe\"");
   refused("{\"tensor_parallel\": {\"autotp_size\": 0}}", "\"tensor_parallel.autotp_size\" must be from 1 to");
-  refused("{\"fp16\": {\"enabled\": true}}", "unknown key \"fp16\"");
+  refused("{\"amp\": {\"enabled\": true}}", "unknown key \"amp\"");
+}
+
+TEST_CASE("fp16 and its loss scale") {
+  const auto s =
+      read(R"({"fp16": {"enabled": true, "loss_scale": 0, "initial_scale_power": 12, "loss_scale_window": 500,
+                                   "hysteresis": 3, "min_loss_scale": 4}, "bf16": {"enabled": false}})");
+  CHECK(s.precision == "fp16");
+  CHECK(LossScaler{s.loss_scaling()}.state() == LossScaleState{4096, 0, 3});
+  CHECK(s.loss_scaling().window == 500);
+  CHECK(s.loss_scaling().minimum == 4);
+  const auto fixed = read(R"({"fp16": {"enabled": true, "loss_scale": 128}})");
+  CHECK(LossScaler{fixed.loss_scaling()}.scale() == 128);
+  CHECK(!LossScaler{fixed.loss_scaling()}.adapts());
+  CHECK(LossScaler{read(R"({"fp16": {"enabled": true}})").loss_scaling()}.state() == LossScaleState{65536, 0, 2});
+  const auto off = read(R"({"fp16": {"enabled": false, "initial_scale_power": 12}, "bf16": {"enabled": true}})");
+  CHECK(off.precision == "bf16");
+  CHECK(LossScaler{off.loss_scaling()}.scale() == 1);
+  CHECK(!LossScaler{off.loss_scaling()}.adapts());
+  CHECK(read(R"({"fp16": {"enabled": false}})").precision == "fp32");
+
+  refused("{\"bf16\": {\"enabled\": true},\n\"fp16\": {\"enabled\": true}}",
+          "line 2: \"fp16\" and \"bf16\" are both enabled; a run has one precision");
+  refused("{\"fp16\": {\"loss_scale\": 100}}", "\"fp16\" does not fit: loss scales are powers of two");
+  refused("{\"fp16\": {\"initial_scale_power\": 200}}", "\"fp16.initial_scale_power\" must be from 0 to 126");
+  refused("{\"fp16\": {\"initial_scale_power\": 2, \"min_loss_scale\": 8}}", "the initial loss scale 4 is below");
+  refused("{\"fp16\": {\"hysteresis\": 0}}", "\"fp16.hysteresis\" must be from 1 to");
+  refused("{\"fp16\": {\"loss_scale_windw\": 1}}", "the nearest that exists is \"loss_scale_window\"");
 }
 
 TEST_CASE("batch sizes that contradict each other are refused with the nearest that fit") {

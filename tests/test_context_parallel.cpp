@@ -114,6 +114,7 @@ TEST_CASE("attention on context ranks is that of whole sequences") {
     against_whole<Fp64>(grouped, attention, 1e-12, 1);
     against_whole<Fp32>(grouped, attention, 1e-5);
     against_whole<Bf16>(grouped, attention, 0x1p-5);  // the same roundings to 8 bits, at other places
+    against_whole<Fp16>(grouped, attention, 0x1p-8);  // and to 11
   }
 }
 

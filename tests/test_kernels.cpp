@@ -15,6 +15,7 @@
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>
+#include <zeropp/kernels/vector.hpp>
 
 using namespace zeropp;
 using namespace zeropp::kernels;
@@ -35,7 +36,10 @@ double value(T v) {
 /// Rounding of the result, and a few of the compute type on the way.
 template <class T>
 constexpr double tolerance() {
-  return std::is_same_v<T, bf16> ? 1.0 / 128 : std::is_same_v<T, float> ? 4e-6 : 1e-12;
+  return std::is_same_v<T, bf16>    ? 1.0 / 128
+         : std::is_same_v<T, f16>   ? 1.0 / 1024
+         : std::is_same_v<T, float> ? 4e-6
+                                    : 1e-12;
 }
 template <class T, class F>
 void expect(const std::vector<T>& got, F reference) {
@@ -69,7 +73,7 @@ constexpr std::size_t sizes[] = {0, 1, 7, 33, 16384, 50001};
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("elementwise", T, float, double, bf16) {
+TEST_CASE_TEMPLATE("elementwise", T, float, double, bf16, f16) {
   for (auto n : sizes) {
     CAPTURE(n);
     auto a = noise<T>(n, 1, 4), b = noise<T>(n, 2, 4);
@@ -145,7 +149,37 @@ TEST_CASE("dropout: the rate, the scale, and a mask that depends on the place on
   }
 }
 
-TEST_CASE_TEMPLATE("norms of rows", T, float, double, bf16) {
+TEST_CASE("vectors of f16 and bf16 convert as their elements do, at every width and alignment") {
+  const auto check = [](auto width, auto type) {
+    constexpr int n = decltype(width)::value;
+    using T = decltype(type);
+    std::int64_t wrong = 0;
+    for (std::uint32_t pattern = 0; pattern + n <= 0x10000u; pattern += n) {
+      T from[n + 1], back[n + 1];
+      for (int i = 0; i < n; ++i)
+        from[i + 1].bits = static_cast<std::uint16_t>(pattern + static_cast<std::uint32_t>(i));
+      const auto wide = kernels::load<n>(from + 1);
+      for (int i = 0; i < n; ++i)
+        wrong += std::bit_cast<std::uint32_t>(float{wide[i]}) != std::bit_cast<std::uint32_t>(float{from[i + 1]});
+      kernels::Vector<float, n> values{};
+      for (int i = 0; i < n; ++i)  // over all exponents and the whole fraction
+        values[i] =
+            std::bit_cast<float>((pattern + static_cast<std::uint32_t>(i)) * 0x10003u + 0x1fffu * (pattern % 7));
+      kernels::store<n, float>(back + 1, values);
+      for (int i = 0; i < n; ++i) wrong += back[i + 1].bits != T(float{values[i]}).bits;
+    }
+    CHECK(wrong == 0);
+  };
+  const auto widths = [&](auto type) {
+    check(std::integral_constant<int, 4>{}, type);
+    if constexpr (kernels::lanes<float> >= 8) check(std::integral_constant<int, 8>{}, type);
+    if constexpr (kernels::lanes<float> >= 16) check(std::integral_constant<int, 16>{}, type);
+  };
+  widths(f16{});
+  widths(bf16{});
+}
+
+TEST_CASE_TEMPLATE("norms of rows", T, float, double, bf16, f16) {
   for (std::int64_t n : {0, 1, 3, 130})
     for (std::int64_t width : {1, 5, 64, 77}) {
       CAPTURE(n);

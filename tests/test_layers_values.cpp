@@ -304,7 +304,7 @@ TEST_CASE("dropout does not depend on how a batch is cut, and drops what it is t
   CHECK(bytes_of(ctx.forward(other, x).output) != bytes_of(whole));
 }
 
-TEST_CASE("bf16 is near fp32 that begins with the same weights") {
+TEST_CASE("bf16 and fp16 are near fp32 that begins with the same weights") {
   auto run = [](auto precision) {
     using P = decltype(precision);
     Cpu cpu;
@@ -337,6 +337,11 @@ TEST_CASE("bf16 is near fp32 that begins with the same weights") {
   CHECK(same_loss == loss);
   CHECK(distance(wide) < 0.02);
   CHECK(distance(narrow) < 0.02);
+  const auto [half_loss, half] = run(Fp16{});
+  MESSAGE("fp16: loss " << half_loss << ", gradients " << distance(half) << " apart");
+  CHECK(half_loss == doctest::Approx(exact).epsilon(1e-4));
+  CHECK(half_loss != exact);
+  CHECK(distance(half) < 0.005);
   CHECK(run(Fp64{}).first == doctest::Approx(exact).epsilon(1e-6));
 }
 

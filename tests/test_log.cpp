@@ -75,8 +75,10 @@ TEST_CASE("metrics read back to the same bits") {
     CHECK(json["learning_rate"].get<double>() == m.learning_rate);
     CHECK(json["step"] == m.step);
     CHECK(!json.contains("validation_loss"));
+    CHECK(!json.contains("loss_scale"));
   }
   CHECK(nlohmann::json::parse(to_json({.loss = std::numeric_limits<double>::quiet_NaN()}))["loss"].is_null());
+  CHECK(nlohmann::json::parse(to_json({.loss_scale = 65536}))["loss_scale"] == 65536);
 }
 
 TEST_CASE("a resumed run drops the lines after its step, and torn ones") {

@@ -114,6 +114,8 @@ TEST_CASE("products of every type against loops, over odd sizes, inside a wider 
   SUBCASE("double") { over_sizes<double, double, double>(); }
   SUBCASE("bf16") { over_sizes<bf16, bf16, bf16>(); }
   SUBCASE("bf16 into float: gradients") { over_sizes<bf16, bf16, float>(); }
+  SUBCASE("f16") { over_sizes<f16, f16, f16>(); }
+  SUBCASE("f16 into float: gradients") { over_sizes<f16, f16, float>(); }
   SUBCASE("float and bf16 into bf16: the head") { over_sizes<float, bf16, bf16>(); }
 }
 
@@ -158,6 +160,7 @@ TEST_CASE("the bits do not depend on threads or on where the operands lie in mem
   all(float{});
   all(double{});
   all(bf16{});
+  all(f16{});
 }
 
 TEST_CASE("the linear layer's products: bias in every row, gradients add") {
@@ -212,6 +215,7 @@ TEST_CASE("the linear layer's products: bias in every row, gradients add") {
   check(float{}, 2e-5);
   check(double{}, 1e-13);
   check(bf16{}, 0x1p-8 + 1e-5);
+  check(f16{}, 0x1p-11 + 1e-5);
 }
 
 TEST_CASE("a sum of columns has the same bits on any number of threads") {

@@ -77,7 +77,7 @@ void check(int ranks) {
       const auto tied = static_cast<std::size_t>(ceil_div(61 * 24, ranks));
       CHECK(m.kept[Purpose::gradients] ==
             sizeof(typename P::Gradient) * ((S >= Stage::gradients ? share : whole) + tied));
-      CHECK(m.kept[Purpose::states] == (P::keeps_remainder ? 10 : 8) * states);
+      CHECK(m.kept[Purpose::states] == (8 + (P::keeps_master ? sizeof(kept_t<typename P::Weight>) : 0)) * states);
       // The padding: less than one element a rank and unit (two tables, three blocks, the last norm).
       CHECK(m.padded - m.parameters < 6 * ranks);
     }
@@ -100,6 +100,13 @@ TEST_CASE("fp32: 4 + 4 + 8 bytes a parameter, partitioned by stage; the dry plan
 TEST_CASE("bf16: 2 + 4 + 10 bytes with gradients in fp32, 2 + 2 + 10 with gradients in bf16") {
   check_stages<Plain, Bf16>(2);
   check_stages<Plain, Bf16Gradients>(2);
+}
+
+TEST_CASE("fp16: 2 + 4 + 12 = 18 bytes a parameter: its masters are kept whole") {
+  check_stages<Plain, Fp16>(2);
+  Dry one;
+  const auto m = measure<Plain, Stage::none, Fp16>(dry_comm(0, 1), one, 1, 0);
+  CHECK(m.kept.total() - m.kept[Purpose::buffers] == 18 * static_cast<std::size_t>(m.parameters) + 4 * 61 * 24);
 }
 
 TEST_CASE("bf16 rounded stochastically: 2 + 2 + 8 = 12 bytes a parameter, padding and a tied table's share beside") {

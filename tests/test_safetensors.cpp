@@ -32,7 +32,8 @@ void write_small(FileSystem& files, const std::string& folder) {
                             {"nothing", DType::f32, {0, 4}},
                             {"b", DType::bf16, {3}},
                             {"scalar", DType::f64, {}},
-                            {"c", DType::i16, {2}}},
+                            {"c", DType::i16, {2}},
+                            {"h", DType::f16, {2}}},
                            {{"format", "pt"}});
   writer.append(std::span<const float>{some}.first(2));
   writer.append(std::span<const float>{some}.subspan(2));
@@ -42,6 +43,8 @@ void write_small(FileSystem& files, const std::string& folder) {
   writer.append(std::span<const double>{&d, 1});
   const std::vector<std::int16_t> c{-32768, 32767};
   writer.append(std::span<const std::int16_t>{c});
+  const std::vector<f16> h{f16(1.5f), f16(-0x1p-24f)};
+  writer.append(std::span<const f16>{h});
   writer.finish();
 }
 
@@ -53,7 +56,7 @@ TEST_CASE("tensors are read back as they were written, in ranges and as wider ty
   const auto bytes = contents(folder / "t.safetensors");
   CHECK(static_cast<unsigned char>(bytes[0]) % 8 == 0);
   Safetensors file(FileSystem::system(), folder / "t.safetensors");
-  CHECK(file.tensors().size() == 5);
+  CHECK(file.tensors().size() == 6);
   CHECK(file.metadata().at("format") == "pt");
   CHECK(file.at("a").shape == std::vector<std::int64_t>{2, 3});
   CHECK(file.at("nothing").count() == 0);
@@ -71,6 +74,9 @@ TEST_CASE("tensors are read back as they were written, in ranges and as wider ty
   std::vector<std::int16_t> c(2);
   file.read(file.at("c"), 0, std::span{c});
   CHECK(c[0] == -32768);
+  CHECK(file.at("h").type.name == "F16");
+  file.read(file.at("h"), 0, std::span{b}.first(2));
+  CHECK(b == std::vector<float>{1.5f, -0x1p-24f, 100.0f});
 
   CHECK(contains(sentence_of([&] { file.read(file.at("a"), 5, std::span{middle}); }), "elements 5 to 8"));
   CHECK(contains(sentence_of([&] { file.read(file.at("a"), -1, std::span{middle}); }), "elements -1"));

@@ -254,7 +254,13 @@ TEST_CASE("mesh.json: what it says, and what it may not say") {
                                          "\"network\""),
                        ConfigError);
   CHECK_THROWS_WITH_AS(read(R"({"pipeline": {"schedule": "zb"}})"), doctest::Contains("there are gpipe"), ConfigError);
-  CHECK_THROWS_WITH_AS(read(R"({"precision": "fp8"})"), doctest::Contains("\"bf16\" or \"fp32\""), ConfigError);
+  const auto flops_of = [&](const std::string& flops) {
+    return read(R"({"precision": "fp16", "device": {"flops": {)" + flops + "}}}").simulation.flops;
+  };
+  CHECK(flops_of(R"("bf16": 1e12, "fp32": 1e11)") == 1e12);
+  CHECK(flops_of(R"("bf16": 1e12, "fp16": 2e12)") == 2e12);
+  CHECK_THROWS_WITH_AS(read(R"({"precision": "fp8"})"), doctest::Contains("\"bf16\", \"fp16\" or \"fp32\""),
+                       ConfigError);
   CHECK(read(R"({"mesh": {"context": 5}, "context_attention": "ring"})").simulation.mesh.context == 5);
   CHECK_THROWS_WITH_AS(read(R"({"mesh": {"context": 5}})"), doctest::Contains("do not divide the 12 heads"),
                        ConfigError);

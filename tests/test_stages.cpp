@@ -67,6 +67,16 @@ TEST_CASE("bf16 weights over an exact master: the same bytes at every stage") {
   CHECK(narrow != base);
 }
 
+TEST_CASE("fp16 weights beside whole masters, with a loss scale: the same bytes at every stage, with any threads") {
+  const auto run = [](Stage stage, RunOptions o) {
+    o.micro_batches = 2, o.loss_scale = 1024;
+    return on_threads<Plain, Fp16>(3, stage, o);
+  };
+  const auto base = run(Stage::none, {});
+  for (auto stage : all_stages) CHECK(run(stage, {}) == base);
+  CHECK(run(Stage::parameters, {.threads = 2}) == base);
+}
+
 TEST_CASE("weights rounded stochastically: the same bytes at every stage, with any number of compute threads") {
   for (int ranks : {1, 3}) {
     const auto base = on_threads<Plain, Bf16Stochastic>(ranks, Stage::none, {.micro_batches = 2});

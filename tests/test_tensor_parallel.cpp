@@ -312,6 +312,10 @@ TEST_CASE("a whole GPT: tied head, recompute, dropout, padding") {
     CHECK(in_bf16.y <= 1e-2);
     CHECK(in_bf16.gradients <= 1e-1);
     CHECK(in_bf16.copies_equal);
+    const auto in_fp16 = compare<Fp16>(Gpt{}, 2, sequence, tokens, {}, run, 29);
+    CHECK(in_fp16.y <= 2e-3);
+    CHECK(in_fp16.gradients <= 2e-2);
+    CHECK(in_fp16.copies_equal);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gpu.hpp"
-
 #include <zeropp/train/cuda/machine.hpp>
+
+#include "gpu_precisions.hpp"
 
 namespace mini_gpt::gpu {
 
@@ -12,6 +12,7 @@ Cuda device_of(const Settings& s, const World& world) {
 }  // namespace
 
 int count() { return cuda_devices(); }
+std::string precisions() { return compiled; }
 
 std::string room() {
   const auto gpu = CudaProperties::here();
@@ -22,7 +23,11 @@ std::string room() {
 int train(const Settings& s, const World& world, const Data& data) {
   Cuda device = device_of(s, world);
   const Ceiling ceiling{peak_rate(world.comm, device), static_cast<double>(device.properties().memory)};
-  return mini_gpt::train<Bf16>(s, world, data, device, ceiling);
+  return with_compiled(s.precision, [&]<class P>() { return train_in<P>(s, world, data, device, ceiling); });
+}
+
+Plan plan(const Settings& s, const Mesh& mesh) {
+  return with_compiled(s.precision, [&]<class P>() { return plan_in<P>(s, mesh); });
 }
 
 std::string describe(const Settings& s, const World& world) {

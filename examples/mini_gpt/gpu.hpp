@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// mini_gpt on NVIDIA GPUs: gpu.cu and gpu_plan.cpp, or where it is built without CUDA, no_gpu.cpp.
+// mini_gpt on NVIDIA GPUs: gpu.cu and a file for each precision, or where it is built without CUDA, no_gpu.cpp.
 #pragma once
 
 #include "train.hpp"
@@ -8,6 +8,8 @@ namespace mini_gpt::gpu {
 
 /// That this process sees; 0 without a driver, -1 without CUDA in the program.
 int count();
+/// That this program was compiled in for GPUs: "bf16;fp16".
+std::string precisions();
 /// "79.1 GiB on NVIDIA H100 80GB HBM3"
 std::string room();
 Plan plan(const Settings&, const Mesh&);

@@ -16,7 +16,7 @@ void print_plan(const Settings& s, int ranks, const World& world, Console& conso
   const auto room = s.backend == "cuda" ? gpu::room() : bytes_text(machine_memory()) + " on this machine";
   zeropp::print_plan(console, world, s, ranks, s.tokens(), room, [&](const Mesh& mesh) {
     if (s.backend == "cuda") return gpu::plan(s, mesh);
-    return s.precision == "bf16" ? plan_of<Bf16, Dry>(s, mesh) : plan_of<Fp32, Dry>(s, mesh);
+    return with_precision(s.precision, [&]<class P>() { return plan_of<P, Dry>(s, mesh); });
   });
 }
 
@@ -24,8 +24,7 @@ int train(const Settings& s, const World& world, const Data& data) {
   if (s.backend == "cuda") return gpu::train(s, world, data);
   Cpu device{{.threads = s.threads}};
   const Ceiling ceiling{gemm_rate(world.comm, device, 256, s.model.n_embd), machine_memory()};
-  return s.precision == "bf16" ? train<Bf16>(s, world, data, device, ceiling)
-                               : train<Fp32>(s, world, data, device, ceiling);
+  return with_precision(s.precision, [&]<class P>() { return train<P>(s, world, data, device, ceiling); });
 }
 
 void simulate(const Settings& given) {
@@ -33,8 +32,8 @@ void simulate(const Settings& given) {
   const auto s = settings_of(file);
   Trace trace;
   auto* const recorded = given.trace.empty() ? nullptr : &trace;
-  const auto step = file.precision == "bf16" ? simulate_of<Bf16>(s, file.simulation, recorded)
-                                             : simulate_of<Fp32>(s, file.simulation, recorded);
+  const auto step =
+      with_precision(file.precision, [&]<class P>() { return simulate_of<P>(s, file.simulation, recorded); });
   Console{true}.line(describe(step) + describe_ranks(step));
   if (!recorded) return;
   const auto title = text(step.mesh, ", ", s.pipeline_schedule);

@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int count() { return -1; }
+std::string precisions() { refuse(); }
 std::string room() { refuse(); }
 Plan plan(const Settings&, const Mesh&) { refuse(); }
 int train(const Settings&, const World&, const Data&) { refuse(); }

@@ -79,8 +79,8 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
   app.add_flag("--recompute-gelu", s.model.recompute_gelu, "keep a quarter less, for a pass over the rest");
-  app.add_option("--precision", s.precision, "auto: bf16 on GPUs, else fp32")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  app.add_option("--precision", s.precision, "auto: bf16 on GPUs if it is compiled, else fp32")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}));
   app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_flag("--share-gpus", s.share_gpus, "more ranks than GPUs take turns");
   auto* ranks = app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says");
@@ -106,7 +106,8 @@ int parse(int argc, char** argv, Settings& s) {
   if (s.model.vocabulary != rows) s.model.tokens = 0;
   if (once) s.reduction = Reduction::once;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
-  if (s.precision == "auto") s.precision = s.backend == "cuda" ? "bf16" : "fp32";
+  if (s.precision == "auto" && s.backend == "cuda") s.precision = gpu::precisions().substr(0, 4);
+  if (s.precision == "auto") s.precision = "fp32";
   if (s.backend == "cuda" && threads->count()) throw ConfigError("--threads are of CPU ranks; leave it out on GPUs");
   if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
@@ -122,8 +123,10 @@ void Settings::check(int world_size) const {
   const auto axes = mesh(world_size);
   (void)micro_batches(world_size / (axes.tensor * axes.pipeline * axes.context));
   (void)sharded();
-  if (backend == "cuda" && precision != "bf16")
-    refuse("--precision ", precision, ": on GPUs mini_gpt trains in bf16; leave it out, or use --backend cpu");
+  if (backend == "cuda" && gpu::precisions().find(precision) == std::string::npos)
+    refuse("--precision ", precision, ": this mini_gpt was compiled for GPUs in ", gpu::precisions(),
+           "; configure it with -DZEROPP_MINI_GPT_GPU_PRECISIONS=\"", gpu::precisions(), ";", precision,
+           "\", or use --backend cpu");
   if (!weights.empty() && !std::filesystem::exists(weights))
     throw DataError(text("--weights ", weights, ": there is no such file"));
   if (data.empty() && !dry_run && !doctor) refuse("there is nothing to train on; give --data PATH");

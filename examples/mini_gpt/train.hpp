@@ -36,6 +36,18 @@ auto with_types(const Settings& s, F f) {
                      : with_stage.template operator()<Gpt<Block>>();
 }
 
+/// Calls f.template operator()<P>() for the precision of this name, one of those in the list.
+template <class First, class... Rest, class F>
+auto with_one_of(const std::string& name, F f) {
+  if constexpr (sizeof...(Rest) > 0)
+    if (name != First::name) return with_one_of<Rest...>(name, f);
+  return f.template operator()<First>();
+}
+template <class F>
+auto with_precision(const std::string& name, F f) {
+  return with_one_of<Fp32, Bf16, Fp16>(name, f);
+}
+
 /// The rank's part of the model.
 template <class G>
 Parallel<G> part_of(const Settings& s, const Mesh& mesh) {
@@ -65,6 +77,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
   const Mesh mesh{world.comm, s.mesh(world.size)};
   Sharded<Parallel<G>, S, P, D> model{mesh, device, part_of<G>(s, mesh), s.sharded()};
   FusedAdam adam{model, s.adam()};
+  LossScaler scaler{s.loss_scaling()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
   std::int64_t first = 0;
@@ -72,6 +85,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
   if (s.resume != "none")
     if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
+      scaler.set_state(found->loss_scale);
       console.line(text("resumed after step ", first, " from ", found->path));
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
@@ -99,10 +113,15 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
     const double begin = steady_seconds();
     const float rate = s.rate(step);
     fill(batch, loader.at(step));
-    const auto loss = model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size())});
+    const auto loss =
+        model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size()), .loss_scale = scaler.scale()});
     const auto clip = clip_by_global_norm(model, s.grad_clip);
-    if (!adam.step(rate, clip))
-      console.line(text("step ", step + 1, ": the gradient is not finite; all ranks skip it"));
+    const bool updated = adam.step(rate, clip);
+    const double scale = scaler.adapts() ? scaler.scale() : 0;
+    scaler.update(updated);
+    if (!updated)
+      console.line(text("step ", step + 1, ": the gradient is not finite",
+                        scale > 0 ? text(" at the loss scale ", scale) : "", "; all ranks skip it"));
     const double seconds = steady_seconds() - begin, speed = static_cast<double>(s.tokens()) / seconds;
     const auto done = step + 1;
     StepMetrics m{.step = done,
@@ -112,7 +131,8 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
                   .milliseconds = 1e3 * seconds,
                   .tokens_per_second = speed,
                   .mfu = speed * s.model.flops_per_token(model.parameters()) / ceiling.products,
-                  .bytes = static_cast<std::int64_t>(device.pool().allocated())};
+                  .bytes = static_cast<std::int64_t>(device.pool().allocated()),
+                  .loss_scale = scale};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
     if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
     if (world.rank == 0) metrics.write(m);
@@ -121,7 +141,8 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
     if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
     signal = Interrupt::signal(world.comm);
     if (done % s.save_every == 0 || last || signal)
-      saved = store.save(model, adam, {.step = done, .seed = s.seed, .config = s.config_text});
+      saved = store.save(model, adam,
+                         {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
     if (signal) break;
   }
 
@@ -152,9 +173,12 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
 
 extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
 extern template Plan plan_of<Bf16, Dry>(const Settings&, const Mesh&);
+extern template Plan plan_of<Fp16, Dry>(const Settings&, const Mesh&);
 extern template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
 extern template SimulatedStep simulate_of<Bf16>(const Settings&, const Simulation&, Trace*);
+extern template SimulatedStep simulate_of<Fp16>(const Settings&, const Simulation&, Trace*);
 extern template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 extern template int train<Bf16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
+extern template int train<Fp16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 
 }  // namespace mini_gpt

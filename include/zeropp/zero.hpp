@@ -86,6 +86,7 @@
 #include <zeropp/train/log/metrics.hpp>
 #include <zeropp/train/log/timeline.hpp>
 #include <zeropp/train/log/trace_json.hpp>
+#include <zeropp/train/loss_scale.hpp>
 #include <zeropp/train/machine.hpp>
 #include <zeropp/train/plan.hpp>
 #include <zeropp/train/plan_report.hpp>

@@ -89,7 +89,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 /// Each within `ulps` units of the compute type's precision, of the larger of 1 and the value (or `size`, where sums
-/// cancel); and for bf16 within one rounding more.
+/// cancel); and for bf16 and f16 within one rounding more.
 template <class T>
 void expect(const std::vector<T>& got, const std::vector<double>& wanted, double ulps = 16, double size = 1) {
   REQUIRE(got.size() == wanted.size());
@@ -98,7 +98,9 @@ void expect(const std::vector<T>& got, const std::vector<double>& wanted, double
   std::size_t place = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
     const double scale = std::max(size, std::abs(wanted[i]));
-    const double allowed = ulps * unit * scale + (std::is_same_v<T, bf16> ? 0x1p-8 * std::abs(wanted[i]) : 0);
+    const double allowed = ulps * unit * scale + (std::is_same_v<T, bf16>  ? 0x1p-8 * std::abs(wanted[i])
+                                                  : std::is_same_v<T, f16> ? 0x1p-11 * std::abs(wanted[i]) + 0x1p-25
+                                                                           : 0);
     double off = std::abs(value(got[i]) - wanted[i]) / allowed;
     if (!(off <= 1e300)) off = 1e300;  // NaN
     if (off > worst) worst = off, place = i;

@@ -55,7 +55,10 @@ void expect_sum(const std::vector<T>& got, const std::vector<T>& expected, int r
                 const std::string& what) {
   if constexpr (!std::is_integral_v<T>) {
     if (!exact && got.size() == expected.size()) {
-      const double unit = std::is_same_v<T, bf16> ? 0x1p-8 : std::is_same_v<T, float> ? 0x1p-24 : 0x1p-53;
+      const double unit = std::is_same_v<T, bf16>    ? 0x1p-8
+                          : std::is_same_v<T, f16>   ? 0x1p-11
+                          : std::is_same_v<T, float> ? 0x1p-24
+                                                     : 0x1p-53;
       for (std::size_t i = 0; i < got.size(); ++i) {
         // |terms| stay below 2^15 (input_of)
         const double difference = std::abs(static_cast<double>(static_cast<compute_t<T>>(got[i])) -
@@ -164,6 +167,7 @@ inline void gpu_collectives(const Comm& comm, Cuda& gpu, bool exact) {
   gpu_collectives_of<double>(comm, gpu, exact);
   gpu_collectives_of<float>(comm, gpu, exact);
   gpu_collectives_of<bf16>(comm, gpu, exact);
+  gpu_collectives_of<f16>(comm, gpu, exact);
   gpu_collectives_of<std::int64_t>(comm, gpu, exact);
   gpu_collectives_of<std::int32_t>(comm, gpu, exact);
   gpu_collectives_of<std::int16_t>(comm, gpu, exact);

@@ -171,9 +171,10 @@ struct Bars {
   double out, gradients, lse;
 };
 /// In bf16 the probabilities and the gradients of the scores are rounded to 8 bits before they are multiplied, and
-/// every result is rounded once: about 2⁻⁹ each, 2e-3 to 3e-3 together; inputs are exact. A wrong element of a row of
-/// a hundred would show as a tenth.
-constexpr Bars bf16_bars{8e-3, 1.2e-2, 2e-3}, float_bars{2e-6, 5e-6, 1e-5}, double_bars{1e-14, 1e-13, 1e-13};
+/// every result is rounded once: about 2⁻⁹ each, 2e-3 to 3e-3 together (in f16, of 11 bits, an eighth); inputs are
+/// exact. A wrong element of a row of a hundred would show as a tenth.
+constexpr Bars bf16_bars{8e-3, 1.2e-2, 2e-3}, f16_bars{1e-3, 1.5e-3, 5e-4}, float_bars{2e-6, 5e-6, 1e-5},
+    double_bars{1e-14, 1e-13, 1e-13};
 
 template <class T>
 void compare(const Case<T>& c, const Reference& r, Bars bars) {
@@ -246,6 +247,30 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
         c.run(gpu, backend);
         CHECK(same_bits(out, c.out));
         CHECK(same_bits(lse, c.lse));
+        CHECK(same_bits(dqkv, c.dqkv));
+      }
+    }
+}
+
+TEST_CASE("the same in f16") {
+  Cuda gpu;
+  for (std::int64_t size : {16, 64, 128})
+    for (std::int64_t context : {1, 65, 200}) {
+      const AttentionShape s{2, context, 4, 2, size};
+      Case<f16> c(s, seed);
+      const Reference reference(c);
+      for (auto backend :
+           {AttentionBackend::plain, AttentionBackend::tiles, AttentionBackend::cudnn, AttentionBackend::best}) {
+        CAPTURE(seed);
+        INFO(name_of(backend), ": T ", context, " D ", size);
+        if (backend == AttentionBackend::tiles && size == 16) continue;
+        if (backend == AttentionBackend::cudnn && (!kernels::make_attention_provider || size == 16 || context == 1))
+          continue;
+        c.run(gpu, backend);
+        compare(c, reference, f16_bars);
+        const auto out = c.out, dqkv = c.dqkv;
+        c.run(gpu, backend);
+        CHECK(same_bits(out, c.out));
         CHECK(same_bits(dqkv, c.dqkv));
       }
     }

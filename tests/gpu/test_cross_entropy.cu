@@ -184,6 +184,15 @@ TEST_CASE("loss and gradients in bf16") {
   Head<bf16, float>{1, 8, 1, 1}.check(1e-4, 4e-3);
   Head<bf16, bf16>{300, 32, 500, 499}.check(1e-4, 1e-2);  // dw is rounded at each tile
 }
+// Gradients of a scale as training in f16 has it: without one the small ones would be 0.
+TEST_CASE("loss and gradients in f16") {
+  Head<f16, float> scaled{600, 32, 1000, 1000};
+  scaled.scale = 256;
+  scaled.check(2e-5, 6e-4);
+  Head<f16, float> odd{77, 24, 257, 255};
+  odd.scale = 64;
+  odd.check(2e-5, 6e-4);
+}
 TEST_CASE("loss and gradients in float and double") {
   Head<float, float>{600, 32, 1000, 1000}.check(1e-6, 1e-5);
   Head<float, float>{33, 7, 50, 49}.check(1e-6, 1e-5);

@@ -23,7 +23,7 @@ auto constant(const OnGpu<T>& x) {
 }
 }  // namespace
 
-TEST_CASE_TEMPLATE("element by element", T, float, double, bf16) {
+TEST_CASE_TEMPLATE("element by element", T, float, double, bf16, f16) {
   Cuda gpu;
   Cpu cpu;
   for (const std::int64_t shift : {0, 1})
@@ -92,26 +92,53 @@ TEST_CASE("gelu where it is flat, and not a number") {
   CHECK(std::isnan(got[7]));
 }
 
+namespace {
+
+template <class Narrow, class T>
+void check_conversions(Cuda& gpu, std::vector<T> wide, std::int64_t shift) {
+  Cpu cpu;
+  const auto n = wide.size();
+  const OnGpu<T> from(gpu, wide, shift), back(gpu, n, shift);
+  const OnGpu<Narrow> to(gpu, n, shift);
+  std::vector<Narrow> narrow(n);
+  kernels::convert(gpu, from.span(), to.span());
+  kernels::convert(cpu, std::span{wide}, std::span{narrow});
+  CHECK(same_bits(to.values(), narrow));
+  kernels::convert(gpu, to.span(), back.span());
+  kernels::convert(cpu, std::span{narrow}, std::span{wide});
+  CHECK(same_bits(back.values(), wide));
+}
+
+}  // namespace
+
 TEST_CASE_TEMPLATE("conversions are the CPU's, bit for bit", T, float, double) {
   Cuda gpu;
-  Cpu cpu;
   for (const std::int64_t shift : {0, 1})
     for (auto n : sizes) {
       auto wide = noise<T>(n, 5, 3);
       for (std::size_t i = 0; i + 3 < n; i += 5) wide[i] = static_cast<T>(1 + 0x1p-8);  // halfway: to even
-      const OnGpu<T> from(gpu, wide, shift), back(gpu, n, shift);
-      const OnGpu<bf16> to(gpu, n, shift);
-      std::vector<bf16> narrow(n);
-      kernels::convert(gpu, from.span(), to.span());
-      kernels::convert(cpu, std::span{wide}, std::span{narrow});
-      CHECK(same_bits(to.values(), narrow));
-      kernels::convert(gpu, to.span(), back.span());
-      kernels::convert(cpu, std::span{narrow}, std::span{wide});
-      CHECK(same_bits(back.values(), wide));
+      check_conversions<bf16>(gpu, wide, shift);
+      for (std::size_t i = 0; i + 3 < n; i += 5) wide[i] = static_cast<T>(1 + 0x1p-11);
+      for (std::size_t i = 1; i + 3 < n; i += 5) wide[i] *= static_cast<T>(0x1p-15);  // subnormal
+      for (std::size_t i = 2; i + 3 < n; i += 5) wide[i] *= static_cast<T>(0x1p15);   // up to infinity
+      check_conversions<f16>(gpu, wide, shift);
     }
 }
 
-TEST_CASE_TEMPLATE("dropout is the CPU's, bit for bit", T, float, double, bf16) {
+TEST_CASE("each f16 and the floats around it convert as on the CPU") {
+  Cuda gpu;
+  std::vector<float> around;
+  for (std::uint32_t pattern = 0; pattern < 0x10000u; ++pattern) {
+    f16 half;
+    half.bits = static_cast<std::uint16_t>(pattern);
+    if ((pattern & 0x7c00u) == 0x7c00u) continue;  // a GPU's NaNs are all alike
+    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(half));
+    for (std::uint32_t add : {0u, 0xfffu, 0x1000u, 0x1001u}) around.push_back(std::bit_cast<float>(bits + add));
+  }
+  check_conversions<f16>(gpu, around, 0);
+}
+
+TEST_CASE_TEMPLATE("dropout is the CPU's, bit for bit", T, float, double, bf16, f16) {
   Cuda gpu;
   Cpu cpu;
   const Random random(3, RandomPurpose::dropout, 7, 9);
@@ -171,7 +198,7 @@ TEST_CASE("squares of double") {
         doctest::Approx(kernels::sum_of_squares(cpu, std::span{x})).epsilon(1e-14));
 }
 
-TEST_CASE_TEMPLATE("sums of columns", T, float, double, bf16) {
+TEST_CASE_TEMPLATE("sums of columns", T, float, double, bf16, f16) {
   Cuda gpu;
   for (const std::int64_t width : {1, 7, 33, 768, 1600, 5000})
     for (const std::int64_t n : {0, 1, 31, 77, 1000})
@@ -201,7 +228,7 @@ TEST_CASE_TEMPLATE("sums of columns", T, float, double, bf16) {
       }
 }
 
-TEST_CASE_TEMPLATE("rotary positions", T, float, double, bf16) {
+TEST_CASE_TEMPLATE("rotary positions", T, float, double, bf16, f16) {
   Cuda gpu;
   Cpu cpu;
   struct Shape {
@@ -221,24 +248,24 @@ TEST_CASE_TEMPLATE("rotary positions", T, float, double, bf16) {
       }
 }
 
-TEST_CASE_TEMPLATE("first weights", T, float, double, bf16) {
+TEST_CASE_TEMPLATE("first weights", T, float, double, bf16, f16) {
   Cuda gpu;
   const Random random(12, RandomPurpose::initialisation, 3);
   for (const auto& init : {Init::constant(0.7f), Init::normal(0.02f), Init::uniform(0.3f)})
     for (const std::int64_t first : {0, 1, 6, 1003})
       for (auto n : sizes) {
         const OnGpu<T> weights(gpu, n, 1);
-        const bool split = std::is_same_v<T, bf16>;
-        const OnGpu<std::int16_t> low(gpu, split ? n : 0, 1);
-        kernels::initialise(gpu, init, random, first, weights.span(), low.span());
+        const OnGpu<kept_t<T>> beside(gpu, has_master<T> ? n : 0, 1);
+        kernels::initialise(gpu, init, random, first, weights.span(), beside.span());
         const auto w = weights.values();
-        const auto remainder = low.values();
+        const auto kept = beside.values();
         std::vector<float> masters(n);
         std::vector<double> wanted(n);
         for (std::size_t i = 0; i < n; ++i) {
-          if constexpr (std::is_same_v<T, bf16>)
-            masters[i] = SplitMaster{w[i], remainder[i]}.master();
-          else
+          if constexpr (has_master<T>) {
+            masters[i] = master_of_t<T>{w[i], kept[i]}.master();
+            CHECK(w[i].bits == master_of_t<T>::from(masters[i]).weight.bits);
+          } else
             masters[i] = static_cast<float>(w[i]);
           wanted[i] = static_cast<double>(init(random, first + static_cast<std::int64_t>(i)));
         }

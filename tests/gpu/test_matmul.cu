@@ -39,6 +39,7 @@ double wide(T v) {
 template <class T>
 constexpr double half_ulp = std::is_same_v<T, double>  ? 0x1p-53
                             : std::is_same_v<T, float> ? 0x1p-24
+                            : std::is_same_v<T, f16>   ? 0x1p-11
                                                        : 0x1p-8;
 
 /// Host numbers in the GPU's memory, `offset` elements after an aligned address.
@@ -187,6 +188,8 @@ TEST_CASE("products of every layout, at any size and alignment") {
   Cuda gpu;
   SUBCASE("bf16") { sweep<bf16, bf16, bf16>(gpu); }
   SUBCASE("bf16 into float") { sweep<bf16, bf16, float>(gpu); }
+  SUBCASE("f16") { sweep<f16, f16, f16>(gpu); }
+  SUBCASE("f16 into float") { sweep<f16, f16, float>(gpu); }
   SUBCASE("float") { sweep<float, float, float>(gpu); }
   SUBCASE("double") { sweep<double, double, double>(gpu); }
   SUBCASE("float by bf16, which cuBLASLt does not have") { sweep<float, bf16, float>(gpu); }
@@ -259,8 +262,8 @@ void linear(std::int64_t n, std::int64_t in, std::int64_t out, bool fused, std::
       first_g[i] = now_g[i];
     }
   }
-  // error of activations: the hardware's tanh, which epilogues for bf16 use, is good to 2^-11
-  const double activation = std::is_same_v<T, bf16> ? 0x1p-10 : std::is_same_v<T, float> ? 0x1p-20 : 0x1p-48;
+  // error of activations: the hardware's tanh, which epilogues for 16 bits use, is good to 2^-11
+  const double activation = is_half<T> ? 0x1p-10 : std::is_same_v<T, float> ? 0x1p-20 : 0x1p-48;
   Bound<T> bound[7];
   Bound<G> bound_g[2];
   for (std::int64_t r = 0; r < n; ++r)
@@ -326,6 +329,8 @@ TEST_CASE("linear layers: bias, sums, GELU and their backward, fused and compose
     linear<bf16, float>(33, 7, 50, fused, 0);  // rows on 2 bytes: no epilogue
     linear<bf16, float>(40, 64, 64, fused, 1);
     linear<bf16, bf16>(64, 96, 128, fused, 0);
+    linear<f16, float>(64, 96, 128, fused, 0);
+    linear<f16, float>(33, 7, 50, fused, 0);
     linear<float, float>(65, 48, 56, fused, 0);
     linear<double, double>(33, 17, 25, fused, 0);
     linear<bf16, float>(64, 96, 128, fused, 0, Into::overwrite);

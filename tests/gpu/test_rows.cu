@@ -140,6 +140,7 @@ void check_norms() {
 
 TEST_CASE("norms of bf16, gradients in float") { check_norms<bf16, bf16, float>(); }
 TEST_CASE("norms of bf16, gradients in bf16") { check_norms<bf16, bf16, bf16>(); }
+TEST_CASE("norms of f16, gradients in float") { check_norms<f16, f16, float>(); }
 TEST_CASE("norms of float") { check_norms<float, float, float>(); }
 TEST_CASE("norms of double") { check_norms<double, double, double>(); }
 
@@ -234,6 +235,7 @@ void check_embeddings() {
 
 TEST_CASE("embeddings of bf16, gradients in float") { check_embeddings<bf16, float>(); }
 TEST_CASE("embeddings of bf16, gradients in bf16") { check_embeddings<bf16, bf16>(); }
+TEST_CASE("embeddings of f16, gradients in float") { check_embeddings<f16, float>(); }
 TEST_CASE("embeddings of float") { check_embeddings<float, float>(); }
 TEST_CASE("embeddings of double") { check_embeddings<double, double>(); }
 
@@ -279,24 +281,24 @@ namespace {
 template <class W, class G, class M>
 struct AdamCase {
   AdamCase(std::size_t n)
-      : w(noise<W>(n, 1)),
-        low(std::is_same_v<W, bf16> ? n : 0),
-        g(noise<G>(n, 2)),
-        m(noise<M>(n, 3)),
-        v(noise<M>(n, 4)) {
+      : w(noise<W>(n, 1)), kept(has_master<W> ? n : 0), g(noise<G>(n, 2)), m(noise<M>(n, 3)), v(noise<M>(n, 4)) {
     const Random random(9, RandomPurpose::test, 5);
-    for (std::size_t i = 0; i < low.size(); ++i) low[i] = static_cast<std::int16_t>(random.bits(i));
+    for (std::size_t i = 0; i < kept.size(); ++i)
+      if constexpr (std::is_same_v<W, f16>)
+        kept[i] = static_cast<float>(random.normal(i));
+      else
+        kept[i] = static_cast<std::int16_t>(random.bits(i));
     for (auto& second : v) second = std::abs(second);
   }
   std::vector<W> w;
-  std::vector<std::int16_t> low;
+  std::vector<kept_t<W>> kept;
   std::vector<G> g;
   std::vector<M> m, v;
 
   template <class D>
-  static void step(D& device, std::span<W> w, std::span<std::int16_t> low, std::span<const G> g, std::span<M> m,
+  static void step(D& device, std::span<W> w, std::span<kept_t<W>> kept, std::span<const G> g, std::span<M> m,
                    std::span<M> v, std::span<const kernels::AdamRun> runs, const kernels::AdamStep& s) {
-    kernels::adam(device, kernels::AdamSpan<W, G, M>{w, low, g, m, v}, runs, s);
+    kernels::adam(device, kernels::AdamSpan<W, G, M>{w, kept, g, m, v}, runs, s);
   }
   /// Master weights, by the formula with the same fused operations.
   std::vector<double> reference(std::span<const kernels::AdamRun> runs, kernels::AdamStep s) {
@@ -304,8 +306,8 @@ struct AdamCase {
     std::vector<double> masters(w.size());
     for (std::size_t i = 0; i < w.size(); ++i) {
       M master;
-      if constexpr (std::is_same_v<W, bf16>)
-        master = SplitMaster{w[i], low[i]}.master();
+      if constexpr (has_master<W>)
+        master = master_of_t<W>{w[i], kept[i]}.master();
       else
         master = w[i];
       for (const auto& run : runs) {
@@ -321,9 +323,9 @@ struct AdamCase {
         master = std::fma(master, decay, -quotient);
       }
       masters[i] = static_cast<double>(master);
-      if constexpr (std::is_same_v<W, bf16>) {
-        const auto split = SplitMaster::from(master);
-        w[i] = split.weight, low[i] = split.remainder;
+      if constexpr (has_master<W>) {
+        const auto [weight, beside] = master_of_t<W>::from(master);
+        w[i] = weight, kept[i] = beside;
       } else {
         w[i] = master;
       }
@@ -355,13 +357,13 @@ void check_adam() {
           runs.push_back({{at, std::min(count, at + part)}, at / part % 2 ? 0.1f : 0.0f});
       runs.insert(runs.begin() + 1, kernels::AdamRun{{runs[0].range.end, runs[0].range.end}, 9.0f});
       const OnGpu<W> w(gpu, host.w, shift);
-      const OnGpu<std::int16_t> low(gpu, host.low, shift);
+      const OnGpu<kept_t<W>> kept(gpu, host.kept, shift);
       const OnGpu<G> g(gpu, host.g, shift);
       const OnGpu<M> m(gpu, host.m, shift), v(gpu, host.v, shift);
-      AdamCase<W, G, M>::step(gpu, w.span(), low.span(), std::span<const G>(g.span()), m.span(), v.span(), runs, s);
+      AdamCase<W, G, M>::step(gpu, w.span(), kept.span(), std::span<const G>(g.span()), m.span(), v.span(), runs, s);
       // The same in two shards, cut at an odd place.
       const OnGpu<W> w2(gpu, host.w);
-      const OnGpu<std::int16_t> low2(gpu, host.low);
+      const OnGpu<kept_t<W>> kept2(gpu, host.kept);
       const OnGpu<M> m2(gpu, host.m), v2(gpu, host.v);
       const auto cut = count / 3;
       for (const auto& range : {Range{0, cut}, Range{cut, count}}) {
@@ -376,16 +378,16 @@ void check_adam() {
                      ? span
                      : span.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
         };
-        AdamCase<W, G, M>::step(gpu, of(w2.span()), of(low2.span()), of(std::span<const G>(g.span())), of(m2.span()),
+        AdamCase<W, G, M>::step(gpu, of(w2.span()), of(kept2.span()), of(std::span<const G>(g.span())), of(m2.span()),
                                 of(v2.span()), mine, s);
       }
       CHECK(same_bits(w.values(), w2.values()));
-      CHECK(same_bits(low.values(), low2.values()));
+      CHECK(same_bits(kept.values(), kept2.values()));
       CHECK(same_bits(m.values(), m2.values()));
       CHECK(same_bits(v.values(), v2.values()));
       host.reference(runs, s);
       CHECK(same_bits(w.values(), host.w));
-      CHECK(same_bits(low.values(), host.low));
+      CHECK(same_bits(kept.values(), host.kept));
       CHECK(same_bits(m.values(), host.m));
       CHECK(same_bits(v.values(), host.v));
     }
@@ -396,6 +398,7 @@ void check_adam() {
 TEST_CASE("Adam has the bits of its formula, whole or in shards: float") { check_adam<float, float, float>(); }
 TEST_CASE("Adam, bf16 with split masters") { check_adam<bf16, float, float>(); }
 TEST_CASE("Adam, bf16 with gradients in bf16") { check_adam<bf16, bf16, float>(); }
+TEST_CASE("Adam, f16 beside whole masters") { check_adam<f16, float, float>(); }
 TEST_CASE("Adam, double") { check_adam<double, double, double>(); }
 
 TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {

@@ -10,6 +10,7 @@
 
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/device/cuda.hpp>
+#include <zeropp/train/loss_scale.hpp>
 
 #include "../support/tiny_gpt.hpp"
 
@@ -68,6 +69,67 @@ TEST_CASE("weights rounded stochastically: the same bits over stages, the losses
   const auto cpu = numbers(train<Plain, Stage::none, Bf16Stochastic, Cpu>(Comm{}, o), o.steps);
   MESSAGE("bf16 without masters: ", worst(gpu, cpu), " from the CPU");
   CHECK(worst(gpu, cpu) < 2e-2);
+}
+
+TEST_CASE("fp16 with a loss scale: the same bits over stages, the losses of the CPU") {
+  const RunOptions o{.steps = 6, .loss_scale = 1024};
+  const auto bytes = train<Plain, Stage::none, Fp16, Cuda>(Comm{}, o);
+  CHECK(bytes == train<Plain, Stage::none, Fp16, Cuda>(Comm{}, o));
+  std::vector<std::string> of_stage(2);
+  run_ranks(2, [&](Comm comm) {
+    const auto whole = train<Plain, Stage::none, Fp16, Cuda>(comm, o);
+    const auto shards = train<Plain, Stage::parameters, Fp16, Cuda>(comm, o);
+    if (comm.rank() == 0) of_stage = {whole, shards};
+  });
+  CHECK(of_stage[0] == of_stage[1]);
+  const auto gpu = numbers(bytes, o.steps);
+  const auto cpu = numbers(train<Plain, Stage::none, Fp16, Cpu>(Comm{}, o), o.steps);
+  MESSAGE("fp16: ", worst(gpu, cpu), " from the CPU");
+  CHECK(worst(gpu, cpu) < 5e-3);  // 11 bits, rounded in other places
+}
+
+TEST_CASE("fp16: a step that overflows leaves no trace, the scale halves, training goes on") {
+  const RunOptions o{};
+  Cuda gpu;
+  Sharded<Plain, Stage::none, Fp16, Cuda> model{Comm{}, gpu, Plain{o.config}};
+  FusedAdam adam{model, {}};
+  LossScaler scaler{{.initial = 0x1p60f, .hysteresis = 1}};
+  auto batch = Batch::on(gpu, o.rows, o.config.context);
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3);
+  batch.fill(tokens, tokens);
+  const auto bits = [&] {
+    std::string all;
+    const auto put = [&](auto span) {
+      const auto at = all.size();
+      all.resize(at + span.size_bytes());
+      gpu.download(all.data() + at, span.data(), span.size_bytes());
+    };
+    for (std::size_t u = 0; u < model.units().size(); ++u) {
+      auto& unit = model.units()[u];
+      put(unit.weights()), put(unit.masters()), put(adam.first(u)), put(adam.second(u));
+    }
+    return all;
+  };
+  double loss = 0;
+  const auto step = [&] {
+    loss = model.train(batch, {.loss_scale = scaler.scale()}).mean();
+    const bool done = adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+    scaler.update(done);
+    return done;
+  };
+  const auto before = bits();
+  REQUIRE(!step());
+  CHECK(bits() == before);
+  CHECK(scaler.scale() == 0x1p59f);
+  const double first = loss;
+  CHECK(first == doctest::Approx(std::log(61.0)).epsilon(0.1));
+  int skipped = 1;
+  while (skipped < 60 && !step()) ++skipped;
+  CHECK(skipped > 10);
+  CHECK(skipped < 60);
+  CHECK(bits() != before);
+  for (int i = 0; i < 10; ++i) CHECK(step());
+  CHECK(loss < first / 2);
 }
 
 TEST_CASE("thread ranks that share the GPU: the same bits over stages, the losses of one rank") {

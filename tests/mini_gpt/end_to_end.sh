@@ -40,7 +40,7 @@ case $case in
     if ldd "$program" | grep -q libcudart; then
       expect 0 ' on NVIDIA ' "$program" "${gpu[@]}"
       grep -qF 'ZeRO-3, bf16' out.txt || fail 'a plan for GPUs is not in bf16'
-      expect 2 'on GPUs mini_gpt trains in bf16' "$program" "${gpu[@]}" --precision fp32
+      expect 2 'this mini_gpt was compiled for GPUs in' "$program" "${gpu[@]}" --precision fp32
     else
       expect 2 'was built without CUDA' "$program" "${gpu[@]}"
     fi
@@ -58,6 +58,17 @@ case $case in
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 1 --batch 2 --out m
     diff <(losses r) <(losses m) || fail 'recomputed micro-batches have other losses'
     expect 0 'validation' "$program" "${small[@]}" --ranks 3 --precision bf16 --out b3
+    # fp16: a scale that is too large is seen and halved, at any stage alike
+    printf '{"fp16": {"enabled": true, "initial_scale_power": 24, "hysteresis": 1}}' > fp16.json
+    for stage in 0 3; do
+      expect 0 'validation' "$program" "${small[@]}" --ranks 2 --config fp16.json --zero $stage --out h$stage
+      grep -qF 'step 1: the gradient is not finite at the loss scale 16777216; all ranks skip it' out.txt ||
+        fail 'does not say that a step was skipped'
+      grep -qF 'step 12: the gradient is not finite' out.txt && fail 'the scale was not halved'
+    done
+    diff <(losses h0) <(losses h3) || fail 'in fp16 stage 3 has other losses than stage 0'
+    cmp {h0,h3}/checkpoints/step-00000012/model.safetensors || fail 'and other weights'
+    grep -q '"scale": ' h0/checkpoints/step-00000012/state.json || fail 'the loss scale is not in the checkpoint'
     ;;
   mesh)
     small+=(--n-layer 4 --n-head 4 --save-every 6)

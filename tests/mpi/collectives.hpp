@@ -178,6 +178,7 @@ inline void groups(const Comm& comm, Hash& hash) {
   collectives_of<float>(half, 65, hash);
   const Comm rest = half.split(half.rank() == 0, 0);
   collectives_of<bf16>(rest, 33, hash);
+  collectives_of<f16>(rest, 33, hash);
   // The same members again are another group; its messages are its own.
   std::vector<int> all(static_cast<std::size_t>(size));
   std::iota(all.rbegin(), all.rend(), 0);
@@ -221,6 +222,7 @@ inline std::uint64_t collectives(const Comm& comm) {
   collectives_of<double>(comm, hash);
   collectives_of<float>(comm, hash);
   collectives_of<bf16>(comm, hash);
+  collectives_of<f16>(comm, hash);
   collectives_of<std::int64_t>(comm, hash);
   collectives_of<std::int32_t>(comm, hash);
   collectives_of<std::int16_t>(comm, hash);

@@ -31,6 +31,18 @@ int main(int argc, char** argv) {
         ++wrong;
       }
     }
+    const Layout in_half{.data = 1, .tensor = 2, .pipeline = 2};  // sums of activations in f16
+    std::string threads;
+    if (world.rank == 0)
+      run_ranks(in_half.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
+        const auto steps = train_on_mesh<Plain, Stage::none, Fp16>(comm, in_half, o).steps;
+        if (comm.rank() == 0) threads = steps;
+      });
+    if (const auto mine = train_on_mesh<Plain, Stage::none, Fp16>(world.comm, in_half, o).steps;
+        world.rank == 0 && mine != threads) {
+      std::printf("tensor x pipeline ranks in fp16: other bytes than on threads\n");
+      ++wrong;
+    }
     if (world.rank == 0 && !wrong) std::printf("the bytes of %d thread ranks\n", world.size);
     return wrong ? 1 : 0;
   });

@@ -102,18 +102,17 @@ class Optimizer {
         if (at >= unit.size()) break;
         using Weight = typename Precision::Weight;
         Moment w;
-        if constexpr (Precision::keeps_remainder)
-          w = SplitMaster{weights[i], unit.remainder()[i]}.master();
+        if constexpr (Precision::keeps_master)
+          w = master_of_t<Weight>{weights[i], unit.masters()[i]}.master();
         else
           w = weights[i];
         const Moment g = w + static_cast<Moment>(0.01) * static_cast<Moment>(at % 7);
         first_[u][i] = static_cast<Moment>(0.9) * first_[u][i] + static_cast<Moment>(0.1) * g;
         second_[u][i] = static_cast<Moment>(0.95) * second_[u][i] + g * g;
         w -= static_cast<Moment>(0.03) * first_[u][i] / (1 + second_[u][i] * static_cast<Moment>(steps_));
-        if constexpr (Precision::keeps_remainder) {
-          const auto split = SplitMaster::from(w);
-          weights[i] = split.weight;
-          unit.remainder()[i] = split.remainder;
+        if constexpr (Precision::keeps_master) {
+          const auto [weight, kept] = master_of_t<Weight>::from(w);
+          weights[i] = weight, unit.masters()[i] = kept;
         } else {
           weights[i] = static_cast<Weight>(w);
         }
@@ -152,14 +151,14 @@ struct Run {
   }
   std::string save(Checkpoints& store, CheckpointState state) { return store.save(model, optimizer, state); }
 
-  /// The bytes of all weights, remainders and moments without padding, the same on every rank. A collective.
+  /// The bytes of all weights, kept masters and moments without padding, the same on every rank. A collective.
   std::string bits() {
     std::string out = text(model.step(), " ", optimizer.steps(), " ");
     for (std::size_t u = 0; u < model.units().size(); ++u) {
       auto& unit = model.units()[u];
       auto lease = unit.lease();
       add(out, unit.whole(), unit.size());
-      if (!unit.remainder().empty()) whole(out, unit.remainder(), unit);
+      if (!unit.masters().empty()) whole(out, unit.masters(), unit);
       whole(out, optimizer.first(u), unit);
       whole(out, optimizer.second(u), unit);
     }

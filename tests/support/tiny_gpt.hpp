@@ -61,6 +61,7 @@ struct RunOptions {
   int prefetch = 0;
   std::size_t bucket_bytes = 1 << 12;
   int threads = 1;
+  float loss_scale = 1;
   TinyConfig config = {};
 };
 
@@ -89,7 +90,7 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
       labels[i] = static_cast<std::int32_t>((random.bits(at) + 1) % static_cast<std::uint32_t>(o.config.vocabulary));
     }
     batch.fill(tokens, labels);
-    const auto loss = model.train(batch, {.micro_batches = o.micro_batches}).mean();
+    const auto loss = model.train(batch, {.micro_batches = o.micro_batches, .loss_scale = o.loss_scale}).mean();
     const auto clip = clip_by_global_norm(model, 1.0f);
     adam.step(3e-3f, clip);
     put(loss);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types: bf16 as storage, the names and sizes of all of them, the exact split of a float into a bf16 weight and
-// a 16-bit remainder, and stochastic rounding.
+// Element types: bf16 as storage, the names and sizes of all of them, what is kept of fp32 masters beside weights of 16
+// bits, and stochastic rounding.
 #pragma once
 
 #include <bit>
@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
+
+#include <zeropp/base/f16.hpp>
 
 namespace zeropp {
 
@@ -40,8 +42,9 @@ constexpr bf16 rounded_stochastically(float value, std::uint16_t random) {
 /// remainder restores it exactly for every bit pattern: bits = (weight << 16) + remainder. (With ties to even the
 /// remainder could be +32768, which does not fit.)
 struct SplitMaster {
+  using Kept = std::int16_t;
   bf16 weight;
-  std::int16_t remainder = 0;
+  Kept remainder = 0;
 
   static constexpr SplitMaster from(float master) {
     auto b = std::bit_cast<std::uint32_t>(master);
@@ -56,7 +59,32 @@ struct SplitMaster {
   }
 };
 
-enum class DType : std::uint8_t { f64, f32, bf16, i64, i32, i16, u16, u8 };
+/// A float32 master weight kept whole beside the f16 that it is rounded to, in 2 + 4 bytes: an f16 holds neither the
+/// exponents nor the NaNs of floats, so no 16 bits beside it would restore them.
+struct WholeMaster {
+  using Kept = float;
+  f16 weight;
+  Kept whole = 0;
+
+  static constexpr WholeMaster from(float master) { return {f16(master), master}; }
+  constexpr float master() const { return whole; }
+};
+
+/// Weights that are their own masters: nothing lies beside them.
+struct NoMaster {
+  using Kept = std::int16_t;
+};
+
+/// How a fp32 master of weights of type W is kept, and what of it lies beside them.
+template <class W>
+using master_of_t = std::conditional_t<std::is_same_v<W, bf16>, SplitMaster,
+                                       std::conditional_t<std::is_same_v<W, f16>, WholeMaster, NoMaster>>;
+template <class W>
+using kept_t = typename master_of_t<W>::Kept;
+template <class W>
+inline constexpr bool has_master = !std::is_same_v<master_of_t<W>, NoMaster>;
+
+enum class DType : std::uint8_t { f64, f32, bf16, f16, i64, i32, i16, u16, u8 };
 
 template <class T>
 struct dtype_of_t;
@@ -70,6 +98,8 @@ template <>
 struct dtype_of_t<float> : dtype_is<DType::f32> {};
 template <>
 struct dtype_of_t<bf16> : dtype_is<DType::bf16> {};
+template <>
+struct dtype_of_t<f16> : dtype_is<DType::f16> {};
 template <>
 struct dtype_of_t<std::int64_t> : dtype_is<DType::i64> {};
 template <>
@@ -93,6 +123,7 @@ constexpr std::size_t size_of(DType type) {
     case DType::f32:
     case DType::i32: return 4;
     case DType::bf16:
+    case DType::f16:
     case DType::i16:
     case DType::u16: return 2;
     case DType::u8: return 1;
@@ -105,6 +136,7 @@ constexpr std::string_view name_of(DType type) {
     case DType::f64: return "float64";
     case DType::f32: return "float32";
     case DType::bf16: return "bfloat16";
+    case DType::f16: return "float16";
     case DType::i64: return "int64";
     case DType::i32: return "int32";
     case DType::i16: return "int16";
@@ -114,8 +146,12 @@ constexpr std::string_view name_of(DType type) {
   return "?";
 }
 
-/// The type in which a kernel computes on elements of type T: float for bf16, otherwise T.
+/// bf16 or f16.
 template <class T>
-using compute_t = std::conditional_t<std::is_same_v<std::remove_cv_t<T>, bf16>, float, std::remove_cv_t<T>>;
+inline constexpr bool is_half = std::is_same_v<std::remove_cv_t<T>, bf16> || std::is_same_v<std::remove_cv_t<T>, f16>;
+
+/// The type in which a kernel computes on elements of type T: float for bf16 and f16, otherwise T.
+template <class T>
+using compute_t = std::conditional_t<is_half<T>, float, std::remove_cv_t<T>>;
 
 }  // namespace zeropp

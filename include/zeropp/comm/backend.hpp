@@ -101,7 +101,7 @@ class CommBackend {
   /// True if a send returns before its receiver arrives, whatever its size: then no order of receives can lock ranks.
   virtual bool buffers_sends() const { return false; }
 
-  /// whole → part, summed in rank order; bf16 is summed in float and rounded once.
+  /// whole → part, summed in rank order; bf16 and f16 are summed in float and rounded once.
   virtual void reduce_scatter(const Operation&, std::span<const Piece>) = 0;
   /// part → whole on every rank.
   virtual void all_gather(const Operation&, std::span<const Piece>) = 0;

@@ -13,13 +13,17 @@
 
 namespace zeropp::detail {
 
-/// What the elements of a sum are added in: float for bf16; unsigned for integers, whose overflow wraps.
+/// What the elements of a sum are added in: float for bf16 and f16; unsigned for integers, whose overflow wraps.
 template <class T>
 struct sum_type {
   using type = T;
 };
 template <>
 struct sum_type<bf16> {
+  using type = float;
+};
+template <>
+struct sum_type<f16> {
   using type = float;
 };
 template <std::integral T>
@@ -54,12 +58,14 @@ void sum_ranks(std::span<const void* const> in, T* out, std::int64_t count) {
   if (at < count) sum_one_block(in, at, out, count - at);
 }
 
-/// out[i] = in[0][i] + in[1][i] + … in this order; bf16 is added in float and rounded once. `out` may be one of `in`.
+/// out[i] = in[0][i] + in[1][i] + … in this order; bf16 and f16 are added in float and rounded once. `out` may be one
+/// of `in`.
 inline void sum_in_rank_order(DType dtype, std::span<const void* const> in, void* out, std::int64_t count) {
   switch (dtype) {
     case DType::f64: return sum_ranks(in, static_cast<double*>(out), count);
     case DType::f32: return sum_ranks(in, static_cast<float*>(out), count);
     case DType::bf16: return sum_ranks(in, static_cast<bf16*>(out), count);
+    case DType::f16: return sum_ranks(in, static_cast<f16*>(out), count);
     case DType::i64: return sum_ranks(in, static_cast<std::int64_t*>(out), count);
     case DType::i32: return sum_ranks(in, static_cast<std::int32_t*>(out), count);
     case DType::i16: return sum_ranks(in, static_cast<std::int16_t*>(out), count);

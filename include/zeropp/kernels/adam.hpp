@@ -19,21 +19,22 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/vector.hpp>
 
 namespace zeropp::kernels {
 
-/// Buffers of one size. `remainder` holds the lower halves of fp32 masters for bf16 weights, otherwise it is empty.
+/// Buffers of one size. `masters` is what is kept of fp32 masters beside bf16 and f16 weights, otherwise it is empty.
 template <class Weight, class Gradient, class Moment>
 struct AdamSpan {
   std::span<Weight> weight;
-  std::span<std::int16_t> remainder;
+  std::span<kept_t<Weight>> masters;
   std::span<const Gradient> gradient;
   std::span<Moment> first, second;
 };
 
 struct AdamStep {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
-  float gradient_scale = 1;                           ///< clipping
+  float gradient_scale = 1;                           ///< clipping, and the inverse of a loss scale
   double bias_correction1 = 1, bias_correction2 = 1;  ///< 1 - beta^step
 };
 
@@ -46,6 +47,11 @@ struct AdamRun {
 namespace detail {
 
 inline constexpr std::int64_t adam_block = 64;
+
+/// That move for an element. A master that is kept whole is read in place of its weight.
+template <class W, class G, class M>
+inline constexpr double adam_bytes = (std::is_same_v<W, f16> ? 1 : 2) * sizeof(W) +
+                                     (has_master<W> ? 2 * sizeof(kept_t<W>) : 0) + sizeof(G) + 4 * sizeof(M);
 
 /// What the update needs, once a call, in the compute type. As torch.optim.AdamW:
 /// p *= 1 - lr·wd; m += (g - m)(1 - b1); v = v·b2 + g²(1 - b2); p -= lr/c1 · m / (√v/√c2 + ε).
@@ -81,7 +87,7 @@ inline void square_roots(C* x) {
   }
 }
 
-// SplitMaster for a block, on plain integers: loops over its struct do not vectorise.
+// The masters of a block and back. SplitMaster on plain integers: loops over its struct do not vectorise.
 inline void join_masters(const bf16* w, const std::int16_t* low, float* master) {
   std::uint16_t high[adam_block];
   std::uint32_t bits[adam_block];
@@ -100,10 +106,24 @@ inline void split_masters(const float* master, bf16* w, std::int16_t* low) {
   std::memcpy(static_cast<void*>(w), high, sizeof high);
 }
 
+inline void join_masters(const f16*, const float* whole, float* master) { std::copy_n(whole, adam_block, master); }
+inline void split_masters(const float* master, f16* w, float* whole) {
+  std::copy_n(master, adam_block, whole);
+  for (int i = 0; i < adam_block; i += lanes<float>) store<lanes<float>, float>(w + i, load<lanes<float>>(master + i));
+}
+template <class T>
+void join_masters(const T* w, const NoMaster::Kept*, T* master) {
+  std::copy_n(w, adam_block, master);
+}
+template <class T>
+void split_masters(const T* master, T* w, NoMaster::Kept*) {
+  std::copy_n(master, adam_block, w);
+}
+
 /// `blocks` whole blocks. Not inlined: one piece of machine code serves the body and the tail.
 template <class W, class G, class M>
-[[gnu::noinline]] void adam_blocks(W* __restrict w, std::int16_t* __restrict low, const G* __restrict g,
-                                   M* __restrict m, M* __restrict v, std::int64_t blocks, const AdamFactors<M> f) {
+[[gnu::noinline]] void adam_blocks(W* __restrict w, kept_t<W>* __restrict kept, const G* __restrict g, M* __restrict m,
+                                   M* __restrict v, std::int64_t blocks, const AdamFactors<M> f) {
   for (std::int64_t block = 0; block < blocks; ++block) {
     M master[adam_block], root[adam_block];
     for (int i = 0; i < adam_block; ++i) {
@@ -112,36 +132,30 @@ template <class W, class G, class M>
       root[i] = v[i] = v[i] * f.beta2 + grad * grad * f.one_minus_beta2;
     }
     square_roots(root);
-    if constexpr (std::is_same_v<W, bf16>)
-      join_masters(w, low, master);
-    else
-      for (int i = 0; i < adam_block; ++i) master[i] = w[i];
+    join_masters(w, kept, master);
     for (int i = 0; i < adam_block; ++i)
       master[i] = master[i] * f.decay - f.step * m[i] / (root[i] * f.root + f.epsilon);
-    if constexpr (std::is_same_v<W, bf16>)
-      split_masters(master, w, low);
-    else
-      for (int i = 0; i < adam_block; ++i) w[i] = master[i];
+    split_masters(master, w, kept);
     w += adam_block, g += adam_block, m += adam_block, v += adam_block;
-    if constexpr (std::is_same_v<W, bf16>) low += adam_block;
+    if constexpr (has_master<W>) kept += adam_block;
   }
 }
 
 /// The elements that do not fill a block, by way of one.
 template <class W, class G, class M>
-void adam_tail(W* w, std::int16_t* low, const G* g, M* m, M* v, std::int64_t n, const AdamFactors<M>& f) {
+void adam_tail(W* w, kept_t<W>* kept, const G* g, M* m, M* v, std::int64_t n, const AdamFactors<M>& f) {
   W w_block[adam_block] = {};
-  std::int16_t low_block[adam_block] = {};
+  kept_t<W> kept_block[adam_block] = {};
   G g_block[adam_block] = {};
   M m_block[adam_block] = {}, v_block[adam_block] = {};
   std::copy_n(w, n, w_block);
-  if (low) std::copy_n(low, n, low_block);
+  if (kept) std::copy_n(kept, n, kept_block);
   std::copy_n(g, n, g_block);
   std::copy_n(m, n, m_block);
   std::copy_n(v, n, v_block);
-  adam_blocks(w_block, low_block, g_block, m_block, v_block, 1, f);
+  adam_blocks(w_block, kept_block, g_block, m_block, v_block, 1, f);
   std::copy_n(w_block, n, w);
-  if (low) std::copy_n(low_block, n, low);
+  if (kept) std::copy_n(kept_block, n, kept);
   std::copy_n(m_block, n, m);
   std::copy_n(v_block, n, v);
 }
@@ -150,23 +164,23 @@ void adam_tail(W* w, std::int16_t* low, const G* g, M* m, M* v, std::int64_t n, 
 
 template <Device D, class W, class G, class M>
 void adam(D& device, const AdamSpan<W, G, M>& s, const AdamStep& step) {
-  static_assert(!std::is_same_v<W, bf16> || std::is_same_v<M, float>, "bf16 weights have float masters and moments");
+  static_assert(!has_master<W> || std::is_same_v<M, float>, "weights of 16 bits have float masters and moments");
   const auto n = static_cast<std::int64_t>(s.weight.size());
-  const auto bytes = 2 * sizeof(W) + 2 * (s.remainder.empty() ? 0 : sizeof(std::int16_t)) + sizeof(G) + 4 * sizeof(M);
   device.run({.name = "adam",
               .flops = 16.0 * static_cast<double>(n),
-              .bytes = static_cast<double>(n) * static_cast<double>(bytes)},
+              .bytes = static_cast<double>(n) * detail::adam_bytes<W, G, M>},
              [&](auto& workers) {
                const detail::AdamFactors<M> f(step);
                workers.for_each(n, 256 * detail::adam_block, [&](std::int64_t begin, std::int64_t end) {
-                 auto* low = s.remainder.empty() ? nullptr : s.remainder.data() + begin;
+                 auto* kept = s.masters.empty() ? nullptr : s.masters.data() + begin;
                  auto* w = s.weight.data() + begin;
                  const auto* g = s.gradient.data() + begin;
                  auto *m = s.first.data() + begin, *v = s.second.data() + begin;
                  const auto blocks = (end - begin) / detail::adam_block, whole = blocks * detail::adam_block;
-                 detail::adam_blocks(w, low, g, m, v, blocks, f);
+                 detail::adam_blocks(w, kept, g, m, v, blocks, f);
                  if (const auto rest = end - begin - whole)
-                   detail::adam_tail(w + whole, low ? low + whole : nullptr, g + whole, m + whole, v + whole, rest, f);
+                   detail::adam_tail(w + whole, kept ? kept + whole : nullptr, g + whole, m + whole, v + whole, rest,
+                                     f);
                });
              });
 }
@@ -181,7 +195,7 @@ void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, 
                  : span.subspan(static_cast<std::size_t>(run.range.begin), static_cast<std::size_t>(run.range.size()));
     };
     step.weight_decay = run.weight_decay;
-    adam(device, AdamSpan<W, G, M>{part(s.weight), part(s.remainder), part(s.gradient), part(s.first), part(s.second)},
+    adam(device, AdamSpan<W, G, M>{part(s.weight), part(s.masters), part(s.gradient), part(s.first), part(s.second)},
          step);
   }
 }

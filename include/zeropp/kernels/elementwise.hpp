@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations element by element: sums, conversions, Gelu, SwiGLU, dropout. Any of float, double, bf16; bf16 computes in
-// float. Spans of one call have one size.
+// Operations element by element: sums, conversions, Gelu, SwiGLU, dropout. Any of float, double, bf16, f16; the last
+// two compute in float. Spans of one call have one size.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Draws the first weights, and for bf16 weights the lower halves of their fp32 masters.
+// Draws the first weights, and what is kept of their fp32 masters beside those of 16 bits.
 #pragma once
 
 #include <cstdint>
@@ -12,21 +12,20 @@
 
 namespace zeropp::kernels {
 
-/// weights[i] = init(random, first + i). `remainder` is as long as bf16 weights with masters; where it is empty bf16
-/// weights are rounded to nearest.
+/// weights[i] = init(random, first + i). `masters` is what is kept beside weights with masters (master_of_t), as many;
+/// where it is empty weights are rounded to nearest.
 template <Device D, class W>
 void initialise(D& device, const Init& init, const Random& random, std::int64_t first, std::span<W> weights,
-                std::span<std::int16_t> remainder) {
+                std::span<kept_t<W>> masters) {
   device.run({.name = "initialise", .bytes = static_cast<double>(weights.size_bytes())}, [&](auto& workers) {
     workers.for_each(static_cast<std::int64_t>(weights.size()), 4096, [&](std::int64_t begin, std::int64_t end) {
       for (auto at = begin; at < end; ++at) {
         const auto i = static_cast<std::size_t>(at);
         const float value = init(random, first + at);
-        if constexpr (std::is_same_v<W, bf16>) {
-          if (!remainder.empty()) {
-            const auto split = SplitMaster::from(value);
-            weights[i] = split.weight;
-            remainder[i] = split.remainder;
+        if constexpr (has_master<W>) {
+          if (!masters.empty()) {
+            const auto [weight, kept] = master_of_t<W>::from(value);
+            weights[i] = weight, masters[i] = kept;
             continue;
           }
         }

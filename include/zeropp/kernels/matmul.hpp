@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products on the host, cut into tiles whose size depends on the shape alone: the bits do not depend on the
-// number of threads, nor on where the operands lie. bf16 converts while it is packed; a bf16 result is rounded once.
+// number of threads, nor on where the operands lie. bf16 and f16 convert while they are packed; such a
+// result is rounded once.
 #pragma once
 
 #include <algorithm>

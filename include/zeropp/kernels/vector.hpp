@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vectors of the target's register size, by the vector extensions of GCC and Clang: loads and stores of any storage
-// type (bf16 converts to float and back), and the transposition of a square block.
+// type (bf16 and f16 convert to float and back), and the transposition of a square block.
 #pragma once
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include <bit>
 #include <cstdint>
@@ -38,6 +42,45 @@ struct VectorType {
 template <class C, int N = lanes<C>>
 using Vector = typename detail::VectorType<C, N>::type;
 
+namespace detail {
+
+/// To and from f16, by instruction where there is one for so many: the bits of f16 itself.
+template <int N>
+inline Vector<float, N> from_f16(const f16* from, std::integral_constant<int, N>) {
+  Vector<float, N> out{};
+  for (int i = 0; i < N; ++i) out[i] = from[i];
+  return out;
+}
+template <int N>
+inline void to_f16(f16* to, const Vector<float, N>& v, std::integral_constant<int, N>) {
+  for (int i = 0; i < N; ++i) to[i] = f16(v[i]);
+}
+#if defined(__F16C__)
+inline constexpr int to_nearest_even = 0;  // in instructions
+inline Vector<float, 4> from_f16(const f16* from, std::integral_constant<int, 4>) {
+  return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+inline Vector<float, 8> from_f16(const f16* from, std::integral_constant<int, 8>) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline void to_f16(f16* to, const Vector<float, 4>& v, std::integral_constant<int, 4>) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_cvtps_ph(v, to_nearest_even));
+}
+inline void to_f16(f16* to, const Vector<float, 8>& v, std::integral_constant<int, 8>) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, to_nearest_even));
+}
+#endif
+#if defined(__F16C__) && defined(__AVX512F__)  // masked: for the others g++ 12 warns of its own undefined values
+inline Vector<float, 16> from_f16(const f16* from, std::integral_constant<int, 16>) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline void to_f16(f16* to, const Vector<float, 16>& v, std::integral_constant<int, 16>) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, v, to_nearest_even));
+}
+#endif
+
+}  // namespace detail
+
 /// N elements from anywhere in memory.
 template <int N, class T>
 inline auto load(const T* from) {
@@ -45,6 +88,8 @@ inline auto load(const T* from) {
     Vector<std::uint16_t, N> half;
     std::memcpy(&half, from, sizeof half);
     return std::bit_cast<Vector<float, N>>(__builtin_convertvector(half, Vector<std::uint32_t, N>) << 16);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    return detail::from_f16(from, std::integral_constant<int, N>{});
   } else {
     Vector<T, N> v;
     std::memcpy(&v, from, sizeof v);
@@ -52,7 +97,7 @@ inline auto load(const T* from) {
   }
 }
 
-/// Stores N elements anywhere in memory; into bf16 rounding to nearest even, as bf16 itself does.
+/// Stores N elements anywhere in memory; into bf16 and f16 rounding to nearest even, as these do themselves.
 template <int N, class C, class T>
 inline void store(T* to, const Vector<C, N>& v) {
   if constexpr (std::is_same_v<T, bf16>) {
@@ -62,6 +107,8 @@ inline void store(T* to, const Vector<C, N>& v) {
     const Bits chosen = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
     const auto half = __builtin_convertvector(chosen, Vector<std::uint16_t, N>);
     std::memcpy(static_cast<void*>(to), &half, sizeof half);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    detail::to_f16(to, v, std::integral_constant<int, N>{});
   } else {
     std::memcpy(to, &v, sizeof v);
   }

@@ -37,7 +37,9 @@ struct RunState {
   std::uint64_t seed = 0;
   std::int64_t step = 0;
   std::int64_t first_sample = 0;  ///< index of this batch's first row in the whole batch of the step, over all ranks
-  double loss_scale = 1;  ///< factor on the gradient of the *sum* of the losses; 1 / labels of the step for a mean
+  /// Factor on the gradient of the *sum* of the losses: 1 / labels of the step for a mean, times
+  /// TrainOptions::loss_scale.
+  double loss_scale = 1;
   Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
   ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these

@@ -17,21 +17,22 @@ concept Precision = requires {
   typename P::Activation;
   typename P::Gradient;
   { P::name } -> std::convertible_to<std::string_view>;
-  { P::keeps_remainder } -> std::convertible_to<bool>;  // beside bf16 weights: the lower halves of fp32 masters
-  requires !P::keeps_remainder || std::is_same_v<typename P::Weight, bf16>;
+  { P::keeps_master } -> std::convertible_to<bool>;  // beside weights of 16 bits: what their fp32 masters need
+  requires !P::keeps_master || has_master<typename P::Weight>;
+  requires P::keeps_master || !std::is_same_v<typename P::Weight, f16>;
 };
 
-/// Updated bf16 weights of which no remainder is kept are rounded stochastically: to nearest, a small update would be
+/// Updated bf16 weights of which no master is kept are rounded stochastically: to nearest, a small update would be
 /// lost each time.
 template <Precision P>
-inline constexpr bool rounds_stochastically = std::is_same_v<typename P::Weight, bf16> && !P::keeps_remainder;
+inline constexpr bool rounds_stochastically = std::is_same_v<typename P::Weight, bf16> && !P::keeps_master;
 
 /// 16 bytes of training state a parameter: 4 weight, 4 gradient, 8 Adam moments.
 struct Fp32 {
   using Weight = float;
   using Activation = float;
   using Gradient = float;
-  static constexpr bool keeps_remainder = false;
+  static constexpr bool keeps_master = false;
   static constexpr std::string_view name = "fp32";
 };
 
@@ -41,7 +42,7 @@ struct Bf16 {
   using Weight = bf16;
   using Activation = bf16;
   using Gradient = float;
-  static constexpr bool keeps_remainder = true;
+  static constexpr bool keeps_master = true;
   static constexpr std::string_view name = "bf16";
 };
 
@@ -50,7 +51,7 @@ struct Bf16Gradients {
   using Weight = bf16;
   using Activation = bf16;
   using Gradient = bf16;
-  static constexpr bool keeps_remainder = true;
+  static constexpr bool keeps_master = true;
   static constexpr std::string_view name = "bf16-gradients";
 };
 
@@ -62,8 +63,19 @@ struct Bf16Stochastic {
   using Weight = bf16;
   using Activation = bf16;
   using Gradient = bf16;
-  static constexpr bool keeps_remainder = false;
+  static constexpr bool keeps_master = false;
   static constexpr std::string_view name = "bf16-stochastic";
+};
+
+/// f16 weights and activations beside an fp32 master, gradients in float: 18 bytes a parameter: 2 weight, 4 master,
+/// 4 gradient, 8 moments. Activations' gradients below 2^-24 vanish in f16: train with a LossScaler
+/// (train/loss_scale.hpp).
+struct Fp16 {
+  using Weight = f16;
+  using Activation = f16;
+  using Gradient = float;
+  static constexpr bool keeps_master = true;
+  static constexpr std::string_view name = "fp16";
 };
 
 /// For checks of gradients against finite differences.
@@ -71,7 +83,7 @@ struct Fp64 {
   using Weight = double;
   using Activation = double;
   using Gradient = double;
-  static constexpr bool keeps_remainder = false;
+  static constexpr bool keeps_master = false;
   static constexpr std::string_view name = "fp64";
 };
 

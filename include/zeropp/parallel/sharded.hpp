@@ -25,6 +25,7 @@
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context_parallel.hpp>
 #include <zeropp/parallel/gradient_sums.hpp>
+#include <zeropp/parallel/loss_over_ranks.hpp>
 #include <zeropp/parallel/model_comms.hpp>
 #include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
@@ -98,11 +99,12 @@ class Sharded {
   Loss train(const Batch& whole, TrainOptions options = {}) {
     if (options.micro_batches < 1)
       throw ConfigError(text("micro_batches must be at least 1, got ", options.micro_batches));
+    if (!(options.loss_scale > 0)) throw ConfigError(text("loss_scale must be positive, got ", options.loss_scale));
     return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches), [&] {
       const auto batch = part_of(whole);
       auto run = run_state(batch, Mode::training);
       const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
-      run.loss_scale = labels ? 1.0 / static_cast<double>(labels) : 0.0;
+      run.loss_scale = labels ? static_cast<double>(options.loss_scale) / static_cast<double>(labels) : 0.0;
       const MicroBatches micro_batches{batch, run, options.micro_batches};
       Loss total;
       total.add(0, 0);
@@ -117,7 +119,7 @@ class Sharded {
           total.add(out.output);
         }
       }
-      finish_gradients();
+      finish_gradients(options.loss_scale);
       return over_ranks(total);
     });
   }
@@ -203,13 +205,16 @@ class Sharded {
     first_micro_batch_ = first;
     last_micro_batch_ = last;
   }
-  /// After the last micro-batch: gradients over update() of all units are then sums over ranks. A collective.
-  void finish_gradients() {
+  /// After the last micro-batch: gradients over update() of all units are then sums over ranks, of a loss multiplied by
+  /// `loss_scale`. A collective.
+  void finish_gradients(float loss_scale = 1) {
+    loss_scale_ = loss_scale;
     reducer_.flush();
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if constexpr (S == Stage::none) units_.publish_gradients();
   }
+  float loss_scale() const { return loss_scale_; }  ///< what the gradients of the last pass are multiplied by
   /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
   /// neither stage nor pipeline: f(parts, sums) makes sums[i] of the gradients parts[i]. A collective.
   template <class F>
@@ -264,16 +269,9 @@ class Sharded {
                                             : kernels::count_labels(device_, std::span{batch.labels.span()}));
   }
   Loss over_ranks(const Loss& mine) {
-    if (comm_.size() == 1 && pipeline_.size() == 1) return mine;  // and who reads it waits for it
-    double sum = comm_.sum(mine.sum());
-    auto count = comm_.sum(mine.count());
-    if constexpr (Pipelined<L>) {
-      pipeline_.host().broadcast(std::span{&sum, 1}, layer_.last_stage());
-      pipeline_.host().broadcast(std::span{&count, 1}, layer_.last_stage());
-    }
-    Loss all;
-    all.add(sum, count);
-    return all;
+    int last_stage = 0;
+    if constexpr (Pipelined<L>) last_stage = layer_.last_stage();
+    return detail::loss_over_ranks(mine, comm_, pipeline_, last_stage);
   }
 
   void agree() {
@@ -295,6 +293,7 @@ class Sharded {
   Units<P, D> units_;
   BucketedReducer<Gradient> reducer_;
   std::int64_t step_ = 0, micro_batch_ = 0;
+  float loss_scale_ = 1;
   bool first_micro_batch_ = true, last_micro_batch_ = true;
 };
 

@@ -24,6 +24,9 @@ struct ShardedOptions {
 
 struct TrainOptions {
   std::int64_t micro_batches = 1;  ///< the batch's rows are cut into so many passes; their gradients add up
+  /// Factor on all gradients of activations and weights, for types that hold no small ones: see train/loss_scale.hpp.
+  /// The loss, the norm that clip measures and FusedAdam's step are without it.
+  float loss_scale = 1;
 };
 
 }  // namespace zeropp

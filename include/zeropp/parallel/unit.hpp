@@ -26,8 +26,9 @@ class Unit {
  public:
   using Weight = typename P::Weight;
   using Gradient = typename P::Gradient;
-  /// Weights are the upper halves of fp32 masters; the optimizer's ranks hold the lower halves.
-  static constexpr bool split_master = P::keeps_remainder;
+  /// What the optimizer's ranks keep beside a weight, so that its fp32 master is exact: where the precision does.
+  using Kept = kept_t<Weight>;
+  static constexpr bool keeps_master = P::keeps_master;
 
   /// An owner is updated by the optimizer. A *twin* is a tied parameter alone: it sums its gradients apart from its
   /// owner's, in the same shards; its weights are the owner's memory, or a copy where the owner is on another stage of
@@ -52,7 +53,7 @@ class Unit {
     gradients_ = keep<Gradient>(whole_gradients() ? whole_range() : shard_, Purpose::gradients);
     if (role == Role::twin) return;
     weights_ = keep<Weight>(held(), Purpose::weights);
-    if (split_master && role == Role::owner) remainder_ = keep<std::int16_t>(update(), Purpose::states);
+    if (keeps_master && role == Role::owner) masters_ = keep<Kept>(update(), Purpose::states);
     place_values(held() == whole_range() ? weights_.get() : nullptr);
   }
 
@@ -73,10 +74,8 @@ class Unit {
     arrive();
     return view<Weight>(weights_, held());
   }
-  /// Lower halves of the masters over update(); empty unless the precision keeps them.
-  std::span<std::int16_t> remainder() {
-    return split_master ? view<std::int16_t>(remainder_, update()) : std::span<std::int16_t>{};
-  }
+  /// Of the masters what is beside the weights, over update(): see master_of_t; empty unless the precision keeps any.
+  std::span<Kept> masters() { return keeps_master ? view<Kept>(masters_, update()) : std::span<Kept>{}; }
   /// Gradients summed over ranks, over update(); valid between a training pass and the next.
   std::span<Gradient> gradients() {
     gradients_on_their_way_.wait();
@@ -210,9 +209,8 @@ class Unit {
   /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
   Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }
   Piece gradients_piece() { return {gradients_.get(), part_of_gradients(shard_).data(), padded_}; }
-  Piece remainder_piece() {
-    return {remainder_.get(), view<std::int16_t>(remainder_, update()).data() + (shard_.begin - update().begin),
-            padded_};
+  Piece masters_piece() {
+    return {masters_.get(), view<Kept>(masters_, update()).data() + (shard_.begin - update().begin), padded_};
   }
 
  private:
@@ -256,8 +254,8 @@ class Unit {
   std::vector<Parameter*> parameters_, tied_;
   std::int64_t size_ = 0, padded_ = 0;
   Range shard_;
-  Storage weights_, remainder_, gradients_;  // kept
-  Storage whole_, local_;                    // while in use
+  Storage weights_, masters_, gradients_;  // kept
+  Storage whole_, local_;                  // while in use
   mutable Pending weights_on_their_way_, gradients_on_their_way_;
   bool in_place_ = false;
 };

@@ -82,11 +82,11 @@ class Units {
   void initialise(std::uint64_t seed, const Comm& pipeline) {
     for (auto& unit : units_) initialise(unit, seed);
     exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.shard(); });
-    if constexpr (Unit<P, D>::split_master) {
+    if constexpr (P::keeps_master) {
       std::vector<Piece> pieces;
       for (auto& unit : units_)
-        if (unit.update() != unit.shard()) pieces.push_back(unit.remainder_piece());
-      if (!pieces.empty()) comm_.all_gather(DType::i16, pieces);
+        if (unit.update() != unit.shard()) pieces.push_back(unit.masters_piece());
+      if (!pieces.empty()) comm_.all_gather(dtype_of<kept_t<Weight>>, pieces);
     }
   }
 
@@ -250,9 +250,9 @@ class Units {
   void initialise(Unit<P, D>& unit, std::uint64_t seed) {
     const auto shard = unit.shard();
     auto weights = unit.shard_weights();
-    auto remainder = unit.remainder();
-    if constexpr (Unit<P, D>::split_master)
-      remainder = remainder.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));
+    auto masters = unit.masters();
+    if constexpr (P::keeps_master)
+      masters = masters.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));
     const auto part = [&](auto span, Range flat) {  // `flat` counts from the begin of the flat buffer
       return span.empty() ? span
                           : span.subspan(static_cast<std::size_t>(flat.begin - shard.begin),
@@ -265,12 +265,12 @@ class Units {
         const auto range = shard.clipped({first, first + count});
         if (range.size() > 0)
           kernels::initialise(*device_, p->init, random, whole + (range.begin - first), part(weights, range),
-                              part(remainder, range));
+                              part(masters, range));
       });
     }
     const Range padding{std::max(shard.begin, std::min(unit.size(), shard.end)), shard.end};
     kernels::initialise(*device_, Init{}, Random{seed, RandomPurpose::initialisation}, 0, part(weights, padding),
-                        part(remainder, padding));
+                        part(masters, padding));
   }
 
   Comm comm_;

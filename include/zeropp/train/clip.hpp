@@ -14,15 +14,16 @@ namespace zeropp {
 
 struct ClipResult {
   double norm = 0;     ///< of all gradients, over all ranks, before clipping
-  float factor = 1;    ///< what FusedAdam multiplies gradients by
+  float factor = 1;    ///< what FusedAdam multiplies gradients by, beside the inverse of their loss scale
   bool finite = true;  ///< false on every rank if any rank's gradient holds a NaN or infinity: the step is then skipped
 };
 
-/// Euclidean norm over all parameters. Call after train(). A collective.
+/// Euclidean norm over all parameters, of gradients without their loss scale. Call after train(). A collective.
 template <class Model>
 double global_norm(Model& model) {
-  return std::sqrt(model.sum_over_gradients(
-      [&](auto parts, std::span<double> sums) { kernels::sums_of_squares(model.device(), parts, sums); }));
+  const auto squares = model.sum_over_gradients(
+      [&](auto parts, std::span<double> sums) { kernels::sums_of_squares(model.device(), parts, sums); });
+  return std::sqrt(squares) / static_cast<double>(model.loss_scale());
 }
 
 /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_.

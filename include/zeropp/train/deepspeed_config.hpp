@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 
@@ -13,12 +14,41 @@
 
 namespace zeropp {
 
+namespace detail {
+
+/// bf16 {enabled} or fp16 {enabled, loss_scale (0: it adapts), initial_scale_power, loss_scale_window, hysteresis,
+/// min_loss_scale}.
+inline void read_precision(ConfigSection& root, TrainSettings& s) {
+  bool wide = false, narrow = false;
+  auto brain = root.section("bf16"), half = root.section("fp16");
+  bool said = brain.read("enabled", wide);
+  said = half.read("enabled", narrow) || said;
+  brain.finish();
+  auto& scale = s.loss_scale;
+  half.read("loss_scale", scale.fixed, 0, 1e38);
+  if (int power = 0; half.read("initial_scale_power", power, 0, 126)) scale.initial = std::ldexp(1.0f, power);
+  half.read("loss_scale_window", scale.window, 1, 1e15);
+  half.read("hysteresis", scale.hysteresis, 1, 1e6);
+  half.read("min_loss_scale", scale.minimum, 0, 1e38);
+  half.finish();
+  if (wide && narrow) root.refuse("fp16", "and \"bf16\" are both enabled; a run has one precision");
+  try {
+    (void)LossScaler{scale};
+  } catch (const ConfigError& error) {
+    root.refuse("fp16", text("does not fit: ", error.what()));
+  }
+  if (said) s.precision = narrow ? "fp16" : wide ? "bf16" : "fp32";
+}
+
+}  // namespace detail
+
 /// Reads train_batch_size, train_micro_batch_size_per_gpu, gradient_accumulation_steps (which must fit),
 /// zero_optimization {stage, reduce_bucket_size, prefetch_units}, tensor_parallel {autotp_size, sequence_parallel},
 /// pipeline {stages, schedule, chunks}, sequence_parallel_size and context_attention (our context ranks), optimizer
 /// {type, params {lr, betas, eps, weight_decay}}, scheduler {type, params {total_num_steps, warmup_num_steps,
-/// warmup_max_lr, cos_min_ratio}}, bf16 {enabled}, gradient_clipping, seed, activation_checkpointing, steps. The caller
-/// reads sections of its own and then calls root.finish(). Throws ConfigError.
+/// warmup_max_lr, cos_min_ratio}}, bf16 and fp16 (detail::read_precision), gradient_clipping, seed,
+/// activation_checkpointing, steps. The caller reads sections of its own and then calls root.finish(). Throws
+/// ConfigError.
 inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   std::int64_t accumulation = 0;
   const bool batch = root.read("train_batch_size", s.rows, 1, 1e9),
@@ -87,9 +117,7 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   rates.finish();
   scheduler.finish();
 
-  auto narrow = root.section("bf16");
-  if (bool enabled = false; narrow.read("enabled", enabled)) s.precision = enabled ? "bf16" : "fp32";
-  narrow.finish();
+  detail::read_precision(root, s);
   root.read("gradient_clipping", s.grad_clip, 0, 1e6);
   root.read("seed", s.seed, 0);
   root.read("activation_checkpointing", s.recompute);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019) over the flat shards of a model:
-// one pass that reads gradient, moments and weight and writes moments and weight, with clipping inside it.
+// one pass that reads gradient, moments and weight and writes moments and weight, with clipping and the inverse of the
+// loss scale inside it.
 #pragma once
 
 #include <cmath>
@@ -59,7 +60,7 @@ class FusedAdam {
                            .beta1 = options_.beta1,
                            .beta2 = options_.beta2,
                            .epsilon = options_.epsilon,
-                           .gradient_scale = clip.factor,
+                           .gradient_scale = clip.factor / model_.loss_scale(),
                            .bias_correction1 = bias(options_.beta1),
                            .bias_correction2 = bias(options_.beta2)};
     for (std::size_t i = 0; i < states_.size(); ++i) update(i, step);
@@ -130,7 +131,7 @@ class FusedAdam {
     const auto at = static_cast<std::size_t>(unit.update().begin - unit.held().begin);
     const kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment> buffers{
         .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.update().size())),
-        .remainder = unit.remainder(),
+        .masters = unit.masters(),
         .gradient = unit.gradients(),
         .first = first(i),
         .second = second(i)};

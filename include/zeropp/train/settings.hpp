@@ -11,6 +11,7 @@
 
 #include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/train/fused_adam.hpp>
+#include <zeropp/train/loss_scale.hpp>
 #include <zeropp/train/schedule.hpp>
 
 namespace zeropp {
@@ -32,6 +33,7 @@ struct TrainSettings {
   std::int64_t steps = 380, warmup_steps = 30;
   float lr = 2e-3f, min_lr = 1e-4f, weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
   std::array<float, 2> betas{0.9f, 0.95f};
+  LossScaleOptions loss_scale = {};  ///< of a run in fp16
   std::uint64_t seed = 1337;
   bool recompute = false;
   int ranks = 0;                        ///< threads of this process; 0: what the environment says
@@ -48,6 +50,8 @@ struct TrainSettings {
   AdamOptions adam() const {
     return {.beta1 = betas[0], .beta2 = betas[1], .epsilon = epsilon, .weight_decay = weight_decay};
   }
+  /// For the run's LossScaler: 1 throughout unless the precision is fp16.
+  LossScaleOptions loss_scaling() const { return precision == "fp16" ? loss_scale : LossScaleOptions{.fixed = 1}; }
   /// Learning rate of a step, from 0. Throws ConfigError for rates and steps that do not fit.
   float rate(std::int64_t step) const {
     if (lr_schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);

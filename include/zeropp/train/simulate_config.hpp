@@ -44,15 +44,17 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   SimulationFile s;
   auto& o = s.simulation;
 
-  if (root.read("precision", s.precision) && s.precision != "bf16" && s.precision != "fp32")
-    root.refuse("precision", text("must be \"bf16\" or \"fp32\", got \"", s.precision, "\""));
+  if (root.read("precision", s.precision) && s.precision != "bf16" && s.precision != "fp16" && s.precision != "fp32")
+    root.refuse("precision", text("must be \"bf16\", \"fp16\" or \"fp32\", got \"", s.precision, "\""));
   auto device = root.section("device");
   auto flops = device.section("flops");
   double bf16_flops = s.device.flops, fp32_flops = 19.5e12;
   flops.read("bf16", bf16_flops, 1, 1e18);
+  auto fp16_flops = bf16_flops;  // tensor cores are as fast in both
+  flops.read("fp16", fp16_flops, 1, 1e18);
   flops.read("fp32", fp32_flops, 1, 1e18);
   flops.finish();
-  s.device.flops = s.precision == "bf16" ? bf16_flops : fp32_flops;
+  s.device.flops = s.precision == "bf16" ? bf16_flops : s.precision == "fp16" ? fp16_flops : fp32_flops;
   device.read("memory_bandwidth", s.device.memory_bandwidth, 1, 1e18);
   device.read("memory_bytes", s.device.memory_bytes, 0, 1e18);
   device.read("launch", s.device.launch, 0, 1);

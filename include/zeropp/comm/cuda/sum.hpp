@@ -92,6 +92,7 @@ class RankSums {
       case DType::f64: run<double>(); break;
       case DType::f32: run<float>(); break;
       case DType::bf16: run<bf16>(); break;
+      case DType::f16: run<f16>(); break;
       case DType::i64: run<std::int64_t>(); break;
       case DType::i32: run<std::int32_t>(); break;
       case DType::i16: run<std::int16_t>(); break;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/adam.hpp on a GPU: clipping, AdamW, the split of masters and the bf16 weight in one pass over memory. Every
+// kernels/adam.hpp on a GPU: clipping, AdamW, masters and the weights of 16 bits in one pass over memory. Every
 // rounding is spelled out (which sums are fused into one is not left to compilers), so an element's bits depend neither
 // on where it lies nor on how a buffer is cut. They are the CPU's up to the CPU compiler's choice of fused operations.
 #pragma once
@@ -66,12 +66,15 @@ __device__ __forceinline__ int run_after(std::int64_t i, int count, End end) {
 }
 
 /// A thread takes `adam_unroll` groups of N elements that begin at multiples of N; elements of no run stay as they are.
-/// `low` is null where weights are not split. The buffers have `n` elements, the launch begins at `first`.
+/// `kept` is what lies beside weights with masters, otherwise null. The buffers have `n` elements, the launch begins at
+/// `first`.
 template <int N, class W, class G, class C>
 __global__ void __launch_bounds__(adam_threads)
-    adam_kernel(W* w, std::int16_t* low, const G* g, C* m, C* v, std::int64_t n, std::int64_t first,
+    adam_kernel(W* w, kept_t<W>* kept, const G* g, C* m, C* v, std::int64_t n, std::int64_t first,
                 const __grid_constant__ AdamRuns<C> runs, const __grid_constant__ AdamFactors<C> f) {
-  constexpr bool split = std::is_same_v<W, bf16>;
+  using Master = master_of_t<W>;
+  using Kept = kept_t<W>;
+  constexpr bool split = has_master<W>;
   constexpr std::int64_t step = adam_threads * N;
   const std::int64_t begin = first + blockIdx.x * step * adam_unroll + threadIdx.x * N;
   const auto update = [&](std::int64_t i, int& run, C& master, C gradient, C& m_i, C& v_i) {
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(adam_threads)
   const auto run_of = [&](std::int64_t i) { return run_after(i, runs.count, [&](int run) { return runs.end[run]; }); };
   if (begin + (adam_unroll - 1) * step + N <= n) {
     Lanes<W, N> w_in[adam_unroll];
-    Lanes<std::int16_t, N> low_in[adam_unroll];
+    Lanes<Kept, N> kept_in[adam_unroll];
     Lanes<G, N> g_in[adam_unroll];
     Lanes<C, N> m_in[adam_unroll], v_in[adam_unroll];
 #pragma unroll
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(adam_threads)
       m_in[u] = Lanes<C, N>::load(m + at);
       v_in[u] = Lanes<C, N>::load(v + at);
       w_in[u] = Lanes<W, N>::load(w + at);
-      if constexpr (split) low_in[u] = Lanes<std::int16_t, N>::load(low + at);
+      if constexpr (split) kept_in[u] = Lanes<Kept, N>::load(kept + at);
     }
 #pragma unroll
     for (int u = 0; u < adam_unroll; ++u) {
@@ -99,16 +102,13 @@ __global__ void __launch_bounds__(adam_threads)
       int run = run_of(at);
       C m_out[N], v_out[N];
       compute_t<W> w_out[N];
-      std::int16_t low_out[N];
+      Kept kept_out[N];
       Lanes<W, N> halves;
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         C master;
         if constexpr (split) {
-          SplitMaster s;
-          s.weight = reinterpret_cast<const bf16*>(w_in[u].word)[k];
-          s.remainder = low_in[u][k];
-          master = s.master();
+          master = Master{reinterpret_cast<const W*>(w_in[u].word)[k], kept_in[u][k]}.master();
         } else {
           master = w_in[u][k];
         }
@@ -116,16 +116,16 @@ __global__ void __launch_bounds__(adam_threads)
         v_out[k] = v_in[u][k];
         update(at + k, run, master, static_cast<C>(g_in[u][k]), m_out[k], v_out[k]);
         if constexpr (split) {
-          const auto s = SplitMaster::from(master);
-          reinterpret_cast<bf16*>(halves.word)[k] = s.weight;
-          low_out[k] = s.remainder;
+          const auto [weight, beside] = Master::from(master);
+          reinterpret_cast<W*>(halves.word)[k] = weight;
+          kept_out[k] = beside;
         } else {
           w_out[k] = master;
         }
       }
       if constexpr (split) {
         halves.store(w + at);
-        Lanes<std::int16_t, N>::of(low_out).store(low + at);
+        Lanes<Kept, N>::of(kept_out).store(kept + at);
       } else {
         Lanes<W, N>::of(w_out).store(w + at);
       }
@@ -141,18 +141,14 @@ __global__ void __launch_bounds__(adam_threads)
     int run = run_of(at);
     C master;
     if constexpr (split) {
-      SplitMaster s;
-      s.weight = w[at];
-      s.remainder = low[at];
-      master = s.master();
+      master = Master{w[at], kept[at]}.master();
     } else {
       master = w[at];
     }
     update(at, run, master, static_cast<C>(static_cast<compute_t<G>>(g[at])), m[at], v[at]);
     if constexpr (split) {
-      const auto s = SplitMaster::from(master);
-      w[at] = s.weight;
-      low[at] = s.remainder;
+      const auto [weight, beside] = Master::from(master);
+      w[at] = weight, kept[at] = beside;
     } else {
       w[at] = master;
     }
@@ -165,15 +161,14 @@ __global__ void __launch_bounds__(adam_threads)
 /// decay: one launch for up to 64 runs.
 template <CudaDevice D, class W, class G, class M>
 void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, AdamStep step) {
-  static_assert(!std::is_same_v<W, bf16> || std::is_same_v<M, float>, "bf16 weights have float masters and moments");
+  static_assert(!has_master<W> || std::is_same_v<M, float>, "weights of 16 bits have float masters and moments");
   std::int64_t elements = 0;
   for (const auto& run : runs) elements += run.range.size();
   if (elements == 0) return;
   const auto n = static_cast<std::int64_t>(s.weight.size());
-  const auto bytes = 2 * sizeof(W) + 2 * (s.remainder.empty() ? 0 : sizeof(std::int16_t)) + sizeof(G) + 4 * sizeof(M);
   const Cost cost{.name = "adam",
                   .flops = 16.0 * static_cast<double>(elements),
-                  .bytes = static_cast<double>(elements) * static_cast<double>(bytes)};
+                  .bytes = static_cast<double>(elements) * detail::adam_bytes<W, G, M>};
   device.run(cost, [&](cudaStream_t stream) {
     const detail::AdamFactors<M> factors(step);
     using Runs = detail::AdamRuns<M>;
@@ -193,11 +188,11 @@ void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, 
         if (end <= first) return;
         const auto blocks =
             static_cast<unsigned>(ceil_div(end - first, std::int64_t{detail::adam_threads} * N * detail::adam_unroll));
-        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(s.weight.data(), s.remainder.data(),
+        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(s.weight.data(), s.masters.data(),
                                                                             s.gradient.data(), s.first.data(),
                                                                             s.second.data(), n, first, some, factors);
       };
-      if (detail::aligned_for<lanes>(s.weight.data(), s.remainder.data(), s.gradient.data(), s.first.data(),
+      if (detail::aligned_for<lanes>(s.weight.data(), s.masters.data(), s.gradient.data(), s.first.data(),
                                      s.second.data()))
         launch(std::integral_constant<int, lanes>{});
       else

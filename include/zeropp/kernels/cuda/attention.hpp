@@ -57,12 +57,16 @@ void launch_plain(void (*kernel)(AttentionPlain<T>), std::int64_t rows, cudaStre
   launch_attention(kernel, ceil_div(rows, plain_warps), plain_warps * 32, 0, stream, a);
 }
 
-inline AttentionTiles tiles_of(const AttentionCall& c) {
-  AttentionTiles a{};
-  a.q = {c.q.data, c.q.stride}, a.k = {c.k.data, c.k.stride}, a.v = {c.v.data, c.v.stride};
-  a.dout = {c.dout.data, c.dout.stride};
-  a.out = {c.out.data, c.out.stride}, a.dq = {c.dq.data, c.dq.stride};
-  a.dk = {c.dk.data, c.dk.stride}, a.dv = {c.dv.data, c.dv.stride};
+/// T is what the call's type says.
+template <class T>
+AttentionTiles<T> tiles_of(const AttentionCall& c) {
+  AttentionTiles<T> a{};
+  const auto in = [](HeadsIn from) {
+    return typename AttentionTiles<T>::In{static_cast<const T*>(from.data), from.stride};
+  };
+  const auto out = [](HeadsOut to) { return typename AttentionTiles<T>::Out{static_cast<T*>(to.data), to.stride}; };
+  a.q = in(c.q), a.k = in(c.k), a.v = in(c.v), a.dout = in(c.dout);
+  a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
   a.lse = c.lse;
   a.context = static_cast<int>(c.s.context);
   a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
@@ -73,16 +77,17 @@ inline AttentionTiles tiles_of(const AttentionCall& c) {
 template <class Tile>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
   launch_attention(attention_forward_tiles<Tile>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
-                   Tile::threads, Tile::shared_bytes, stream, tiles_of(c));
+                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element>(c));
 }
 
 /// rows: [B, H, T, 2].
 template <class Keys, class Queries>
 void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  auto a = tiles_of(c);
+  using T = typename Keys::Element;
+  auto a = tiles_of<T>(c);
   const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<Keys::head_size>, ceil_div(count, 8), 256, 0, stream, a,
-                   AttentionTiles::In{c.saved_out.data, c.saved_out.stride}, c.saved_lse, rows, count);
+  launch_attention(attention_backward_rows<Keys::head_size, T>, ceil_div(count, 8), 256, 0, stream, a,
+                   static_cast<const T*>(c.saved_out.data), c.saved_out.stride, c.saved_lse, rows, count);
   a.rows = rows;
   launch_attention(attention_backward_keys<Keys>, c.s.batch * c.s.kv_heads * ceil_div(c.s.context, Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
@@ -99,9 +104,15 @@ void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<cons
   const auto rows = s.batch * s.heads * s.context;
   if (rows == 0) return;
   const auto cost = detail::attention_cost("attention", s, 2, sizeof(T));
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (is_half<T>) {
     auto& attention = device.template companion<CudaAttention>();
-    const AttentionCall call{.s = s, .q = q, .k = k, .v = v, .out = out, .lse = lse};
+    const AttentionCall call{.s = s,
+                             .type = dtype_of<T>,
+                             .q = {q.data, q.stride},
+                             .k = {k.data, k.stride},
+                             .v = {v.data, v.stride},
+                             .out = {out.data, out.stride},
+                             .lse = lse};
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) {
       const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
@@ -111,8 +122,8 @@ void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<cons
     }
     if (backend == AttentionBackend::tiles) {
       device.run(cost, [&](cudaStream_t stream) {
-        if (s.head_size == 64) detail::forward_by_tiles<detail::ForwardTile<64>>(call, stream);
-        if (s.head_size == 128) detail::forward_by_tiles<detail::ForwardTile<128>>(call, stream);
+        if (s.head_size == 64) detail::forward_by_tiles<detail::ForwardTile<T, 64>>(call, stream);
+        if (s.head_size == 128) detail::forward_by_tiles<detail::ForwardTile<T, 128>>(call, stream);
       });
       return;
     }
@@ -134,19 +145,20 @@ void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<con
   const auto rows = s.batch * s.heads * s.context;
   if (rows == 0) return;
   const auto cost = detail::attention_cost("attention backward", s, 5, sizeof(T));
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (is_half<T>) {
     auto& attention = device.template companion<CudaAttention>();
     const AttentionCall call{.s = s,
-                             .q = q,
-                             .k = k,
-                             .v = v,
+                             .type = dtype_of<T>,
+                             .q = {q.data, q.stride},
+                             .k = {k.data, k.stride},
+                             .v = {v.data, v.stride},
                              .out = {},
-                             .saved_out = out,
-                             .dout = dout,
+                             .saved_out = {out.data, out.stride},
+                             .dout = {dout.data, dout.stride},
                              .saved_lse = lse,
-                             .dq = dq,
-                             .dk = dk,
-                             .dv = dv,
+                             .dq = {dq.data, dq.stride},
+                             .dk = {dk.data, dk.stride},
+                             .dv = {dv.data, dv.stride},
                              .deterministic = attention.options.deterministic};
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) {
@@ -159,8 +171,8 @@ void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<con
       const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
       device.run(cost, [&](cudaStream_t stream) {
         using detail::KeyTile, detail::QueryTile, detail::backward_by_tiles;
-        if (s.head_size == 64) backward_by_tiles<KeyTile<64>, QueryTile<64>>(call, of_rows.data(), stream);
-        if (s.head_size == 128) backward_by_tiles<KeyTile<128>, QueryTile<128>>(call, of_rows.data(), stream);
+        if (s.head_size == 64) backward_by_tiles<KeyTile<T, 64>, QueryTile<T, 64>>(call, of_rows.data(), stream);
+        if (s.head_size == 128) backward_by_tiles<KeyTile<T, 128>, QueryTile<T, 128>>(call, of_rows.data(), stream);
       });
       return;
     }

@@ -35,10 +35,10 @@ void launch_cross_entropy(const LogitRows<T>& of, double* losses, double scale, 
 
 inline constexpr int logits_threads = 512;
 
-/// e^x: the hardware's to 2^−22 for logits of bf16, the library's for others.
+/// e^x: the hardware's to 2^−22 for logits of 16 bits, the library's for others.
 template <class T>
 __device__ compute_t<T> exponential(compute_t<T> x) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (is_half<T>) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
     return y;
@@ -62,10 +62,10 @@ __device__ void unpack(const RowPack<T>& from, compute_t<T> (&to)[pack_size<T>])
 template <class T>
 __device__ RowPack<T> packed(const compute_t<T> (&from)[pack_size<T>]) {
   RowPack<T> to;
-  if constexpr (std::is_same_v<T, bf16>) {
-    __nv_bfloat162 pairs[4];
+  if constexpr (is_half<T>) {
+    decltype(rounded_pair<T>(0, 0)) pairs[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) pairs[j] = __floats2bfloat162_rn(from[2 * j], from[2 * j + 1]);
+    for (int j = 0; j < 4; ++j) pairs[j] = rounded_pair<T>(from[2 * j], from[2 * j + 1]);
     static_assert(sizeof pairs == sizeof to);
     memcpy(&to, pairs, sizeof to);
   } else {

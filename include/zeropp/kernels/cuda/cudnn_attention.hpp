@@ -56,7 +56,7 @@ class CudnnAttention final : public AttentionProvider {
  private:
   using Graph = cudnn_frontend::graph::Graph;
   using TensorAttributes = cudnn_frontend::graph::Tensor_attributes;
-  using Key = std::array<std::int64_t, 15>;
+  using Key = std::array<std::int64_t, 16>;
   enum Id : std::int64_t { q = 1, k, v, o, lse, dout, dq, dk, dv };
   struct Plan {
     std::unique_ptr<Graph> graph;
@@ -72,10 +72,22 @@ class CudnnAttention final : public AttentionProvider {
     return const_cast<T*>(place);
   }
   static Key key_of(const AttentionCall& c) {
-    return {
-        c.s.batch,     c.s.context, c.s.heads,   c.s.kv_heads, c.s.head_size,
-        c.q.stride,    c.k.stride,  c.v.stride,  c.out.stride, c.saved_out.stride,
-        c.dout.stride, c.dq.stride, c.dk.stride, c.dv.stride,  c.backward() ? 1 + std::int64_t{c.deterministic} : 0};
+    return {c.s.batch,
+            c.s.context,
+            c.s.heads,
+            c.s.kv_heads,
+            c.s.head_size,
+            c.q.stride,
+            c.k.stride,
+            c.v.stride,
+            c.out.stride,
+            c.saved_out.stride,
+            c.dout.stride,
+            c.dq.stride,
+            c.dk.stride,
+            c.dv.stride,
+            c.backward() ? 1 + std::int64_t{c.deterministic} : 0,
+            static_cast<std::int64_t>(c.type)};
   }
 
   const Plan& plan_of(const AttentionCall& call) {
@@ -83,9 +95,10 @@ class CudnnAttention final : public AttentionProvider {
     Plan& plan = at->second;
     if (!is_new) return plan;
     plan.graph = std::make_unique<Graph>();
-    plan.graph->set_io_data_type(cudnn_frontend::DataType_t::BFLOAT16)
-        .set_intermediate_data_type(cudnn_frontend::DataType_t::FLOAT)
-        .set_compute_data_type(cudnn_frontend::DataType_t::FLOAT);
+    using cudnn_frontend::DataType_t;
+    plan.graph->set_io_data_type(call.type == DType::f16 ? DataType_t::HALF : DataType_t::BFLOAT16)
+        .set_intermediate_data_type(DataType_t::FLOAT)
+        .set_compute_data_type(DataType_t::FLOAT);
     if (call.backward())
       describe_backward(*plan.graph, call);
     else

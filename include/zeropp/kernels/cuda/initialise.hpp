@@ -22,8 +22,8 @@ namespace detail {
 
 /// A thread draws the elements numbered 2 · pair and 2 · pair + 1, which share one block of the counter.
 template <class W>
-__global__ void __launch_bounds__(256) initialise_kernel(Init init, Random random, std::int64_t first, std::int64_t n,
-                                                         W* weights, std::int16_t* remainder) {
+__global__ void __launch_bounds__(256)
+    initialise_kernel(Init init, Random random, std::int64_t first, std::int64_t n, W* weights, kept_t<W>* masters) {
   const std::int64_t pair = first / 2 + blockIdx.x * std::int64_t{256} + threadIdx.x;
   const auto number = static_cast<std::uint64_t>(pair) * 2;
   float value[2] = {init.scale, init.scale};
@@ -49,11 +49,10 @@ __global__ void __launch_bounds__(256) initialise_kernel(Init init, Random rando
   for (int k = 0; k < 2; ++k) {
     const std::int64_t i = 2 * pair + k - first;
     if (i < 0 || i >= n) continue;
-    if constexpr (std::is_same_v<W, bf16>) {
-      if (remainder) {
-        const auto split = SplitMaster::from(value[k]);
-        weights[i] = split.weight;
-        remainder[i] = split.remainder;
+    if constexpr (has_master<W>) {
+      if (masters) {
+        const auto [weight, kept] = master_of_t<W>::from(value[k]);
+        weights[i] = weight, masters[i] = kept;
         continue;
       }
     }
@@ -63,18 +62,18 @@ __global__ void __launch_bounds__(256) initialise_kernel(Init init, Random rando
 
 }  // namespace detail
 
-/// weights[i] is element first + i of its tensor. bf16 weights with a remainder are split masters; `remainder` is empty
+/// weights[i] is element first + i of its tensor. `masters` is what is kept beside weights with masters, and empty
 /// otherwise.
 template <CudaDevice D, class W>
 void initialise(D& device, const Init& init, const Random& random, std::int64_t first, std::span<W> weights,
-                std::span<std::int16_t> remainder) {
+                std::span<kept_t<W>> masters) {
   const auto n = static_cast<std::int64_t>(weights.size());
   if (n == 0) return;
-  device.run({.name = "initialise", .bytes = static_cast<double>(weights.size_bytes() + remainder.size_bytes())},
+  device.run({.name = "initialise", .bytes = static_cast<double>(weights.size_bytes() + masters.size_bytes())},
              [&](cudaStream_t stream) {
                const auto blocks = static_cast<unsigned>(ceil_div(n + first % 2, 512));
                detail::initialise_kernel<<<blocks, 256, 0, stream>>>(init, random, first, n, weights.data(),
-                                                                     remainder.data());
+                                                                     masters.data());
              });
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products on GPUs: cuBLASLt where it has an algorithm, with bias, GELU, their backward and the sum with another
 // matrix in the product's own epilogue; composed of a plain product and a pass where it has none (float and double have
-// no GELU there; bf16 needs 16-byte rows). Sums are in float for bf16 and float, in double for double. A fused bf16
-// result is rounded once; a composed one is rounded before the pass too.
+// no GELU there; bf16 and f16 need 16-byte rows). Sums are in float for these and float, in double for double. A fused
+// result of 16 bits is rounded once; a composed one is rounded before the pass too.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +42,7 @@ bool regular(const MatrixView<T>& m) {
 /// Operands and results that cuBLASLt multiplies.
 template <class A, class B, class T>
 inline constexpr bool has_product = std::is_same_v<A, B> &&
-                                    (std::is_same_v<A, T> || (std::is_same_v<A, bf16> && std::is_same_v<T, float>));
+                                    (std::is_same_v<A, T> || (is_half<A> && std::is_same_v<T, float>));
 
 /// What c = (onto +) a · b is to cuBLASLt: rows are its columns, so c' = b' · a'.
 template <class A, class B, class T>
@@ -99,11 +99,10 @@ Cost product_cost(std::string_view name, std::int64_t rows, std::int64_t columns
           .bytes = m * k * sizeof(A) + k * n * sizeof(B) + (1 + extra) * m * n * sizeof(T)};
 }
 
-/// GELU as an epilogue: bf16 whose rows and auxiliary matrix lie on 16 bytes.
+/// GELU as an epilogue: bf16 or f16 whose rows and auxiliary matrix lie on 16 bytes.
 template <class A, class B, class T>
 bool has_gelu(const T* aux, std::int64_t width) {
-  return std::is_same_v<A, bf16> && std::is_same_v<B, bf16> && std::is_same_v<T, bf16> && width % 8 == 0 &&
-         alignment_of(aux) == 16;
+  return is_half<A> && std::is_same_v<B, A> && std::is_same_v<T, A> && width % 8 == 0 && alignment_of(aux) == 16;
 }
 
 }  // namespace detail
@@ -184,7 +183,7 @@ void linear_gelu_backward_input(D& device, const Dy* dy, const W* w, const Dx* p
 }
 
 /// dw [out, in] = or += dyᵀ · x, and dbias [out] = or += the column sums of dy [n, out], unless null. Sums for a float
-/// dbias of bf16 come from the product's epilogue, where that is asked for (ProductOptions) and there is one.
+/// dbias of bf16 or f16 come from the product's epilogue, where that is asked for (ProductOptions) and there is one.
 template <CudaDevice D, class Dy, class X, class G>
 void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias, std::int64_t n, std::int64_t in,
                             std::int64_t out, Into into = Into::add) {
@@ -192,7 +191,7 @@ void linear_backward_weight(D& device, const Dy* dy, const X* x, G* dw, G* dbias
   const auto a = row_major(dy, n, out).t();
   const auto b = row_major(x, n, in);
   const auto c = row_major(dw, out, in);
-  if constexpr (std::is_same_v<Dy, bf16> && std::is_same_v<X, bf16> && std::is_same_v<G, float>)
+  if constexpr (is_half<Dy> && std::is_same_v<X, Dy> && std::is_same_v<G, float>)
     if (dbias && n * in * out > 0 && products.options.fused_bias_gradient) {
       bool fused = D::dry;
       const G* onto = into == Into::add ? dw : nullptr;

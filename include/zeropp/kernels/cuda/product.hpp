@@ -26,6 +26,7 @@ inline void cublas_check(cublasStatus_t result, std::string_view what, Where whe
 
 template <class T>
 inline constexpr cudaDataType_t cuda_type = std::is_same_v<std::remove_cv_t<T>, bf16>     ? CUDA_R_16BF
+                                            : std::is_same_v<std::remove_cv_t<T>, f16>    ? CUDA_R_16F
                                             : std::is_same_v<std::remove_cv_t<T>, double> ? CUDA_R_64F
                                                                                           : CUDA_R_32F;
 

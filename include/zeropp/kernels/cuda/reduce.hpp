@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/reduce.hpp on a GPU, in the CPU's order: for float and bf16, whose squares are exact in double, also with the
-// CPU's bits. Eight threads take the interleaved sums of a block of 4096 elements; a warp adds a part's blocks in
-// order.
+// kernels/reduce.hpp on a GPU, in the CPU's order: for float, bf16 and f16, whose squares are exact in double, also
+// with the CPU's bits. Eight threads take the interleaved sums of a block of 4096 elements; a warp adds a part's blocks
+// in order.
 #pragma once
 
 #include <algorithm>

@@ -14,6 +14,7 @@
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 namespace zeropp::kernels::detail {
 
@@ -27,7 +28,7 @@ bool aligned_for(const T*... places) {
   return ((reinterpret_cast<std::uintptr_t>(places) % std::min<std::size_t>(16, N * sizeof(T)) == 0) && ...);
 }
 
-/// To nearest even, in one instruction for bf16.
+/// To nearest even, in one instruction for bf16 and f16.
 template <class T>
 __device__ __forceinline__ T rounded(compute_t<T> value) {
   if constexpr (std::is_same_v<T, bf16>) {
@@ -35,8 +36,17 @@ __device__ __forceinline__ T rounded(compute_t<T> value) {
     out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
     return out;
   } else {
-    return value;
+    return static_cast<T>(value);
   }
+}
+/// Two at once.
+template <class T>
+__device__ __forceinline__ auto rounded_pair(float low, float high) {
+  static_assert(is_half<T>, "pairs are of 16 bits");
+  if constexpr (std::is_same_v<T, bf16>)
+    return __floats2bfloat162_rn(low, high);
+  else
+    return __floats2half2_rn(low, high);
 }
 
 /// N elements as they lie in memory, moved by accesses of up to 16 bytes.
@@ -65,10 +75,11 @@ struct Lanes {
   }
   static __device__ __forceinline__ Lanes of(const compute_t<T> (&values)[N]) {
     Lanes v;
-    if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    if constexpr (is_half<T> && N % 2 == 0) {
+      using Pair = decltype(rounded_pair<T>(0, 0));
 #pragma unroll
       for (int i = 0; i < N / 2; ++i)
-        reinterpret_cast<__nv_bfloat162*>(v.word)[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+        reinterpret_cast<Pair*>(v.word)[i] = rounded_pair<T>(values[2 * i], values[2 * i + 1]);
     } else {
 #pragma unroll
       for (int i = 0; i < N; ++i) reinterpret_cast<T*>(v.word)[i] = rounded<T>(values[i]);

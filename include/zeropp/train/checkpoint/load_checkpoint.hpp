@@ -2,13 +2,16 @@
 // Loads one checkpoint folder into a model and its optimizer: everything is verified before anything of them changes.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <zeropp/train/checkpoint/optimizer_files.hpp>
 #include <zeropp/train/checkpoint/weights.hpp>
+#include <zeropp/train/loss_scale.hpp>
 
 namespace zeropp {
 
@@ -16,9 +19,10 @@ namespace zeropp {
 struct CheckpointState {
   std::int64_t step = 0;  ///< names the folder
   std::uint64_t seed = 0;
-  std::int64_t cursor = 0;  ///< place in the data, in the caller's unit
-  std::string config = {};  ///< JSON: the settings of the run, kept as they are; empty: {}
-  std::string extra = {};   ///< JSON: what else the caller needs to go on; empty: {}
+  std::int64_t cursor = 0;                        ///< place in the data, in the caller's unit
+  std::string config = {};                        ///< JSON: the settings of the run, kept as they are; empty: {}
+  std::string extra = {};                         ///< JSON: what else the caller needs to go on; empty: {}
+  std::optional<LossScaleState> loss_scale = {};  ///< LossScaler::state()
 };
 
 namespace detail {
@@ -45,15 +49,17 @@ struct CheckpointTexts {
 
 template <class Model, class Adam>
 std::string state_text(Model& model, Adam& adam, const CheckpointState& state) {
-  return nlohmann::json{
-             {"step", state.step},
-             {"seed", state.seed},
-             {"cursor", state.cursor},
-             {"model_step", model.step()},
-             {"adam_steps", adam.steps()},
-             {"extra", state.extra.empty() ? nlohmann::json::object() : parse_strict_json(state.extra, "extra")}}
-             .dump(1) +
-         "\n";
+  auto json = nlohmann::json{
+      {"step", state.step},
+      {"seed", state.seed},
+      {"cursor", state.cursor},
+      {"model_step", model.step()},
+      {"adam_steps", adam.steps()},
+      {"extra", state.extra.empty() ? nlohmann::json::object() : parse_strict_json(state.extra, "extra")}};
+  if (const auto& scale = state.loss_scale)
+    json["loss_scale"] = {
+        {"scale", scale->scale}, {"good_steps", scale->good_steps}, {"hysteresis", scale->hysteresis}};
+  return json.dump(1) + "\n";
 }
 
 template <class Model, class Adam>
@@ -61,9 +67,15 @@ CheckpointState set_state(Model& model, Adam& adam, const CheckpointTexts& texts
   const auto json = parse_strict_json(texts.state, path);
   model.set_step(json_count(json, "model_step", path));
   adam.set_steps(json_count(json, "adam_steps", path));
-  return {json_count(json, "step", path), json_member(json, "seed", path).template get<std::uint64_t>(),
-          json_member(json, "cursor", path).template get<std::int64_t>(), texts.config,
-          json_member(json, "extra", path).dump()};
+  CheckpointState state{json_count(json, "step", path), json_member(json, "seed", path).template get<std::uint64_t>(),
+                        json_member(json, "cursor", path).template get<std::int64_t>(), texts.config,
+                        json_member(json, "extra", path).dump()};
+  if (json.contains("loss_scale")) {
+    const auto& scale = json["loss_scale"];
+    state.loss_scale = {json_member(scale, "scale", path).template get<float>(), json_count(scale, "good_steps", path),
+                        static_cast<int>(json_count(scale, "hysteresis", path))};
+  }
+  return state;
 }
 
 /// Throws DataError with the first parameter whose name or shape differs.
@@ -81,6 +93,13 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
       refuse(text("it has ", described(saved), " where the model has ", described(p)));
   }
   if (i != manifest.parameters.size()) refuse(text("the model ends before its ", described(manifest.parameters[i])));
+}
+
+/// The master of a bf16 weight that was read as a float.
+inline float joined(float weight, std::int16_t remainder) {
+  SplitMaster split{.weight = {}, .remainder = remainder};
+  split.weight.bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(weight) >> 16);
+  return split.master();
 }
 
 /// Returns what is wrong with the files, if anything is; the model is then as it was. Throws if the checkpoint is one
@@ -103,7 +122,7 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
 
   std::optional<WeightFiles> weights;
   std::optional<OptimizerFiles> optimizer;
-  bool remainders = false;
+  bool halves = false, wholes = false;
   WeightFiles::Match match;
   Attempt checking;
   checking([&] {
@@ -113,15 +132,17 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
     weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
     match = weights->template match<master_of<Model>>(parameters, naming, 0);
     optimizer.emplace(files, folder, manifest.ranks, parameters);
-    remainders = optimizer->have_remainders();
+    halves = optimizer->have(low_half), wholes = optimizer->have(whole_master);
     for (auto& p : parameters) {
-      const bool narrow = match.of(p.name).tensor->type.type == DType::bf16;
-      if (rounds_stochastically<typename Model::Precision> && (remainders || !narrow))
+      const auto stored = match.of(p.name).tensor->type.type;
+      if (rounds_stochastically<typename Model::Precision> && (halves || wholes || stored != DType::bf16))
         throw DataError(text(folder, " holds fp32 masters (", manifest.precision, "), which ", Model::Precision::name,
                              " does not keep exactly: resume it as it was, or begin anew from its weights"));
       for (auto kind : {first_moment, second_moment})
         optimizer->template check<typename Adam::Moment>(p.name + std::string(kind), p.shape);
-      if (narrow && remainders) optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
+      if (stored == DType::bf16 && halves)
+        optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
+      if (stored == DType::f16 && wholes) optimizer->template check<float>(p.name + std::string(whole_master), p.shape);
     }
   });
   if (auto failure = checking.over(comm)) return failure;
@@ -129,9 +150,15 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
   Attempt loading;
   loading([&] {
     try {
-      read_weights(model, match, [&](const Parameter& p, Range range, std::span<std::int16_t> out) {
-        if (remainders) optimizer->read(p.name + std::string(low_half), part_of(p), range, out);
-        return remainders;
+      std::vector<std::int16_t> low;
+      read_weights(model, match, [&](const Parameter& p, Range range, const TensorSource& source, auto master) {
+        const auto stored = source.tensor->type.type;
+        if (stored == DType::f16 && wholes)
+          optimizer->read(p.name + std::string(whole_master), part_of(p), range, master);
+        if (stored != DType::bf16 || !halves) return;
+        low.resize(master.size());
+        optimizer->read(p.name + std::string(low_half), part_of(p), range, std::span{low});
+        for (std::size_t i = 0; i < low.size(); ++i) master[i] = joined(static_cast<float>(master[i]), low[i]);
       });
       read_moments(model, adam, *optimizer);
     } catch (const Error& error) {

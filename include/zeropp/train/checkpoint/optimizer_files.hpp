@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,15 +24,18 @@
 namespace zeropp {
 
 namespace detail {
-inline constexpr std::string_view first_moment = "/first", second_moment = "/second", low_half = "/remainder";
+inline constexpr std::string_view first_moment = "/first", second_moment = "/second", low_half = "/remainder",
+                                  whole_master = "/master";
 }
 
-/// Writes this rank's shard of moments and remainders: tensors "<parameter>/first" and so on, of shape [n]; where the
-/// pieces of a parameter lie is in the metadata under its name (place_text). What all tensor ranks hold the first
-/// writes.
+/// Writes this rank's shard of moments and of what is kept of masters: tensors "<parameter>/first" and so on, of shape
+/// [n]; where the pieces of a parameter lie is in the metadata under its name (place_text). What all tensor ranks hold
+/// the first writes.
 template <class Model, class Adam>
 FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Adam& adam) {
   using Moment = typename Adam::Moment;
+  using Kept = kept_t<typename Model::Precision::Weight>;
+  constexpr auto master = std::is_same_v<Kept, float> ? detail::whole_master : detail::low_half;
   const auto comms = model.comms();
   std::vector<TensorSpec> specs;
   std::map<std::string, std::string> places;
@@ -49,7 +53,7 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
     places[p.name] = place_text(part_of(p), mine.begin - p.offset);
     for (auto kind : {detail::first_moment, detail::second_moment})
       specs.push_back({p.name + std::string(kind), dtype_of<Moment>, {mine.size()}});
-    if (!unit.remainder().empty()) specs.push_back({p.name + std::string(detail::low_half), DType::i16, {mine.size()}});
+    if (!unit.masters().empty()) specs.push_back({p.name + std::string(master), dtype_of<Kept>, {mine.size()}});
   });
   SafetensorsWriter writer(files, folder, Manifest::optimizer_file(comms.world.rank(), comms.world.size()), specs,
                            places);
@@ -62,7 +66,7 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
     };
     put(adam.first(index));
     put(adam.second(index));
-    if (!unit.remainder().empty()) put(unit.remainder());
+    if (!unit.masters().empty()) put(unit.masters());
   });
   return writer.finish();
 }
@@ -96,10 +100,10 @@ class OptimizerFiles {
     for (auto& [name, pieces] : pieces_) std::sort(pieces.begin(), pieces.end(), before);
   }
 
-  /// Whether any of them holds remainders of bf16 weights.
-  bool have_remainders() const {
+  /// Whether any of them holds tensors of this kind: low_half beside bf16 weights, whole_master beside f16.
+  bool have(std::string_view kind) const {
     return std::any_of(pieces_.begin(), pieces_.end(),
-                       [](auto& tensor) { return std::string_view(tensor.first).ends_with(detail::low_half); });
+                       [&](auto& tensor) { return std::string_view(tensor.first).ends_with(kind); });
   }
 
   /// Throws DataError unless the pieces of `name` are all elements of a tensor of shape `whole`, once each, and T holds

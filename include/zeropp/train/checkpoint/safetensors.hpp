@@ -35,12 +35,12 @@ struct SafetensorsType {
 inline constexpr std::array<SafetensorsType, 15> safetensors_types{{{"F64", 8, DType::f64},
                                                                     {"F32", 4, DType::f32},
                                                                     {"BF16", 2, DType::bf16},
+                                                                    {"F16", 2, DType::f16},
                                                                     {"I64", 8, DType::i64},
                                                                     {"I32", 4, DType::i32},
                                                                     {"I16", 2, DType::i16},
                                                                     {"U16", 2, DType::u16},
                                                                     {"U8", 1, DType::u8},
-                                                                    {"F16", 2},
                                                                     {"U64", 8},
                                                                     {"U32", 4},
                                                                     {"I8", 1},
@@ -60,8 +60,9 @@ struct StoredTensor {
 template <class T>
 bool holds_exactly(std::optional<DType> stored) {
   if (stored == dtype_of<T>) return true;
-  if (dtype_of<T> == DType::f32) return stored == DType::bf16;
-  if (dtype_of<T> == DType::f64) return stored == DType::bf16 || stored == DType::f32;
+  const bool half = stored == DType::bf16 || stored == DType::f16;
+  if (dtype_of<T> == DType::f32) return half;
+  if (dtype_of<T> == DType::f64) return half || stored == DType::f32;
   return false;
 }
 
@@ -119,6 +120,7 @@ class Safetensors {
     if (tensor.type.type == dtype_of<T>) return file_->read_at(offset, std::as_writable_bytes(out));
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
       if (tensor.type.type == DType::bf16) return convert<bf16>(offset, out);
+      if (tensor.type.type == DType::f16) return convert<f16>(offset, out);
       if constexpr (std::is_same_v<T, double>)
         if (tensor.type.type == DType::f32) return convert<float>(offset, out);
     }

@@ -34,7 +34,7 @@ namespace detail {
 
 template <class Model>
 using weight_of = typename Model::Precision::Weight;
-/// What a weight is read as, before it is split into a bf16 weight and its remainder, or rounded to one.
+/// What a weight is read as, before it is split into a narrow weight and what is kept of its master, or rounded.
 template <class Model>
 using master_of = compute_t<weight_of<Model>>;
 
@@ -83,18 +83,19 @@ void write_weights(Model& model, const Naming& naming, std::int64_t vocabulary,
   });
 }
 
-/// Fills the weights (and remainders of bf16 masters) over update(); publish_weights() sends them on. `remainder` is
-/// called as remainder(Parameter, Range, std::span<std::int16_t>) and says whether there are any.
-template <class Model, class Remainder>
-void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& remainder) {
+/// Fills the weights (and what is kept of masters) over update(); publish_weights() sends them on. What has been read
+/// of the weights goes through complete(Parameter, Range, source, std::span<Master>), which may make masters of it.
+template <class Model, class Complete>
+void read_weights(Model& model, const WeightFiles::Match& match, Complete&& complete) {
+  using Weight = weight_of<Model>;
   using Master = master_of<Model>;
   std::vector<Master> master;
-  std::vector<weight_of<Model>> upper;
-  std::vector<std::int16_t> low;
+  std::vector<Weight> weight;
+  std::vector<kept_t<Weight>> kept;
   for (auto& unit : model.units()) {
     const auto update = unit.update(), held = unit.held();
     auto weights = unit.weights();
-    auto remainders = unit.remainder();
+    auto masters = unit.masters();
     for (auto* p : unit.parameters()) {
       const auto mine = update.clipped({p->offset, p->offset + p->size()});
       const auto& source = match.of(p->name);
@@ -106,42 +107,35 @@ void read_weights(Model& model, const WeightFiles::Match& match, Remainder&& rem
         const auto n = static_cast<std::size_t>(range.size());
         master.resize(n);
         source.read(part, range, std::span{master});
-        if constexpr (std::is_same_v<Master, float> || std::is_same_v<Master, double>) {
-          low.resize(n);
-          if (source.tensor->type.type == DType::bf16 && remainder(*p, range, std::span{low}))
-            for (std::size_t i = 0; i < n; ++i) {
-              SplitMaster split;
-              split.weight.bits =
-                  static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(master[i])) >> 16);
-              split.remainder = low[i];
-              master[i] = split.master();
-            }
-        }
-        fill_from_host(model.device(), weights.subspan(static_cast<std::size_t>(at - held.begin), n), upper,
+        complete(*p, range, source, std::span{master});
+        fill_from_host(model.device(), weights.subspan(static_cast<std::size_t>(at - held.begin), n), weight,
                        [&](auto out) {
                          for (std::size_t i = 0; i < n; ++i)
-                           if constexpr (Model::Precision::keeps_remainder)
-                             out[i] = SplitMaster::from(master[i]).weight;
+                           if constexpr (Model::Precision::keeps_master)
+                             out[i] = master_of_t<Weight>::from(master[i]).weight;
                            else
-                             out[i] = static_cast<weight_of<Model>>(master[i]);
+                             out[i] = static_cast<Weight>(master[i]);
                        });
-        if constexpr (Model::Precision::keeps_remainder)
-          fill_from_host(model.device(), remainders.subspan(static_cast<std::size_t>(at - update.begin), n), low,
+        if constexpr (Model::Precision::keeps_master)
+          fill_from_host(model.device(), masters.subspan(static_cast<std::size_t>(at - update.begin), n), kept,
                          [&](auto out) {
-                           for (std::size_t i = 0; i < n; ++i) out[i] = SplitMaster::from(master[i]).remainder;
+                           for (std::size_t i = 0; i < n; ++i) {
+                             const auto [narrow, beside] = master_of_t<Weight>::from(master[i]);
+                             out[i] = beside;
+                           }
                          });
       }
     }
   }
 }
 
-inline constexpr auto no_remainder = [](const Parameter&, Range, std::span<std::int16_t>) { return false; };
+inline constexpr auto no_masters = [](const Parameter&, Range, const TensorSource&, auto) {};
 
 }  // namespace detail
 
 /// Fills the model's weights from a safetensors file, a folder with model.safetensors, or one with an index; optimizer
-/// states stay as they are. bf16 weights without masters are rounded to nearest. Nothing is changed unless all tensors
-/// fit. A collective. Throws DataError.
+/// states stay as they are. Weights of 16 bits without masters are rounded to nearest. Nothing is changed unless all
+/// tensors fit. A collective. Throws DataError.
 template <class Model>
 void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   std::optional<WeightFiles> files;
@@ -153,12 +147,12 @@ void load_weights(const std::string& path, Model& model, const WeightsOptions& o
     match =
         files->template match<detail::master_of<Model>>(model.model_parameters(), options.naming, options.vocabulary);
   });
-  together(world, [&] { detail::read_weights(model, match, detail::no_remainder); });
+  together(world, [&] { detail::read_weights(model, match, detail::no_masters); });
   model.publish_weights();
 }
 
-/// Writes the model's weights into one safetensors file, which appears when it is complete: rank 0 writes. bf16 weights
-/// are written as they are, without the remainders of their masters. A collective. Throws DataError.
+/// Writes the model's weights into one safetensors file, which appears when it is complete: rank 0 writes. bf16 and f16
+/// weights are written as they are, without their masters. A collective. Throws DataError.
 template <class Model>
 void save_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   const auto slash = path.rfind('/');

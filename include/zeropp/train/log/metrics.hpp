@@ -24,6 +24,7 @@ struct StepMetrics {
   double tokens_per_second = 0;
   double mfu = 0;               ///< model FLOPs over the GEMM rate of the machine, in [0, 1]
   std::int64_t bytes = 0;       ///< held by this rank's pool
+  double loss_scale = 0;        ///< of this step, where one adapts
   double validation_loss = -1;  ///< where it was measured after this step
 };
 
@@ -32,7 +33,7 @@ inline std::string to_json(const StepMetrics& m) {
   return text("{\"step\":", m.step, ",\"loss\":", number(m.loss), ",\"grad_norm\":", number(m.grad_norm),
               ",\"learning_rate\":", number(m.learning_rate), ",\"milliseconds\":", number(m.milliseconds),
               ",\"tokens_per_second\":", number(m.tokens_per_second), ",\"mfu\":", number(m.mfu),
-              ",\"bytes\":", m.bytes,
+              ",\"bytes\":", m.bytes, m.loss_scale > 0 ? text(",\"loss_scale\":", number(m.loss_scale)) : std::string(),
               m.validation_loss >= 0 ? text(",\"validation_loss\":", number(m.validation_loss)) : std::string(), "}");
 }
 

@@ -19,20 +19,32 @@ namespace zeropp::kernels {
 
 enum class AttentionBackend {
   best,   ///< the first of the following that can do it
-  cudnn,  ///< bf16, 2 positions or more, heads of a multiple of 8 up to 128, in a program that links zeropp::cudnn
-  tiles,  ///< bf16, heads of 64 or 128
+  cudnn,  ///< bf16 or f16, 2 positions or more, heads of a multiple of 8 up to 128, in a program that links
+          ///< zeropp::cudnn
+  tiles,  ///< bf16 or f16, heads of 64 or 128
   plain   ///< everything
 };
 
-/// One call in bf16, forward or backward: what is null is not part of it.
+/// Heads of elements of 16 bits as they lie: HeadsView of whatever type the call says.
+struct HeadsIn {
+  const void* data = nullptr;
+  std::int64_t stride = 0;
+};
+struct HeadsOut {
+  void* data = nullptr;
+  std::int64_t stride = 0;
+};
+
+/// One call in bf16 or f16, forward or backward: what is null is not part of it.
 struct AttentionCall {
   AttentionShape s;
-  HeadsView<const bf16> q, k, v;
-  HeadsView<bf16> out;                        ///< forward
-  float* lse = nullptr;                       ///< [B, H, T]; forward
-  HeadsView<const bf16> saved_out{}, dout{};  ///< backward
+  DType type = DType::bf16;  ///< of all heads
+  HeadsIn q, k, v;
+  HeadsOut out;                 ///< forward
+  float* lse = nullptr;         ///< [B, H, T]; forward
+  HeadsIn saved_out{}, dout{};  ///< backward
   const float* saved_lse = nullptr;
-  HeadsView<bf16> dq{}, dk{}, dv{};
+  HeadsOut dq{}, dk{}, dv{};
   bool deterministic = true;
 
   bool backward() const { return dout.data != nullptr; }
@@ -97,8 +109,8 @@ class CudaAttention {
   const std::string& refusal() const { return refusal_; }
 
   /// Bytes of workspace for a call by cuDNN, from the shape alone, so that a plan asks for as much as a run; more where
-  /// cuDNN on this GPU wants more. Backward: rowsum(dO ∘ O), the gradients of all scores in bf16 (deterministic) or dq
-  /// in float, and dk and dv of every query head where they share keys.
+  /// cuDNN on this GPU wants more. Backward: rowsum(dO ∘ O), the gradients of all scores in 16 bits (deterministic) or
+  /// dq in float, and dk and dv of every query head where they share keys.
   std::size_t workspace(const AttentionCall& call) {
     const auto& s = call.s;
     std::int64_t bytes = 1 << 20;

@@ -8,13 +8,14 @@
 namespace zeropp::kernels::detail {
 
 /// Rows and heads as attention on tensor cores gets them; all in elements.
+template <class T>
 struct AttentionTiles {
   struct In {
-    const bf16* data;
+    const T* data;
     std::int64_t stride;
   };
   struct Out {
-    bf16* data;
+    T* data;
     std::int64_t stride;
   };
   In q, k, v, dout;     ///< dout: backward only
@@ -32,8 +33,8 @@ inline constexpr int panel_stride = D + 8;
 #ifdef __CUDACC__
 
 /// Rows [first, first + Count) of `from`, a head of a sequence with `end` rows; zeros from there on.
-template <int D, int Count, int Threads>
-__device__ void load_panel(bf16* to, const bf16* from, std::int64_t stride, int first, int end) {
+template <int D, int Count, int Threads, class T>
+__device__ void load_panel(T* to, const T* from, std::int64_t stride, int first, int end) {
   constexpr int pieces = D / 8, step = Threads / pieces;  // rows at a time
   static_assert(Threads % pieces == 0 && Count % step == 0);
   const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
@@ -47,8 +48,8 @@ __device__ void load_panel(bf16* to, const bf16* from, std::int64_t stride, int 
 }
 
 /// c [Atoms · 16, Columns] = a · bᵀ: `a` points to the warp's rows of a panel, `b` to a panel of `Columns` rows.
-template <int D, int Atoms, int Columns>
-__device__ void multiply_rows(float (&c)[Atoms][Columns / 8][4], const bf16* a, const bf16* b) {
+template <int D, int Atoms, int Columns, class T>
+__device__ void multiply_rows(float (&c)[Atoms][Columns / 8][4], const T* a, const T* b) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   a += (lane & 15) * panel_stride<D> + (lane >> 4) * 8;
   b += ((lane & 7) + (lane >> 4) * 8) * panel_stride<D> + ((lane >> 3) & 1) * 8;
@@ -67,16 +68,16 @@ __device__ void multiply_rows(float (&c)[Atoms][Columns / 8][4], const bf16* a, 
       load_matrices(right, b + n * panel_stride<D> + d);
 #pragma unroll
       for (int i = 0; i < Atoms; ++i) {
-        multiply(c[i][n / 8], left[i], right[0], right[1]);
-        multiply(c[i][n / 8 + 1], left[i], right[2], right[3]);
+        multiply<T>(c[i][n / 8], left[i], right[0], right[1]);
+        multiply<T>(c[i][n / 8 + 1], left[i], right[2], right[3]);
       }
     }
   }
 }
 
-/// c [Atoms · 16, D] += a · b, with `a` the result of a product (rounded to bf16) and `b` a panel of `Depth` rows.
-template <int D, int Atoms, int Depth>
-__device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms][Depth / 8][4], const bf16* b) {
+/// c [Atoms · 16, D] += a · b, with `a` the result of a product (rounded to T) and `b` a panel of `Depth` rows.
+template <int D, int Atoms, int Depth, class T>
+__device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms][Depth / 8][4], const T* b) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   b += (lane & 15) * panel_stride<D> + (lane >> 4) * 8;
 #pragma unroll
@@ -86,15 +87,15 @@ __device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms
     for (int i = 0; i < Atoms; ++i)
 #pragma unroll
       for (int part = 0; part < 4; ++part)
-        left[i][part] = packed(a[i][k + part / 2][part % 2 * 2], a[i][k + part / 2][part % 2 * 2 + 1]);
+        left[i][part] = packed<T>(a[i][k + part / 2][part % 2 * 2], a[i][k + part / 2][part % 2 * 2 + 1]);
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
       unsigned right[4];
       load_matrices_transposed(right, b + k * 8 * panel_stride<D> + d);
 #pragma unroll
       for (int i = 0; i < Atoms; ++i) {
-        multiply(c[i][d / 8], left[i], right[0], right[1]);
-        multiply(c[i][d / 8 + 1], left[i], right[2], right[3]);
+        multiply<T>(c[i][d / 8], left[i], right[0], right[1]);
+        multiply<T>(c[i][d / 8 + 1], left[i], right[2], right[3]);
       }
     }
   }
@@ -102,8 +103,8 @@ __device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms
 
 /// Stores c [Atoms · 16, D], row r times factor[r / 16][r / 8 % 2], as rows [first, …) of `to` below `end`, through
 /// `staging`: rows of a panel that this warp alone uses.
-template <int D, int Atoms>
-__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], bf16* staging, bf16* to,
+template <int D, int Atoms, class T>
+__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], T* staging, T* to,
                             std::int64_t stride, int first, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   __syncwarp();
@@ -111,11 +112,11 @@ __device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&fac
   for (int i = 0; i < Atoms; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      bf16* row = staging + (i * 16 + half * 8 + lane / 4) * panel_stride<D> + lane % 4 * 2;
+      T* row = staging + (i * 16 + half * 8 + lane / 4) * panel_stride<D> + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n)
         *reinterpret_cast<unsigned*>(row + n * 8) =
-            packed(c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]);
+            packed<T>(c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]);
     }
   __syncwarp();
   constexpr int pieces = D / 8;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What attention on tensor cores is made of: products of 16 × 8 × 16 in bf16 with sums in float, operands read from
-// shared memory as 8 × 8 matrices, copies from global memory that run beside the computation. A row in shared memory
-// is 16 bytes longer than D elements, an odd number of 16-byte pieces: any 8 rows lie in different banks.
+// What attention on tensor cores is made of: products of 16 × 8 × 16 in bf16 or f16 with sums in float, operands read
+// from shared memory as 8 × 8 matrices, copies from global memory that run beside the computation. A row in shared
+// memory is 16 bytes longer than D elements, an odd number of 16-byte pieces: any 8 rows lie in different banks.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
@@ -14,10 +15,17 @@ namespace zeropp::kernels::detail {
 #ifdef __CUDACC__
 
 /// c [16, 8] += a [16, 16] · b [16, 8]. Lane 4·g + t holds rows g and g + 8 of c, columns 2·t and 2·t + 1.
+template <class T>
 __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  static_assert(is_half<T>, "attention on tensor cores is in bf16 or f16");
+  if constexpr (std::is_same_v<T, bf16>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline unsigned shared_address(const void* at) {
@@ -25,14 +33,14 @@ __device__ inline unsigned shared_address(const void* at) {
 }
 
 /// Four 8 × 8 matrices; lanes 8·i to 8·i + 7 point to the rows of number i.
-__device__ inline void load_matrices(unsigned (&r)[4], const bf16* at) {
+__device__ inline void load_matrices(unsigned (&r)[4], const void* at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(at))
                : "memory");
 }
 /// The same, each matrix transposed.
-__device__ inline void load_matrices_transposed(unsigned (&r)[4], const bf16* at) {
+__device__ inline void load_matrices_transposed(unsigned (&r)[4], const void* at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(at))
@@ -51,11 +59,22 @@ __device__ inline void copy_8(void* to, const void* from, bool there) {
 /// Waits for all copies of this thread; those of others after the next barrier.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-/// Two floats as bf16, rounded to nearest even.
+/// Two floats as bf16 or f16, rounded to nearest even.
+template <class T>
 __device__ inline unsigned packed(float low, float high) {
   unsigned both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  if constexpr (std::is_same_v<T, bf16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
+}
+/// And back.
+template <class T>
+__device__ inline float2 unpacked(unsigned both) {
+  T low, high;
+  low.bits = static_cast<std::uint16_t>(both), high.bits = static_cast<std::uint16_t>(both >> 16);
+  return {low, high};
 }
 /// 2^x within 2 units of the last place; 0 for −∞.
 __device__ inline float power_of_2(float x) {

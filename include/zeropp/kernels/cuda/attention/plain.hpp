@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on a GPU in the plain way, for float, double and bf16 and any size of head: a warp owns a row and computes
-// scores where it needs them. What the tiles are tested against, and what runs where they don't apply.
+// Attention on a GPU in the plain way, for float, double, bf16 and f16 and any size of head: a warp owns a row and
+// computes scores where it needs them. What the tiles are tested against, and what runs where they don't apply.
 #pragma once
 
 #include <cmath>

@@ -10,15 +10,17 @@
 namespace zeropp::kernels::detail {
 
 /// A block owns warps · atoms · 16 keys and takes queries by tiles.
-template <int D, int Warps = 4, int Queries = (D > 64 ? 64 : 32), int Blocks = 2>
+template <class T, int D, int Warps = 4, int Queries = (D > 64 ? 64 : 32), int Blocks = 2>
 struct KeyTile {
+  using Element = T;
   static constexpr int head_size = D, warps = Warps, atoms = D > 64 ? 1 : 2, threads = warps * 32;
   static constexpr int keys = warps * atoms * 16, queries = Queries, blocks = Blocks;
   static constexpr int shared_bytes = (2 * keys + 4 * queries) * panel_stride<D> * 2 + 2 * queries * 8;
 };
 /// A block owns warps · atoms · 16 queries and takes keys by tiles.
-template <int D, int Keys = (D > 64 ? 32 : 64), int Blocks = 2>
+template <class T, int D, int Keys = (D > 64 ? 32 : 64), int Blocks = 2>
 struct QueryTile {
+  using Element = T;
   static constexpr int head_size = D, warps = 4, atoms = 2, threads = warps * 32;
   static constexpr int queries = warps * atoms * 16, keys = Keys, blocks = Blocks;
   static constexpr int shared_bytes = (2 * queries + 4 * keys) * panel_stride<D> * 2;
@@ -27,20 +29,21 @@ struct QueryTile {
 #ifdef __CUDACC__
 
 /// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp.
-template <int D>
-__global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTiles a, AttentionTiles::In out,
-                                                               const float* lse, float* rows, std::int64_t count) {
+template <int D, class T>
+__global__ void __launch_bounds__(256)
+    attention_backward_rows(const AttentionTiles<T> a, const T* out, std::int64_t stride, const float* lse, float* rows,
+                            std::int64_t count) {
   const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;  // b · T + t, then h
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= count) return;
   const std::int64_t h = row % a.heads, token = row / a.heads;
   float sum = 0;
   if (lane < D / 8) {
-    const auto o = *reinterpret_cast<const uint4*>(out.data + token * out.stride + h * D + lane * 8);
+    const auto o = *reinterpret_cast<const uint4*>(out + token * stride + h * D + lane * 8);
     const auto g = *reinterpret_cast<const uint4*>(a.dout.data + token * a.dout.stride + h * D + lane * 8);
     const auto both = [](unsigned x, unsigned y) {
-      return __int_as_float(static_cast<int>(x << 16)) * __int_as_float(static_cast<int>(y << 16)) +
-             __int_as_float(static_cast<int>(x & 0xffff0000u)) * __int_as_float(static_cast<int>(y & 0xffff0000u));
+      const float2 of_x = unpacked<T>(x), of_y = unpacked<T>(y);
+      return of_x.x * of_y.x + of_x.y * of_y.y;
     };
     sum = both(o.x, g.x) + both(o.y, g.y) + both(o.z, g.z) + both(o.w, g.w);
   }
@@ -55,13 +58,15 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTi
 /// dk and dv. Grid: blocks of keys × B·Hkv; the first ones, which most queries see, come first. Scores are held
 /// transposed [keys, queries]. Queries beyond the sequence are zeros, and so are their parts of the sums.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_keys(const AttentionTiles a) {
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    attention_backward_keys(const AttentionTiles<typename Tile::Element> a) {
+  using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::queries, panel = count * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
-  bf16* const k = reinterpret_cast<bf16*>(attention_shared);
-  bf16* const v = k + Tile::keys * panel_stride<D>;
-  bf16* const stages = v + Tile::keys * panel_stride<D>;  // queries, dout; queries, dout
+  T* const k = reinterpret_cast<T*>(attention_shared);
+  T* const v = k + Tile::keys * panel_stride<D>;
+  T* const stages = v + Tile::keys * panel_stride<D>;  // queries, dout; queries, dout
   float2* const stage_rows = reinterpret_cast<float2*>(stages + 4 * panel);
 
   const int blocks = (a.context + Tile::keys - 1) / Tile::keys;
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backwar
   int next_tile = begin, parity = 0;  // what is loaded next: a tile of queries of a head, and where to
   std::int64_t next_head = kv * group;
   const auto load = [&] {
-    bf16* const to = stages + parity * 2 * panel;
+    T* const to = stages + parity * 2 * panel;
     load_panel<D, count, Tile::threads>(to, a.q.data + sequence * a.q.stride + next_head * D, a.q.stride,
                                         next_tile * count, a.context);
     load_panel<D, count, Tile::threads>(to + panel, a.dout.data + sequence * a.dout.stride + next_head * D,
@@ -92,12 +97,12 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backwar
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * atoms * 16;
-  bf16 *const own_k = k + row * panel_stride<D>, *const own_v = v + row * panel_stride<D>;
+  T *const own_k = k + row * panel_stride<D>, *const own_v = v + row * panel_stride<D>;
   float dk[atoms][D / 8][4] = {}, dv[atoms][D / 8][4] = {};
   int tile = begin;
   for (int steps = group * (end - begin); steps > 0; --steps, tile = tile + 1 == end ? begin : tile + 1) {
     const int before = first + row - tile * count;  // key − query of the warp's and the tile's first ones
-    const bf16 *const q = stages + (parity ^ 1) * 2 * panel, *const dout = q + panel;
+    const T *const q = stages + (parity ^ 1) * 2 * panel, *const dout = q + panel;
     const auto of_rows = reinterpret_cast<const float4*>(stage_rows + (parity ^ 1) * count);  // two queries each
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
@@ -142,22 +147,24 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backwar
 
 /// dq. Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backward_queries(const AttentionTiles a) {
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    attention_backward_queries(const AttentionTiles<typename Tile::Element> a) {
+  using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::keys, panel = count * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
-  bf16* const q = reinterpret_cast<bf16*>(attention_shared);
-  bf16* const dout = q + Tile::queries * panel_stride<D>;
-  bf16* const stages = dout + Tile::queries * panel_stride<D>;  // keys, values; keys, values
+  T* const q = reinterpret_cast<T*>(attention_shared);
+  T* const dout = q + Tile::queries * panel_stride<D>;
+  T* const stages = dout + Tile::queries * panel_stride<D>;  // keys, values; keys, values
 
   const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
   const std::int64_t kv = h / (a.heads / a.kv_heads), sequence = b * a.context;
-  const bf16* const k = a.k.data + sequence * a.k.stride + kv * D;
-  const bf16* const v = a.v.data + sequence * a.v.stride + kv * D;
+  const T* const k = a.k.data + sequence * a.k.stride + kv * D;
+  const T* const v = a.v.data + sequence * a.v.stride + kv * D;
   const auto load = [&](int tile) {
-    bf16* const to = stages + tile % 2 * 2 * panel;
+    T* const to = stages + tile % 2 * 2 * panel;
     load_panel<D, count, Tile::threads>(to, k, a.k.stride, tile * count, a.context);
     load_panel<D, count, Tile::threads>(to + panel, v, a.v.stride, tile * count, a.context);
   };
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backwar
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * atoms * 16;
-  bf16 *const own_q = q + row * panel_stride<D>, *const own_dout = dout + row * panel_stride<D>;
+  T *const own_q = q + row * panel_stride<D>, *const own_dout = dout + row * panel_stride<D>;
   float shift[atoms][2], delta[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i)
@@ -190,7 +197,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_backwar
     if (tile + 1 < tiles) load(tile + 1);
     const int before = tile * count - first - row;  // key − query of the tile's and the warp's first ones
     if (before > atoms * 16 - 1) continue;          // all its keys come after this warp's queries
-    const bf16 *const keys = stages + tile % 2 * 2 * panel, *const values = keys + panel;
+    const T *const keys = stages + tile % 2 * 2 * panel, *const values = keys + panel;
 
     float p[atoms][count / 8][4], ds[atoms][count / 8][4];
     multiply_rows<D, atoms, count>(p, own_q, keys);

@@ -8,9 +8,10 @@
 
 namespace zeropp::kernels::detail {
 
-/// Heads of D elements; `Blocks` share a multiprocessor.
-template <int D, int Keys = 64, int Blocks = 2>
+/// Heads of D elements of type T; `Blocks` share a multiprocessor.
+template <class T, int D, int Keys = 64, int Blocks = 2>
 struct ForwardTile {
+  using Element = T;
   static constexpr int head_size = D, warps = 4, atoms = 2, threads = warps * 32;
   static constexpr int queries = warps * atoms * 16, keys = Keys, blocks = Blocks;
   static constexpr int shared_bytes = (queries + 4 * keys) * panel_stride<D> * 2;
@@ -66,21 +67,23 @@ __device__ void online_softmax(float (&s)[Atoms][Keys / 8][4], float (&top)[Atom
 
 /// Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_forward_tiles(const AttentionTiles a) {
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    attention_forward_tiles(const AttentionTiles<typename Tile::Element> a) {
+  using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, keys = Tile::keys, panel = keys * panel_stride<D>;
   extern __shared__ uint4 attention_shared[];
-  bf16* const queries = reinterpret_cast<bf16*>(attention_shared);
-  bf16* const stages = queries + Tile::queries * panel_stride<D>;  // keys, values; keys, values
+  T* const queries = reinterpret_cast<T*>(attention_shared);
+  T* const stages = queries + Tile::queries * panel_stride<D>;  // keys, values; keys, values
 
   const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
   const std::int64_t kv = h / (a.heads / a.kv_heads), sequence = b * a.context;
-  const bf16* const k = a.k.data + sequence * a.k.stride + kv * D;
-  const bf16* const v = a.v.data + sequence * a.v.stride + kv * D;
+  const T* const k = a.k.data + sequence * a.k.stride + kv * D;
+  const T* const v = a.v.data + sequence * a.v.stride + kv * D;
   const auto load = [&](int tile) {
-    bf16* const to = stages + tile % 2 * 2 * panel;
+    T* const to = stages + tile % 2 * 2 * panel;
     load_panel<D, keys, Tile::threads>(to, k, a.k.stride, tile * keys, a.context);
     load_panel<D, keys, Tile::threads>(to + panel, v, a.v.stride, tile * keys, a.context);
   };
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) attention_forward
     if (tile + 1 < tiles) load(tile + 1);
     const int before = tile * keys - first - row;
     if (before > atoms * 16 - 1) continue;  // all its keys come after this warp's queries
-    const bf16* const stage = stages + tile % 2 * 2 * panel;
+    const T* const stage = stages + tile % 2 * 2 * panel;
     float s[atoms][keys / 8][4];
     multiply_rows<D, atoms, keys>(s, queries + row * panel_stride<D>, stage);
     online_softmax<D, atoms, keys>(s, top, sum, out, a.scale * log2_e, before);

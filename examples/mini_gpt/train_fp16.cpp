@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train.hpp"
+
+namespace mini_gpt {
+template Plan plan_of<Fp16, Dry>(const Settings&, const Mesh&);
+template SimulatedStep simulate_of<Fp16>(const Settings&, const Simulation&, Trace*);
+template int train<Fp16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
+}  // namespace mini_gpt
