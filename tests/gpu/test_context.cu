@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sequences shared by context ranks on a GPU: kernels that ask for positions are the CPU's, Ulysses attention trains to
-// the CPU's losses with the same bits over stages and runs, a plan is the use, and a ring is refused.
+// Sequences shared by context ranks on a GPU: kernels that ask for positions, or attend to a part of the keys, are the
+// CPU's; Ulysses and the ring train to the CPU's losses, with the same bits over stages and runs.
 #include "buffers.hpp"
 
+#include <array>
 #include <string>
+#include <vector>
 
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
+#include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/rope.hpp>
 
@@ -16,7 +19,7 @@
 #include "../support/tiny_gpt.hpp"
 
 using namespace zeropp;
-using zeropp::test::doubles, zeropp::test::noise, zeropp::test::OnGpu, zeropp::test::same_bits;
+using zeropp::test::doubles, zeropp::test::expect, zeropp::test::noise, zeropp::test::OnGpu, zeropp::test::same_bits;
 
 namespace {
 
@@ -24,7 +27,7 @@ const std::vector<kernels::Positions> some_positions{{}, {.first = 24}, {.first 
 
 template <class T>
 void same(const std::vector<T>& gpu, const std::vector<T>& cpu, double ulps = 4) {
-  zeropp::test::expect(gpu, doubles(cpu), ulps);
+  expect(gpu, doubles(cpu), ulps);
 }
 
 }  // namespace
@@ -148,7 +151,115 @@ TEST_CASE("Ulysses on ranks that share the GPU: the CPU's losses, the same bits 
   CHECK(::test::apart(trained<Stage::gradients, Bf16, Cuda>(2, o), trained<Stage::gradients, Bf16, Cuda>(1, o)) < 2e-2);
 }
 
-TEST_CASE("a ring is refused on a GPU when the model is built") {
-  CHECK_THROWS_WITH_AS((trained<Stage::none, Fp32, Cuda>(2, options(), ContextAttention::ring)),
-                       doctest::Contains("ring attention runs on the CPU only so far"), ConfigError);
+TEST_CASE("a ring of ranks that share the GPU: the CPU's losses, the same bits over stages and runs") {
+  const auto o = options();
+  const auto cpu = trained<Stage::none, Fp32, Cpu>(1, o);
+  for (const int ranks : {2, 4}) {
+    const auto gpu = trained<Stage::none, Fp32, Cuda>(ranks, o, ContextAttention::ring);
+    CHECK(::test::apart(gpu, cpu) < 1e-5);
+    CHECK(trained<Stage::none, Fp32, Cuda>(ranks, o, ContextAttention::ring) == gpu);
+    CHECK(trained<Stage::parameters, Fp32, Cuda>(ranks, o, ContextAttention::ring) == gpu);
+  }
+  auto tiles = o;  // heads of 64: on tensor cores
+  tiles.config = {.context = 160, .width = 128, .heads = 2, .layers = 2};
+  const auto whole = trained<Stage::gradients, Bf16, Cuda>(1, tiles);
+  CHECK(::test::apart(trained<Stage::gradients, Bf16, Cuda>(2, tiles, ContextAttention::ring), whole) < 2e-2);
+}
+
+namespace {
+
+/// Attention to keys that need not be those of the queries, forward, joined with what is known, and backward, against
+/// the CPU's in double. Rows have gaps, sequences lie further apart than they are long.
+template <class T>
+void check_part(const kernels::AttentionShape& s, double ulps) {
+  const auto what = text(s.batch, " x ", s.context, " queries, ", s.keys, " keys, offset ", s.offset, ", ", s.heads,
+                         " heads over ", s.kv_heads, " of ", s.head_size);
+  CAPTURE(what);
+  using C = compute_t<T>;
+  Cuda gpu;
+  Cpu cpu;
+  const auto width = s.heads * s.head_size, kv_width = s.kv_heads * s.head_size;
+  const std::int64_t q_stride = width + 8, k_stride = 2 * kv_width + 16;
+  const std::int64_t q_sequence = (s.context + 3) * q_stride, k_sequence = (s.keys + 2) * k_stride;
+  const auto n = [](std::int64_t size) { return static_cast<std::size_t>(size); };
+  const auto q = noise<T>(n(s.batch * q_sequence), 1, 2), kv = noise<T>(n(s.batch * k_sequence), 2, 2),
+             dout = noise<T>(n(s.batch * q_sequence), 3);
+  const auto q64 = doubles(q), kv64 = doubles(kv), dout64 = doubles(dout);
+  const OnGpu<T> q_gpu(gpu, q), kv_gpu(gpu, kv), dout_gpu(gpu, dout);
+  const auto rows = [&](auto* data) { return kernels::HeadsView{data, q_stride, q_sequence}; };
+  const auto keys = [&](auto* data) { return kernels::HeadsView{data, k_stride, k_sequence}; };
+  const auto packed = [&](auto* data) { return kernels::HeadsView{data, width}; };
+  using In = kernels::HeadsView<const T>;
+
+  std::vector<double> out64(n(s.batch * s.context * width)), lse64(n(s.batch * s.heads * s.context));
+  kernels::partial_attention_forward<Cpu, double>(cpu, s, rows(q64.data()), keys(kv64.data()),
+                                                  keys(kv64.data() + kv_width), packed(out64.data()), lse64.data());
+  const OnGpu<C> out(gpu, out64.size()), lse(gpu, lse64.size());
+  kernels::partial_attention_forward<Cuda, T>(
+      gpu, s, In(rows(static_cast<const T*>(q_gpu.data()))), In(keys(static_cast<const T*>(kv_gpu.data()))),
+      In(keys(static_cast<const T*>(kv_gpu.data() + kv_width))), packed(out.data()), lse.data());
+  const double loss =
+      is_half<T> ? 0x1p16 : 1;  // of bits: probabilities are rounded to T before they are summed in float
+  expect(out.values(), out64, ulps * loss);
+  expect(lse.values(), lse64, ulps * (is_half<T> ? 64 : 1));
+
+  // of a whole with other keys before these: the output is rounded to T, the log-sum-exp is greater
+  auto whole_lse = lse.values();
+  for (auto& v : whole_lse) v += C(0.7);
+  const auto whole = noise<T>(n(s.batch * q_sequence), 4);
+  const auto whole64 = doubles(whole), whole_lse64 = doubles(whole_lse);
+  const OnGpu<T> whole_gpu(gpu, whole);
+  const OnGpu<C> whole_lse_gpu(gpu, whole_lse);
+  std::vector<double> dq64(out64.size()), dkv64(n(s.batch * k_sequence));
+  kernels::partial_attention_backward<Cpu, double>(
+      cpu, s, rows(q64.data()), keys(kv64.data()), keys(kv64.data() + kv_width), rows(whole64.data()),
+      whole_lse64.data(), rows(dout64.data()), packed(dq64.data()), keys(dkv64.data()), keys(dkv64.data() + kv_width));
+  const std::vector<C> before(dkv64.size(), C(-77));
+  for (int run = 0; run < 2; ++run) {
+    const OnGpu<C> dq(gpu, dq64.size()), dkv(gpu, before);
+    kernels::partial_attention_backward<Cuda, T>(
+        gpu, s, In(rows(static_cast<const T*>(q_gpu.data()))), In(keys(static_cast<const T*>(kv_gpu.data()))),
+        In(keys(static_cast<const T*>(kv_gpu.data() + kv_width))), In(rows(static_cast<const T*>(whole_gpu.data()))),
+        whole_lse_gpu.data(), In(rows(static_cast<const T*>(dout_gpu.data()))), packed(dq.data()), keys(dkv.data()),
+        keys(dkv.data() + kv_width));
+    expect(dq.values(), dq64, ulps * loss * 8);
+    auto wanted = dkv64;
+    for (std::size_t i = 0; i < wanted.size(); ++i)  // gaps are left alone
+      if (static_cast<std::int64_t>(i) % k_stride >= 2 * kv_width ||
+          static_cast<std::int64_t>(i) % k_sequence / k_stride >= s.keys)
+        wanted[i] = -77;
+    expect(dkv.values(), wanted, ulps * loss * 8);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("attention to a part of the keys: tiles and plain kernels against the CPU's in double") {
+  for (const std::int64_t size : {64, 128, 24})
+    for (const auto& [context, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
+             {70, 70, 0}, {200, 200, 0}, {50, 130, 129}, {130, 50, 49}, {33, 90, 20}, {1, 1, 0}, {90, 33, 5}}) {
+      const kernels::AttentionShape shape{2, context, 4, 2, size, keys, offset};
+      check_part<bf16>(shape, 4);
+      check_part<f16>(shape, 4);
+      if (size == 24) {
+        check_part<float>(shape, 256);
+        check_part<double>(shape, 256);
+      }
+    }
+}
+
+TEST_CASE_TEMPLATE("parts of attention are joined as on the CPU", C, float, double) {
+  Cuda gpu;
+  Cpu cpu;
+  const kernels::AttentionShape s{2, 10, 3, 3, 40};
+  const std::int64_t context = 25, first = 15;
+  const auto part = noise<C>(2 * 10 * 120, 1), part_lse = noise<C>(2 * 3 * 10, 2, 4);
+  auto out = noise<C>(2 * 25 * 120, 3), lse = noise<C>(2 * 3 * 25, 4, 4);
+  const OnGpu<C> part_gpu(gpu, part), part_lse_gpu(gpu, part_lse), out_gpu(gpu, out), lse_gpu(gpu, lse);
+  kernels::merge_partial_attention(cpu, s, part.data(), part_lse.data(), out.data(), lse.data(), context, first);
+  kernels::merge_partial_attention(gpu, s, static_cast<const C*>(part_gpu.data()),
+                                   static_cast<const C*>(part_lse_gpu.data()), out_gpu.data(), lse_gpu.data(), context,
+                                   first);
+  expect(out_gpu.values(), doubles(out), 16);
+  expect(lse_gpu.values(), doubles(lse), 16);
 }

@@ -12,10 +12,6 @@
 
 namespace zeropp::kernels {
 
-/// Whether a device has what is in this header.
-template <Device D>
-inline constexpr bool attends_in_parts = true;
-
 /// causal_attention_forward over a part of the keys (`keys` and `offset` of the shape): the output, and the log-sum-exp
 /// of the scores, in the type that computes.
 template <Device D, class T>

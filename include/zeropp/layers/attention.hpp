@@ -104,10 +104,7 @@ class AttentionCore {
   template <class C, class F>
   auto on_part(C& ctx, F f) {
     if (ctx.part.size() == 1) return f(WholeAttention{heads_});
-    if (ctx.part.attention() == ContextAttention::ring) {
-      check_ring<typename C::Device>();
-      if constexpr (kernels::attends_in_parts<typename C::Device>) return f(RingAttention{heads_, ctx.part});
-    }
+    if (ctx.part.attention() == ContextAttention::ring) return f(RingAttention{heads_, ctx.part});
     return f(UlyssesAttention{heads_, ctx.part, name()});
   }
 

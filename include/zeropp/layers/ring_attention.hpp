@@ -14,6 +14,7 @@
 #include <utility>
 
 #include <zeropp/base/error.hpp>
+#include <zeropp/comm/on_device.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/rectangles.hpp>
@@ -21,15 +22,6 @@
 #include <zeropp/layers/packed_heads.hpp>
 
 namespace zeropp::detail {
-
-/// Throws ConfigError for a device without the kernels.
-template <Device D>
-void check_ring() {
-  if constexpr (!kernels::attends_in_parts<D>)
-    throw ConfigError(
-        "ring attention runs on the CPU only so far; on a GPU share sequences by "
-        "ContextAttention::ulysses");
-}
 
 class RingAttention {
  public:
@@ -40,7 +32,7 @@ class RingAttention {
     using Sum = compute_t<T>;
     const auto s = own_shape(packed);
     auto keys = keys_of(ctx, packed);
-    send(to_next(), keys);
+    send(ctx, keys);
     auto output = ctx.template make<3, Sum>({s.batch, s.context, heads_.width()});
     auto lse = ctx.template make<3, Sum>({s.batch, s.heads, s.context});
     kernels::partial_attention_forward<typename C::Device, T>(
@@ -49,7 +41,7 @@ class RingAttention {
     auto partial_lse = ctx.template make<3, Sum>(lse.shape());
     for (int step = 1; step < part_.size(); ++step) {
       keys = receive<T>(ctx, keys.shape());
-      if (step + 1 < part_.size()) send(to_next(), keys);
+      if (step + 1 < part_.size()) send(ctx, keys);
       const auto seen = seen_at(step, s);
       const kernels::HeadsView<Sum> into{partial.data(), heads_.width()};
       kernels::partial_attention_forward<typename C::Device, T>(ctx.device, seen.shape, HeadsIn{packed, 0, seen.first},
@@ -67,7 +59,7 @@ class RingAttention {
     const auto s = own_shape(a.qkv);
     const auto value = heads_.kv_width(), keys_width = 2 * value;
     auto keys = keys_of(ctx, a.qkv);
-    send(to_next(), keys);
+    send(ctx, keys);
     const Extents<3> of_queries{s.batch, s.context, heads_.width()}, of_keys{s.batch, s.context, keys_width};
     auto dq = ctx.template make<3, Sum>(of_queries), dkeys = ctx.template make<3, Sum>(of_keys);
     const auto run = [&](const kernels::AttentionShape& shape, std::int64_t first, const Sum* lse,
@@ -86,7 +78,7 @@ class RingAttention {
     Tensor<Sum, 3> travelling;
     for (int step = 1; step < part_.size(); ++step) {
       keys = receive<T>(ctx, keys.shape());
-      if (step + 1 < part_.size()) send(to_next(), keys);
+      if (step + 1 < part_.size()) send(ctx, keys);
       const auto seen = seen_at(step, s);
       run(seen.shape, seen.first, seen.first ? late_lse.data() : a.log_sum_exp.data(),
           {partial_dq.data(), heads_.width()}, partial_dkeys);
@@ -100,7 +92,7 @@ class RingAttention {
       }
       const auto sequence = s.context * keys_width;
       add(ctx, {0, sequence, 0, sequence, s.batch, seen_keys * keys_width}, partial_dkeys, travelling);
-      send(to_next(), travelling);
+      send(ctx, travelling);
     }
     travelling = receive<Sum>(ctx, of_keys);
     kernels::add(ctx.device, dkeys.span(), travelling.span(), dkeys.span());
@@ -138,15 +130,17 @@ class RingAttention {
     return heads_.shape(packed);
   }
 
-  int to_next() const { return (part_.rank() + 1) % part_.size(); }
-  template <class T>
-  void send(int to, const Tensor<T, 3>& x) const {
-    part_.comm().send(to, std::span<const T>{x.span()});
+  /// To the next rank of the ring, and from the one before.
+  template <class C, class T>
+  void send(C& ctx, const Tensor<T, 3>& x) const {
+    const int next = (part_.rank() + 1) % part_.size();
+    on_device(part_.comm(), ctx.device).send(next, std::span<const T>{x.span()});
   }
   template <class T, class C>
   Tensor<T, 3> receive(C& ctx, Extents<3> shape) const {
     auto x = ctx.template make<3, T>(shape);
-    part_.comm().recv((part_.rank() + part_.size() - 1) % part_.size(), x.span());
+    const int before = (part_.rank() + part_.size() - 1) % part_.size();
+    on_device(part_.comm(), ctx.device).recv(before, x.span());
     return x;
   }
 

@@ -275,10 +275,7 @@ class Sharded {
   }
 
   void agree() {
-    if (part_.size() > 1) {
-      if (part_.attention() == ContextAttention::ring) detail::check_ring<D>();
-      detail::check_context(layer_, part_);
-    }
+    if (part_.size() > 1) detail::check_context(layer_, part_);
     detail::agree(layer_, comm_, tensor_, pipeline_,
                   text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
                        static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",

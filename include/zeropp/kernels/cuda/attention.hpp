@@ -17,27 +17,99 @@
 
 namespace zeropp::kernels {
 
-#ifdef __CUDACC__
-
 namespace detail {
 
-/// Heads that are shared evenly, and no fields of shapes and views that these kernels don't know.
-template <class Shape, class... Views>
-void check_cuda_attention(const Shape& s, const Views&... views) {
+inline void check_cuda_attention(const AttentionShape& s) {
   if (s.kv_heads < 1 || s.heads % s.kv_heads != 0)
     throw ConfigError(text("attention: ", s.heads, " query heads cannot share ", s.kv_heads, " key heads evenly"));
-  if constexpr (requires { s.keys, s.offset; })
-    if ((s.keys != 0 && s.keys != s.context) || s.offset != 0)
-      throw ConfigError(text("attention on a GPU sees the keys of its own queries only, asked for ", s.keys,
-                             " keys from query ", s.offset, " on; ring attention runs on the CPU"));
+}
+/// For kernels that know no other keys than those of the queries, and sequences one after the other only.
+template <class... Views>
+void check_whole_attention(const AttentionShape& s, const Views&... views) {
+  check_cuda_attention(s);
+  if ((s.keys != 0 && s.keys != s.context) || s.offset != 0)
+    throw ConfigError(text("causal attention on a GPU sees the keys of its own queries, asked for ", s.keys,
+                           " keys from query ", s.offset, " on; partial_attention_forward takes these"));
   const auto check = [&](const auto& view) {
-    if constexpr (requires { view.sequence; })
-      if (view.sequence != 0 && view.sequence != s.context * view.stride)
-        throw ConfigError(text("attention on a GPU takes sequences one after the other, found ", view.sequence,
-                               " elements between them instead of ", s.context * view.stride));
+    if (view.sequence != 0 && view.sequence != s.context * view.stride)
+      throw ConfigError(text("causal attention on a GPU takes sequences one after the other, found ", view.sequence,
+                             " elements between them instead of ", s.context * view.stride));
   };
   (check(views), ...);
 }
+
+/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2].
+template <class T, class R>
+void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
+template <class T, class R>
+void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream);
+template <class T, class R>
+void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
+template <class T, class R>
+void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
+
+/// Plain kernels want to be told what views and shapes leave out.
+template <class T>
+HeadsView<T> with_sequence(HeadsView<T> view, std::int64_t rows) {
+  if (view.sequence == 0) view.sequence = rows * view.stride;
+  return view;
+}
+template <class T, class R>
+AttentionPlain<T, R> plain_of(const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                              HeadsView<const T> v) {
+  AttentionPlain<T, R> a{};
+  a.s = s, a.s.keys = s.key_count();
+  a.q = with_sequence(q, s.context), a.k = with_sequence(k, a.s.keys), a.v = with_sequence(v, a.s.keys);
+  a.scale = 1 / std::sqrt(static_cast<compute_t<T>>(s.head_size));
+  return a;
+}
+
+/// What is left of a forward once cuDNN has not done it.
+template <CudaDevice D, class T, class R>
+void own_attention_forward(D& device, const Cost& cost, AttentionBackend backend, const AttentionCall& call,
+                           HeadsView<const T> q, HeadsView<const T> k, HeadsView<const T> v, HeadsView<R> out,
+                           compute_t<T>* lse) {
+  const auto& s = call.s;
+  device.run(cost, [&](cudaStream_t stream) {
+    if constexpr (is_half<T>)
+      if (backend == AttentionBackend::tiles) return forward_by_tiles<T, R>(call, stream);
+    auto a = plain_of<T, R>(s, q, k, v);
+    a.to = with_sequence(out, s.context), a.lse = lse;
+    forward_plainly(a, stream);
+  });
+}
+template <CudaDevice D, class T, class R>
+void own_attention_backward(D& device, const Cost& cost, AttentionBackend backend, const AttentionCall& call,
+                            HeadsView<const T> q, HeadsView<const T> k, HeadsView<const T> v, HeadsView<const T> out,
+                            const compute_t<T>* lse, HeadsView<const T> dout, HeadsView<R> dq, HeadsView<R> dk,
+                            HeadsView<R> dv) {
+  const auto& s = call.s;
+  const auto rows = s.batch * s.heads * s.context;
+  // tiles: log-sum-exp and rowsum(dO ∘ O) side by side; plain: the latter
+  const Tensor<compute_t<T>, 1> of_rows(device.pool(), {backend == AttentionBackend::tiles ? 2 * rows : rows},
+                                        Purpose::buffers);
+  device.run(cost, [&](cudaStream_t stream) {
+    if constexpr (is_half<T>)
+      if (backend == AttentionBackend::tiles) return backward_by_tiles<T, R>(call, of_rows.data(), stream);
+    auto a = plain_of<T, R>(s, q, k, v);
+    a.out = with_sequence(out, s.context), a.dout = with_sequence(dout, s.context);
+    a.to = with_sequence(dq, s.context), a.dk = with_sequence(dk, a.s.keys), a.dv = with_sequence(dv, a.s.keys);
+    a.lse = const_cast<compute_t<T>*>(lse);  // read only
+    a.delta = of_rows.data();
+    backward_plainly(a, stream);
+  });
+}
+
+template <class T>
+HeadsIn untyped(HeadsView<const T> view) {
+  return {view.data, view.stride, view.sequence};
+}
+template <class T>
+HeadsOut untyped(HeadsView<T> view) {
+  return {view.data, view.stride, view.sequence};
+}
+
+#ifdef __CUDACC__
 
 template <class... Parameters, class... Arguments>
 void launch_attention(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
@@ -51,89 +123,110 @@ void launch_attention(void (*kernel)(Parameters...), std::int64_t blocks, int th
            stream>>>(arguments...);
 }
 
-template <class T>
-void launch_plain(void (*kernel)(AttentionPlain<T>), std::int64_t rows, cudaStream_t stream,
-                  const AttentionPlain<T>& a) {
+template <class T, class R>
+void launch_plain(void (*kernel)(AttentionPlain<T, R>), std::int64_t rows, cudaStream_t stream,
+                  const AttentionPlain<T, R>& a) {
   launch_attention(kernel, ceil_div(rows, plain_warps), plain_warps * 32, 0, stream, a);
 }
+template <class T, class R>
+void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
+  launch_plain(attention_forward_plain<T, R>, a.s.batch * a.s.heads * a.s.context, stream, a);
+}
+template <class T, class R>
+void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
+  const auto rows = a.s.batch * a.s.heads * a.s.context;
+  launch_plain(attention_delta_plain<T, R>, rows, stream, a);
+  launch_plain(attention_queries_plain<T, R>, rows, stream, a);
+  launch_plain(attention_keys_plain<T, R>, a.s.batch * a.s.kv_heads * a.s.keys, stream, a);
+}
 
-/// T is what the call's type says.
-template <class T>
-AttentionTiles<T> tiles_of(const AttentionCall& c) {
-  AttentionTiles<T> a{};
-  const auto in = [](HeadsIn from) {
-    return typename AttentionTiles<T>::In{static_cast<const T*>(from.data), from.stride};
+template <class T, class R>
+AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
+  AttentionTiles<T, R> a{};
+  const auto in = [](HeadsIn from, std::int64_t rows) {
+    return typename AttentionTiles<T, R>::In{static_cast<const T*>(from.data), from.stride,
+                                             from.sequence ? from.sequence : rows * from.stride};
   };
-  const auto out = [](HeadsOut to) { return typename AttentionTiles<T>::Out{static_cast<T*>(to.data), to.stride}; };
-  a.q = in(c.q), a.k = in(c.k), a.v = in(c.v), a.dout = in(c.dout);
-  a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
+  const auto out = [](HeadsOut to, std::int64_t rows) {
+    return typename AttentionTiles<T, R>::Out{static_cast<R*>(to.data), to.stride,
+                                              to.sequence ? to.sequence : rows * to.stride};
+  };
+  const auto keys = c.s.key_count();
+  a.q = in(c.q, c.s.context), a.k = in(c.k, keys), a.v = in(c.v, keys), a.dout = in(c.dout, c.s.context);
+  a.out = out(c.out, c.s.context), a.dq = out(c.dq, c.s.context), a.dk = out(c.dk, keys), a.dv = out(c.dv, keys);
   a.lse = c.lse;
-  a.context = static_cast<int>(c.s.context);
+  a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(keys);
+  a.offset = static_cast<int>(c.s.offset);
   a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
   a.scale = 1 / std::sqrt(static_cast<float>(c.s.head_size));
   return a;
 }
 
-template <class Tile>
+template <class Tile, class R>
+void forward_with(const AttentionCall& c, cudaStream_t stream) {
+  launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
+                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element, R>(c));
+}
+template <class T, class R>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
-  launch_attention(attention_forward_tiles<Tile>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
-                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element>(c));
+  if (c.s.head_size == 64) forward_with<ForwardTile<T, 64>, R>(c, stream);
+  if (c.s.head_size == 128) forward_with<ForwardTile<T, 128>, R>(c, stream);
 }
 
-/// rows: [B, H, T, 2].
-template <class Keys, class Queries>
-void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
+template <class Keys, class Queries, class R>
+void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
   using T = typename Keys::Element;
-  auto a = tiles_of<T>(c);
+  auto a = tiles_of<T, R>(c);
   const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<Keys::head_size, T>, ceil_div(count, 8), 256, 0, stream, a,
-                   static_cast<const T*>(c.saved_out.data), c.saved_out.stride, c.saved_lse, rows, count);
+  const typename AttentionTiles<T, R>::In out{
+      static_cast<const T*>(c.saved_out.data), c.saved_out.stride,
+      c.saved_out.sequence ? c.saved_out.sequence : c.s.context * c.saved_out.stride};
+  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a, out,
+                   c.saved_lse, rows, count);
   a.rows = rows;
-  launch_attention(attention_backward_keys<Keys>, c.s.batch * c.s.kv_heads * ceil_div(c.s.context, Keys::keys),
+  launch_attention(attention_backward_keys<Keys, R>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
-  launch_attention(attention_backward_queries<Queries>, c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries),
-                   Queries::threads, Queries::shared_bytes, stream, a);
+  launch_attention(attention_backward_queries<Queries, R>,
+                   c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
+                   Queries::shared_bytes, stream, a);
 }
+template <class T, class R>
+void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
+  if (c.s.head_size == 64) backward_with<KeyTile<T, 64>, QueryTile<T, 64>, R>(c, rows, stream);
+  if (c.s.head_size == 128) backward_with<KeyTile<T, 128>, QueryTile<T, 128>, R>(c, rows, stream);
+}
+
+#endif
 
 }  // namespace detail
 
 template <CudaDevice D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
-  detail::check_cuda_attention(s, q, k, v, out);
-  const auto rows = s.batch * s.heads * s.context;
-  if (rows == 0) return;
+  using detail::untyped;
+  detail::check_whole_attention(s, q, k, v, out);
+  if (s.batch * s.heads * s.context == 0) return;
   const auto cost = detail::attention_cost("attention", s, 2, sizeof(T));
+  auto backend = AttentionBackend::plain;
+  AttentionCall call{.s = s};
   if constexpr (is_half<T>) {
     auto& attention = device.template companion<CudaAttention>();
-    const AttentionCall call{.s = s,
-                             .type = dtype_of<T>,
-                             .q = {q.data, q.stride},
-                             .k = {k.data, k.stride},
-                             .v = {v.data, v.stride},
-                             .out = {out.data, out.stride},
-                             .lse = lse};
-    const auto backend = attention.choose(call);
+    call = AttentionCall{.s = s,
+                         .type = dtype_of<T>,
+                         .q = untyped(q),
+                         .k = untyped(k),
+                         .v = untyped(v),
+                         .out = untyped(out),
+                         .lse = lse};
+    backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) {
       const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
       const Tensor<std::byte, 1> workspace(device.pool(), {bytes}, Purpose::buffers);
       device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
       return;
     }
-    if (backend == AttentionBackend::tiles) {
-      device.run(cost, [&](cudaStream_t stream) {
-        if (s.head_size == 64) detail::forward_by_tiles<detail::ForwardTile<T, 64>>(call, stream);
-        if (s.head_size == 128) detail::forward_by_tiles<detail::ForwardTile<T, 128>>(call, stream);
-      });
-      return;
-    }
   }
-  device.run(cost, [&](cudaStream_t stream) {
-    detail::AttentionPlain<T> a{};
-    a.s = s, a.q = q, a.k = k, a.v = v, a.to = out, a.lse = lse;
-    a.scale = 1 / std::sqrt(static_cast<compute_t<T>>(s.head_size));
-    detail::launch_plain(detail::attention_forward_plain<T>, rows, stream, a);
-  });
+  detail::own_attention_forward(device, cost, backend, call, q, k, v, out, lse);
 }
 
 /// Overwrites dq, dk, dv; the same bits every time (cuDNN: unless options.deterministic is off).
@@ -141,55 +234,36 @@ template <CudaDevice D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
-  detail::check_cuda_attention(s, q, k, v, out, dout, dq, dk, dv);
-  const auto rows = s.batch * s.heads * s.context;
-  if (rows == 0) return;
+  using detail::untyped;
+  detail::check_whole_attention(s, q, k, v, out, dout, dq, dk, dv);
+  if (s.batch * s.heads * s.context == 0) return;
   const auto cost = detail::attention_cost("attention backward", s, 5, sizeof(T));
+  auto backend = AttentionBackend::plain;
+  AttentionCall call{.s = s};
   if constexpr (is_half<T>) {
     auto& attention = device.template companion<CudaAttention>();
-    const AttentionCall call{.s = s,
-                             .type = dtype_of<T>,
-                             .q = {q.data, q.stride},
-                             .k = {k.data, k.stride},
-                             .v = {v.data, v.stride},
-                             .out = {},
-                             .saved_out = {out.data, out.stride},
-                             .dout = {dout.data, dout.stride},
-                             .saved_lse = lse,
-                             .dq = {dq.data, dq.stride},
-                             .dk = {dk.data, dk.stride},
-                             .dv = {dv.data, dv.stride},
-                             .deterministic = attention.options.deterministic};
-    const auto backend = attention.choose(call);
+    call = AttentionCall{.s = s,
+                         .type = dtype_of<T>,
+                         .q = untyped(q),
+                         .k = untyped(k),
+                         .v = untyped(v),
+                         .out = {},
+                         .saved_out = untyped(out),
+                         .dout = untyped(dout),
+                         .saved_lse = lse,
+                         .dq = untyped(dq),
+                         .dk = untyped(dk),
+                         .dv = untyped(dv),
+                         .deterministic = attention.options.deterministic};
+    backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) {
       const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
       const Tensor<std::byte, 1> workspace(device.pool(), {bytes}, Purpose::buffers);
       device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
       return;
     }
-    if (backend == AttentionBackend::tiles) {
-      const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
-      device.run(cost, [&](cudaStream_t stream) {
-        using detail::KeyTile, detail::QueryTile, detail::backward_by_tiles;
-        if (s.head_size == 64) backward_by_tiles<KeyTile<T, 64>, QueryTile<T, 64>>(call, of_rows.data(), stream);
-        if (s.head_size == 128) backward_by_tiles<KeyTile<T, 128>, QueryTile<T, 128>>(call, of_rows.data(), stream);
-      });
-      return;
-    }
   }
-  const Tensor<compute_t<T>, 1> delta(device.pool(), {rows}, Purpose::buffers);
-  device.run(cost, [&](cudaStream_t stream) {
-    detail::AttentionPlain<T> a{};
-    a.s = s, a.q = q, a.k = k, a.v = v, a.out = out, a.dout = dout, a.to = dq, a.dk = dk, a.dv = dv;
-    a.lse = const_cast<compute_t<T>*>(lse);  // read only
-    a.delta = delta.data();
-    a.scale = 1 / std::sqrt(static_cast<compute_t<T>>(s.head_size));
-    detail::launch_plain(detail::attention_delta_plain<T>, rows, stream, a);
-    detail::launch_plain(detail::attention_queries_plain<T>, rows, stream, a);
-    detail::launch_plain(detail::attention_keys_plain<T>, s.batch * s.kv_heads * s.context, stream, a);
-  });
+  detail::own_attention_backward(device, cost, backend, call, q, k, v, out, lse, dout, dq, dk, dv);
 }
-
-#endif
 
 }  // namespace zeropp::kernels

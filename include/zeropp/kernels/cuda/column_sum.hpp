@@ -15,13 +15,19 @@
 #include <zeropp/kernels/cuda/elementwise.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
 
-#ifdef __CUDACC__
 namespace zeropp::kernels {
 
 namespace detail {
 
 inline constexpr int strip_rows = 8;                  ///< rows that a block reads side by side, one a warp
 inline constexpr std::int64_t strip_bytes = 32 * 16;  ///< of a row that a block takes
+
+/// partials: [ranges, width].
+template <class X, class G>
+void launch_column_sum(const X* x, compute_t<X>* partials, std::int64_t ranges, G* sum, std::int64_t n,
+                       std::int64_t width, Into into, cudaStream_t stream);
+
+#ifdef __CUDACC__
 
 /// Block (strip, range): its warp w takes rows w, w + 8, ... of the range, four at a time.
 template <int N, class X>
@@ -68,6 +74,21 @@ __global__ void __launch_bounds__(32 * strip_rows)
   }
 }
 
+template <class X, class G>
+void launch_column_sum(const X* x, compute_t<X>* partials, std::int64_t ranges, G* sum, std::int64_t n,
+                       std::int64_t width, Into into, cudaStream_t stream) {
+  const auto strips = ceil_div(width, strip_bytes / static_cast<std::int64_t>(sizeof(X)));
+  const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(ranges));
+  constexpr int lanes = vector_lanes<X>;
+  if (width % lanes == 0 && aligned_for<lanes>(x))
+    column_sum_kernel<lanes><<<grid, 32 * strip_rows, 0, stream>>>(x, partials, n, width);
+  else
+    column_sum_kernel<1><<<grid, 32 * strip_rows, 0, stream>>>(x, partials, n, width);
+  add_partials(stream, partials, ranges, width, width, sum, static_cast<G*>(nullptr), into);
+}
+
+#endif
+
 }  // namespace detail
 
 /// sum [width] = or += the rows of x [n, width].
@@ -84,15 +105,8 @@ void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t widt
                                                ceil_div(n, 4 * detail::strip_rows));
   Tensor<C, 1> partials(device.pool(), {ranges * width}, Purpose::buffers);
   device.run({.name = "column sum", .flops = count, .bytes = count * sizeof(X)}, [&](cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(ranges));
-    constexpr int lanes = detail::vector_lanes<X>;
-    if (width % lanes == 0 && detail::aligned_for<lanes>(x))
-      detail::column_sum_kernel<lanes><<<grid, 32 * detail::strip_rows, 0, stream>>>(x, partials.data(), n, width);
-    else
-      detail::column_sum_kernel<1><<<grid, 32 * detail::strip_rows, 0, stream>>>(x, partials.data(), n, width);
-    detail::add_partials(stream, partials.data(), ranges, width, width, sum, static_cast<G*>(nullptr), into);
+    detail::launch_column_sum(x, partials.data(), ranges, sum, n, width, into, stream);
   });
 }
 
 }  // namespace zeropp::kernels
-#endif

@@ -20,6 +20,7 @@
 
 #ifdef __CUDACC__
 #include <cub/device/device_radix_sort.cuh>
+#endif
 
 namespace zeropp::kernels {
 
@@ -28,6 +29,25 @@ namespace detail {
 /// Bytes that sorting n pairs may take beyond its inputs and outputs: two copies, and what cub counts in. An upper
 /// bound, so that plans without a GPU take what a GPU takes.
 constexpr std::size_t sort_bytes(std::int64_t n) { return (std::size_t{1} << 20) + static_cast<std::size_t>(n) * 24; }
+
+/// A backward pass with its memory: pairs [3·n + 1], partials [parts of 32 places, 2, width], scratch [sort_bytes(n)].
+template <class Y, class G>
+struct EmbeddingBackward {
+  using C = std::common_type_t<compute_t<Y>, compute_t<G>>;
+  std::span<const std::int32_t> tokens;
+  const Y* dy;
+  G *dtable, *dpositions;
+  std::int64_t context, width;
+  Range held;
+  Positions at;
+  std::uint32_t* pairs;
+  C* partials;
+  std::uint8_t* scratch;
+};
+template <class Y, class G>
+void launch_embedding_backward(const EmbeddingBackward<Y, G>& b, const CudaFaults* faults, cudaStream_t stream);
+
+#ifdef __CUDACC__
 
 /// Pairs (token, place in the batch) by token, then place. Throws CudaError.
 inline void sort_tokens(cudaStream_t stream, const std::int32_t* tokens, std::uint32_t* sorted,
@@ -61,7 +81,38 @@ void sum_rows(D& device, const Cost& cost, A a, B b, Y* y, std::int64_t n, std::
   });
 }
 
+template <class Y, class G>
+void launch_embedding_backward(const EmbeddingBackward<Y, G>& b, const CudaFaults* faults, cudaStream_t stream) {
+  using C = typename EmbeddingBackward<Y, G>::C;
+  const auto n = static_cast<std::int64_t>(b.tokens.size()), width = b.width, parts = ceil_div(n, token_part);
+  std::uint32_t *sorted = b.pairs, *order = sorted + n, *places = order + n, *refused = places + n;
+  places_kernel<<<static_cast<unsigned>(ceil_div(n, row_threads)), row_threads, 0, stream>>>(places, refused, n,
+                                                                                             faults);
+  sort_tokens(stream, b.tokens.data(), sorted, places, order, n, b.scratch);
+  const auto launch = [&]<int N>(std::integral_constant<int, N>) {
+    const auto vectors = ceil_div(width, N);
+    const auto threads = static_cast<unsigned>(std::min<std::int64_t>(round_up(vectors, 32), 256));
+    const auto across = static_cast<unsigned>(ceil_div(vectors, threads));
+    const dim3 grid(static_cast<unsigned>(parts), across);
+    const SortedRows<Y, G, C> a{sorted, order, refused, b.dy, b.dtable, b.partials, b.held, n, width};
+    token_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
+    join_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
+    if (b.dpositions)
+      position_sums_kernel<N><<<dim3(static_cast<unsigned>(std::min(b.context, n)), across), threads, 0, stream>>>(
+          b.dy, b.dpositions, n, b.context, width, b.at);
+  };
+  constexpr int lanes = vector_lanes<Y, G>;
+  if (width % lanes == 0 && aligned_for<lanes>(b.dy, b.dtable, b.dpositions))
+    launch(std::integral_constant<int, lanes>{});
+  else
+    launch(std::integral_constant<int, 1>{});
+}
+
+#endif
+
 }  // namespace detail
+
+#ifdef __CUDACC__
 
 /// Notes the first token outside [0, vocabulary) in device.faults(); the host does not wait.
 template <CudaDevice D>
@@ -96,6 +147,8 @@ void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t 
                    width);
 }
 
+#endif
+
 template <CudaDevice D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
                         std::int64_t context, std::int64_t width, Range held = all_rows, Positions at = {}) {
@@ -109,35 +162,14 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
   Tensor<std::uint32_t, 1> pairs(device.pool(), {3 * n + 1}, Purpose::buffers);
   Tensor<C, 1> partials(device.pool(), {parts * 2 * width}, Purpose::buffers);
   Tensor<std::uint8_t, 1> scratch(device.pool(), {static_cast<std::int64_t>(detail::sort_bytes(n))}, Purpose::buffers);
-  std::uint32_t *sorted = pairs.data(), *order = sorted + n, *places = order + n, *refused = places + n;
   device.run({.name = "embedding backward", .flops = 2 * count, .bytes = count * (2 * sizeof(Y) + 2 * sizeof(G))},
              [&](cudaStream_t stream) {
-               if constexpr (!D::dry) {
-                 const auto blocks = static_cast<unsigned>(ceil_div(n, detail::row_threads));
-                 detail::places_kernel<<<blocks, detail::row_threads, 0, stream>>>(places, refused, n, device.faults());
-               }
-               detail::sort_tokens(stream, tokens.data(), sorted, places, order, n, scratch.data());
-               const auto launch = [&]<int N>(std::integral_constant<int, N>) {
-                 const auto vectors = ceil_div(width, N);
-                 const auto threads = static_cast<unsigned>(std::min<std::int64_t>(round_up(vectors, 32), 256));
-                 const auto across = static_cast<unsigned>(ceil_div(vectors, threads));
-                 const dim3 grid(static_cast<unsigned>(parts), across);
-                 const detail::SortedRows<Y, G, C> a{sorted,          order, refused, dy,   dtable,
-                                                     partials.data(), held,  n,       width};
-                 detail::token_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
-                 detail::join_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
-                 if (dpositions)
-                   detail::position_sums_kernel<N>
-                       <<<dim3(static_cast<unsigned>(std::min(context, n)), across), threads, 0, stream>>>(
-                           dy, dpositions, n, context, width, at);
-               };
-               constexpr int lanes = detail::vector_lanes<Y, G>;
-               if (width % lanes == 0 && detail::aligned_for<lanes>(dy, dtable, dpositions))
-                 launch(std::integral_constant<int, lanes>{});
-               else
-                 launch(std::integral_constant<int, 1>{});
+               if constexpr (!D::dry)
+                 detail::launch_embedding_backward(
+                     detail::EmbeddingBackward<Y, G>{tokens, dy, dtable, dpositions, context, width, held, at,
+                                                     pairs.data(), partials.data(), scratch.data()},
+                     device.faults(), stream);
              });
 }
 
 }  // namespace zeropp::kernels
-#endif

@@ -9,10 +9,11 @@
 #include <zeropp/kernels/cuda/vector.hpp>
 #include <zeropp/kernels/positions.hpp>
 
-#ifdef __CUDACC__
 namespace zeropp::kernels::detail {
 
 inline constexpr int row_threads = 256, token_part = 32;
+
+#ifdef __CUDACC__
 
 /// One block: the first bad token is found without atomics in host memory. 65536 tokens take a few µs.
 static __global__ void __launch_bounds__(1024)
@@ -221,5 +222,6 @@ __global__ void __launch_bounds__(256)
   Lanes<G, N>::of(after).store(to);
 }
 
-}  // namespace zeropp::kernels::detail
 #endif
+
+}  // namespace zeropp::kernels::detail

@@ -10,7 +10,6 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
 
-#ifdef __CUDACC__
 namespace zeropp::kernels::detail {
 
 inline constexpr int norm_threads = 256;
@@ -37,9 +36,13 @@ struct NormBackward {
   compute_t<X>* partials;
   std::int64_t n, width;
 
+#ifdef __CUDACC__
   /// Rows of this block: as many as of any other, or one more.
   __device__ std::int64_t begin(std::int64_t block) const { return n * block / gridDim.x; }
+#endif
 };
+
+#ifdef __CUDACC__
 
 /// The sum over a block of up to 32 warps, in every thread. `part` has 32 places.
 template <class C>
@@ -276,5 +279,6 @@ __global__ void __launch_bounds__(norm_threads) norm_backward_any_kernel(NormBac
   }
 }
 
-}  // namespace zeropp::kernels::detail
 #endif
+
+}  // namespace zeropp::kernels::detail

@@ -15,6 +15,7 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#endif
 
 namespace zeropp::kernels::detail {
 
@@ -27,6 +28,8 @@ template <int N, class... T>
 bool aligned_for(const T*... places) {
   return ((reinterpret_cast<std::uintptr_t>(places) % std::min<std::size_t>(16, N * sizeof(T)) == 0) && ...);
 }
+
+#ifdef __CUDACC__
 
 /// To nearest even, in one instruction for bf16 and f16.
 template <class T>
@@ -127,5 +130,6 @@ void add_partials(cudaStream_t stream, const C* partials, std::int64_t count, st
   add_partials_kernel<<<grid, dim3(32, 32), 0, stream>>>(partials, count, stride, width, first, second, into);
 }
 
-}  // namespace zeropp::kernels::detail
 #endif
+
+}  // namespace zeropp::kernels::detail

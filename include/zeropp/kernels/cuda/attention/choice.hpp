@@ -25,22 +25,24 @@ enum class AttentionBackend {
   plain   ///< everything
 };
 
-/// Heads of elements of 16 bits as they lie: HeadsView of whatever type the call says.
+/// Heads as they lie: HeadsView of whatever type the call says.
 struct HeadsIn {
   const void* data = nullptr;
-  std::int64_t stride = 0;
+  std::int64_t stride = 0, sequence = 0;
 };
 struct HeadsOut {
   void* data = nullptr;
-  std::int64_t stride = 0;
+  std::int64_t stride = 0, sequence = 0;
 };
 
-/// One call in bf16 or f16, forward or backward: what is null is not part of it.
+/// One call in bf16 or f16, forward or backward: what is null is not part of it. `part`: over keys that need not be
+/// those of the queries, with results in float; only our own kernels do that.
 struct AttentionCall {
   AttentionShape s;
   DType type = DType::bf16;  ///< of all heads
-  HeadsIn q, k, v;
-  HeadsOut out;                 ///< forward
+  bool part = false;
+  HeadsIn q{}, k{}, v{};
+  HeadsOut out{};               ///< forward
   float* lse = nullptr;         ///< [B, H, T]; forward
   HeadsIn saved_out{}, dout{};  ///< backward
   const float* saved_lse = nullptr;
@@ -81,7 +83,7 @@ class CudaAttention {
 
   /// What runs this call. Throws ConfigError where the backend that was asked for cannot.
   AttentionBackend choose(const AttentionCall& call) {
-    switch (options.backend) {
+    switch (call.part && options.backend == AttentionBackend::cudnn ? AttentionBackend::best : options.backend) {
       case AttentionBackend::plain: return AttentionBackend::plain;
       case AttentionBackend::tiles:
         if (!tiles_can(call))
@@ -101,7 +103,7 @@ class CudaAttention {
       }
       case AttentionBackend::best: break;
     }
-    if (make_attention_provider && cudnn_can(call, refusal_)) return AttentionBackend::cudnn;
+    if (!call.part && make_attention_provider && cudnn_can(call, refusal_)) return AttentionBackend::cudnn;
     return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
@@ -131,7 +133,8 @@ class CudaAttention {
   }
 
   static bool tiles_can(const AttentionCall& call) {
-    return (call.s.head_size == 64 || call.s.head_size == 128) && aligned(call) && call.s.context < (1 << 30);
+    return (call.s.head_size == 64 || call.s.head_size == 128) && aligned(call) &&
+           call.s.context + call.s.key_count() < (1 << 30);
   }
 
  private:

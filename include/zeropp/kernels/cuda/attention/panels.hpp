@@ -7,22 +7,24 @@
 
 namespace zeropp::kernels::detail {
 
-/// Rows and heads as attention on tensor cores gets them; all in elements.
-template <class T>
+/// Rows and heads as attention on tensor cores gets them; all in elements. Results are of type R: T, or the float that
+/// computes.
+template <class T, class R = T>
 struct AttentionTiles {
   struct In {
     const T* data;
-    std::int64_t stride;
+    std::int64_t stride, sequence;
   };
   struct Out {
-    T* data;
-    std::int64_t stride;
+    R* data;
+    std::int64_t stride, sequence;
   };
-  In q, k, v, dout;     ///< dout: backward only
-  Out out, dq, dk, dv;  ///< out: forward only
-  float* lse;           ///< [B, H, T]: forward only
-  const float* rows;    ///< [B, H, T, 2]: log-sum-exp in base 2, rowsum(dO ∘ O); backward only
-  int context, heads, kv_heads;
+  In q, k, v, dout;           ///< dout: backward only
+  Out out, dq, dk, dv;        ///< out: forward only
+  float* lse;                 ///< [B, H, T]: forward only
+  const float* rows;          ///< [B, H, T, 2]: log-sum-exp in base 2, rowsum(dO ∘ O); backward only
+  int context, keys, offset;  ///< positions of queries and of keys; query t sees the keys up to number t + offset
+  int heads, kv_heads;
   float scale;  ///< 1 / √D
 };
 
@@ -127,6 +129,24 @@ __device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&fac
       *reinterpret_cast<uint4*>(to + (first + row) * stride + piece * 8) =
           *reinterpret_cast<const uint4*>(staging + row * panel_stride<D> + piece * 8);
   }
+}
+
+/// The same in float: as the registers lie.
+template <int D, int Atoms, class T>
+__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], T*, float* to,
+                            std::int64_t stride, int first, int end) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < Atoms; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + i * 16 + half * 8 + lane / 4;
+      if (row >= end) continue;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n)
+        *reinterpret_cast<float2*>(to + row * stride + n * 8 + lane % 4 * 2) = {
+            c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]};
+    }
 }
 
 #endif

@@ -29,18 +29,19 @@ struct QueryTile {
 #ifdef __CUDACC__
 
 /// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp.
-template <int D, class T>
+template <int D, class T, class R>
 __global__ void __launch_bounds__(256)
-    attention_backward_rows(const AttentionTiles<T> a, const T* out, std::int64_t stride, const float* lse, float* rows,
-                            std::int64_t count) {
+    attention_backward_rows(const AttentionTiles<T, R> a, const typename AttentionTiles<T, R>::In out, const float* lse,
+                            float* rows, std::int64_t count) {
   const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;  // b · T + t, then h
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= count) return;
-  const std::int64_t h = row % a.heads, token = row / a.heads;
+  const std::int64_t h = row % a.heads, b = row / a.heads / a.context, t = row / a.heads % a.context;
   float sum = 0;
   if (lane < D / 8) {
-    const auto o = *reinterpret_cast<const uint4*>(out + token * stride + h * D + lane * 8);
-    const auto g = *reinterpret_cast<const uint4*>(a.dout.data + token * a.dout.stride + h * D + lane * 8);
+    const auto o = *reinterpret_cast<const uint4*>(out.data + b * out.sequence + t * out.stride + h * D + lane * 8);
+    const auto g =
+        *reinterpret_cast<const uint4*>(a.dout.data + b * a.dout.sequence + t * a.dout.stride + h * D + lane * 8);
     const auto both = [](unsigned x, unsigned y) {
       const float2 of_x = unpacked<T>(x), of_y = unpacked<T>(y);
       return of_x.x * of_y.x + of_x.y * of_y.y;
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(256)
   }
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
   if (lane == 0) {
-    const std::int64_t at = (token / a.context * a.heads + h) * a.context + token % a.context;
+    const std::int64_t at = (b * a.heads + h) * a.context + t;
     rows[2 * at] = lse[at] * log2_e;
     rows[2 * at + 1] = sum;
   }
@@ -57,9 +58,9 @@ __global__ void __launch_bounds__(256)
 
 /// dk and dv. Grid: blocks of keys × B·Hkv; the first ones, which most queries see, come first. Scores are held
 /// transposed [keys, queries]. Queries beyond the sequence are zeros, and so are their parts of the sums.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_backward_keys(const AttentionTiles<typename Tile::Element> a) {
+    attention_backward_keys(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::queries, panel = count * panel_stride<D>;
@@ -69,19 +70,19 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   T* const stages = v + Tile::keys * panel_stride<D>;  // queries, dout; queries, dout
   float2* const stage_rows = reinterpret_cast<float2*>(stages + 4 * panel);
 
-  const int blocks = (a.context + Tile::keys - 1) / Tile::keys;
+  const int blocks = (a.keys + Tile::keys - 1) / Tile::keys;
   const int first = static_cast<int>(blockIdx.x % blocks) * Tile::keys;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.kv_heads, kv = pair % a.kv_heads;
-  const std::int64_t sequence = b * a.context;
-  const int group = a.heads / a.kv_heads, begin = first / count, end = (a.context + count - 1) / count;
+  const int group = a.heads / a.kv_heads, end = (a.context + count - 1) / count;
+  const int begin = min(max(first - a.offset, 0) / count, end - 1);  // the first queries that see these keys, if any do
   int next_tile = begin, parity = 0;  // what is loaded next: a tile of queries of a head, and where to
   std::int64_t next_head = kv * group;
   const auto load = [&] {
     T* const to = stages + parity * 2 * panel;
-    load_panel<D, count, Tile::threads>(to, a.q.data + sequence * a.q.stride + next_head * D, a.q.stride,
+    load_panel<D, count, Tile::threads>(to, a.q.data + b * a.q.sequence + next_head * D, a.q.stride, next_tile * count,
+                                        a.context);
+    load_panel<D, count, Tile::threads>(to + panel, a.dout.data + b * a.dout.sequence + next_head * D, a.dout.stride,
                                         next_tile * count, a.context);
-    load_panel<D, count, Tile::threads>(to + panel, a.dout.data + sequence * a.dout.stride + next_head * D,
-                                        a.dout.stride, next_tile * count, a.context);
     const int place = static_cast<int>(threadIdx.x), query = next_tile * count + place;
     if (place < count) {
       const bool there = query < a.context;
@@ -91,8 +92,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     parity ^= 1;
     if (++next_tile == end) next_tile = begin, ++next_head;
   };
-  load_panel<D, Tile::keys, Tile::threads>(k, a.k.data + sequence * a.k.stride + kv * D, a.k.stride, first, a.context);
-  load_panel<D, Tile::keys, Tile::threads>(v, a.v.data + sequence * a.v.stride + kv * D, a.v.stride, first, a.context);
+  load_panel<D, Tile::keys, Tile::threads>(k, a.k.data + b * a.k.sequence + kv * D, a.k.stride, first, a.keys);
+  load_panel<D, Tile::keys, Tile::threads>(v, a.v.data + b * a.v.sequence + kv * D, a.v.stride, first, a.keys);
   load();
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -101,7 +102,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float dk[atoms][D / 8][4] = {}, dv[atoms][D / 8][4] = {};
   int tile = begin;
   for (int steps = group * (end - begin); steps > 0; --steps, tile = tile + 1 == end ? begin : tile + 1) {
-    const int before = first + row - tile * count;  // key − query of the warp's and the tile's first ones
+    const int before = first + row - a.offset - tile * count;  // first key of the warp − last one that the tile's
+                                                               // first query sees
     const T *const q = stages + (parity ^ 1) * 2 * panel, *const dout = q + panel;
     const auto of_rows = reinterpret_cast<const float4*>(stage_rows + (parity ^ 1) * count);  // two queries each
     wait_for_copies();
@@ -139,16 +141,14 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float scale[atoms][2], one[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale, one[i][0] = one[i][1] = 1;
-  store_panel<D, atoms>(dk, scale, own_k, a.dk.data + sequence * a.dk.stride + kv * D, a.dk.stride, first + row,
-                        a.context);
-  store_panel<D, atoms>(dv, one, own_v, a.dv.data + sequence * a.dv.stride + kv * D, a.dv.stride, first + row,
-                        a.context);
+  store_panel<D, atoms>(dk, scale, own_k, a.dk.data + b * a.dk.sequence + kv * D, a.dk.stride, first + row, a.keys);
+  store_panel<D, atoms>(dv, one, own_v, a.dv.data + b * a.dv.sequence + kv * D, a.dv.stride, first + row, a.keys);
 }
 
 /// dq. Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_backward_queries(const AttentionTiles<typename Tile::Element> a) {
+    attention_backward_queries(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::keys, panel = count * panel_stride<D>;
@@ -160,18 +160,17 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
-  const std::int64_t kv = h / (a.heads / a.kv_heads), sequence = b * a.context;
-  const T* const k = a.k.data + sequence * a.k.stride + kv * D;
-  const T* const v = a.v.data + sequence * a.v.stride + kv * D;
+  const std::int64_t kv = h / (a.heads / a.kv_heads);
+  const T* const k = a.k.data + b * a.k.sequence + kv * D;
+  const T* const v = a.v.data + b * a.v.sequence + kv * D;
   const auto load = [&](int tile) {
     T* const to = stages + tile % 2 * 2 * panel;
-    load_panel<D, count, Tile::threads>(to, k, a.k.stride, tile * count, a.context);
-    load_panel<D, count, Tile::threads>(to + panel, v, a.v.stride, tile * count, a.context);
+    load_panel<D, count, Tile::threads>(to, k, a.k.stride, tile * count, a.keys);
+    load_panel<D, count, Tile::threads>(to + panel, v, a.v.stride, tile * count, a.keys);
   };
-  load_panel<D, Tile::queries, Tile::threads>(q, a.q.data + sequence * a.q.stride + h * D, a.q.stride, first,
+  load_panel<D, Tile::queries, Tile::threads>(q, a.q.data + b * a.q.sequence + h * D, a.q.stride, first, a.context);
+  load_panel<D, Tile::queries, Tile::threads>(dout, a.dout.data + b * a.dout.sequence + h * D, a.dout.stride, first,
                                               a.context);
-  load_panel<D, Tile::queries, Tile::threads>(dout, a.dout.data + sequence * a.dout.stride + h * D, a.dout.stride,
-                                              first, a.context);
   load(0);
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -189,20 +188,22 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     }
 
   float dq[atoms][D / 8][4] = {};
-  const int seen = first + Tile::queries < a.context ? first + Tile::queries : a.context;
+  const int seen = min(first + Tile::queries + a.offset, a.keys);
   const int tiles = (seen + count - 1) / count;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
     if (tile + 1 < tiles) load(tile + 1);
-    const int before = tile * count - first - row;  // key − query of the tile's and the warp's first ones
-    if (before > atoms * 16 - 1) continue;          // all its keys come after this warp's queries
+    const int before = tile * count - first - row - a.offset;  // first key of the tile − last one that the warp's
+                                                               // first query sees
+    if (before > atoms * 16 - 1) continue;                     // all its keys come after this warp's queries
     const T *const keys = stages + tile % 2 * 2 * panel, *const values = keys + panel;
 
     float p[atoms][count / 8][4], ds[atoms][count / 8][4];
     multiply_rows<D, atoms, count>(p, own_q, keys);
     multiply_rows<D, atoms, count>(ds, own_dout, values);
-    const bool masked = before + count - 1 > 0;
+    const int there = a.keys - tile * count;  // of the tile's keys
+    const bool masked = before + count - 1 > 0 || there < count;
 #pragma unroll
     for (int i = 0; i < atoms; ++i)
 #pragma unroll
@@ -211,7 +212,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
         for (int e = 0; e < 4; ++e) {
           const float at = power_of_2(p[i][n][e] * (a.scale * log2_e) - shift[i][e / 2]);
           ds[i][n][e] = at * (ds[i][n][e] - delta[i][e / 2]);
-          if (masked && before + n * 8 + lane % 4 * 2 + e % 2 > i * 16 + lane / 4 + e / 2 * 8) ds[i][n][e] = 0;
+          if (masked && n * 8 + lane % 4 * 2 + e % 2 > min(i * 16 + lane / 4 + e / 2 * 8 - before, there - 1))
+            ds[i][n][e] = 0;
         }
     multiply_add<D, atoms, count>(dq, ds, keys);
   }
@@ -219,8 +221,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float scale[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale;
-  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + sequence * a.dq.stride + h * D, a.dq.stride, first + row,
-                        a.context);
+  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + b * a.dq.sequence + h * D, a.dq.stride, first + row, a.context);
 }
 
 #endif

@@ -20,20 +20,21 @@ struct ForwardTile {
 #ifdef __CUDACC__
 
 /// One tile of scores becomes exp(score − top) of its rows, `top` and `sum` are brought up to date and the output is
-/// scaled where a row's greatest score has changed. `before`: key − query of the tile's and the warp's first ones.
+/// scaled where a row's greatest score has changed. `before`: first key of the tile − last one that the warp's first
+/// query sees; `end`: keys of the tile that there are.
 template <int D, int Atoms, int Keys>
 __device__ void online_softmax(float (&s)[Atoms][Keys / 8][4], float (&top)[Atoms][2], float (&sum)[Atoms][2],
-                               float (&out)[Atoms][D / 8][4], float scale_2, int before) {
+                               float (&out)[Atoms][D / 8][4], float scale_2, int before, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float lowest = -__int_as_float(0x7f800000);
-  if (before + Keys - 1 > 0)  // some key comes after some query
+  if (before + Keys - 1 > 0 || end < Keys)  // some query does not see some key
 #pragma unroll
     for (int i = 0; i < Atoms; ++i)
 #pragma unroll
       for (int n = 0; n < Keys / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          if (before + n * 8 + lane % 4 * 2 + e % 2 > i * 16 + lane / 4 + e / 2 * 8) s[i][n][e] = lowest;
+          if (n * 8 + lane % 4 * 2 + e % 2 > min(i * 16 + lane / 4 + e / 2 * 8 - before, end - 1)) s[i][n][e] = lowest;
   float shrink[Atoms][2];
   bool changed = false;
 #pragma unroll
@@ -66,9 +67,9 @@ __device__ void online_softmax(float (&s)[Atoms][Keys / 8][4], float (&top)[Atom
 }
 
 /// Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_forward_tiles(const AttentionTiles<typename Tile::Element> a) {
+    attention_forward_tiles(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, keys = Tile::keys, panel = keys * panel_stride<D>;
@@ -79,15 +80,15 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
-  const std::int64_t kv = h / (a.heads / a.kv_heads), sequence = b * a.context;
-  const T* const k = a.k.data + sequence * a.k.stride + kv * D;
-  const T* const v = a.v.data + sequence * a.v.stride + kv * D;
+  const std::int64_t kv = h / (a.heads / a.kv_heads);
+  const T* const k = a.k.data + b * a.k.sequence + kv * D;
+  const T* const v = a.v.data + b * a.v.sequence + kv * D;
   const auto load = [&](int tile) {
     T* const to = stages + tile % 2 * 2 * panel;
-    load_panel<D, keys, Tile::threads>(to, k, a.k.stride, tile * keys, a.context);
-    load_panel<D, keys, Tile::threads>(to + panel, v, a.v.stride, tile * keys, a.context);
+    load_panel<D, keys, Tile::threads>(to, k, a.k.stride, tile * keys, a.keys);
+    load_panel<D, keys, Tile::threads>(to + panel, v, a.v.stride, tile * keys, a.keys);
   };
-  load_panel<D, Tile::queries, Tile::threads>(queries, a.q.data + sequence * a.q.stride + h * D, a.q.stride, first,
+  load_panel<D, Tile::queries, Tile::threads>(queries, a.q.data + b * a.q.sequence + h * D, a.q.stride, first,
                                               a.context);
   load(0);
 
@@ -96,18 +97,18 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
 #pragma unroll
   for (int i = 0; i < atoms; ++i) top[i][0] = top[i][1] = -__int_as_float(0x7f800000);
 
-  const int seen = first + Tile::queries < a.context ? first + Tile::queries : a.context;
+  const int seen = min(first + Tile::queries + a.offset, a.keys);
   const int tiles = (seen + keys - 1) / keys;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the one before any more
     if (tile + 1 < tiles) load(tile + 1);
-    const int before = tile * keys - first - row;
+    const int before = tile * keys - first - row - a.offset;
     if (before > atoms * 16 - 1) continue;  // all its keys come after this warp's queries
     const T* const stage = stages + tile % 2 * 2 * panel;
     float s[atoms][keys / 8][4];
     multiply_rows<D, atoms, keys>(s, queries + row * panel_stride<D>, stage);
-    online_softmax<D, atoms, keys>(s, top, sum, out, a.scale * log2_e, before);
+    online_softmax<D, atoms, keys>(s, top, sum, out, a.scale * log2_e, before, a.keys - tile * keys);
     multiply_add<D, atoms, keys>(out, s, stage + panel);
   }
 
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       if (lane % 4 == 0 && query < a.context) lse[query] = top[i][half] * a.scale + logf(total);
       total = 1 / total;
     }
-  store_panel<D, atoms>(out, sum, queries + row * panel_stride<D>, a.out.data + sequence * a.out.stride + h * D,
+  store_panel<D, atoms>(out, sum, queries + row * panel_stride<D>, a.out.data + b * a.out.sequence + h * D,
                         a.out.stride, first + row, a.context);
 }
 
