@@ -133,17 +133,16 @@ void adam(Cuda& gpu, const char* name, std::int64_t n, std::int64_t shift) {
   const Rotating<W> w(gpu, n + 8, 1);
   const Rotating<G> g(gpu, n, 11);
   const Rotating<float> m(gpu, n, 21), v(gpu, n, 31, true);
-  const bool split = std::is_same_v<W, bf16>;
-  const Rotating<std::int16_t> low(gpu, split ? n : 64, 41);
+  const Rotating<kept_t<W>> beside(gpu, has_master<W> ? n : 64, 41);
   const std::vector<kernels::AdamRun> runs{
       {{0, n / 2}, 0.1f}, {{n / 2, n / 2 + 3072}, 0.0f}, {{n / 2 + 3072, n}, 0.1f}};
   const kernels::AdamStep step{
       .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
-  row(gpu, name, static_cast<double>(n) * (2 * sizeof(W) + sizeof(G) + 16 + (split ? 4 : 0)), [&](int i) {
+  row(gpu, name, static_cast<double>(n) * kernels::detail::adam_bytes<W, G, float>, [&](int i) {
     const auto size = static_cast<std::size_t>(n);
     kernels::adam(gpu,
                   kernels::AdamSpan<W, G, float>{.weight = w.span(i).subspan(static_cast<std::size_t>(shift), size),
-                                                 .remainder = split ? low.span(i) : std::span<std::int16_t>{},
+                                                 .masters = has_master<W> ? beside.span(i) : std::span<kept_t<W>>{},
                                                  .gradient = g.span(i),
                                                  .first = m.span(i),
                                                  .second = v.span(i)},
@@ -163,7 +162,7 @@ void adam_stochastic(Cuda& gpu, const char* name, std::int64_t n, std::int64_t f
     kernels::adam_stochastic(
         gpu,
         kernels::AdamSpan<bf16, bf16, float>{
-            .weight = w.span(i), .remainder = {}, .gradient = g.span(i), .first = m.span(i), .second = v.span(i)},
+            .weight = w.span(i), .masters = {}, .gradient = g.span(i), .first = m.span(i), .second = v.span(i)},
         std::span<const kernels::AdamStochasticRun>(runs), step, 7, 1);
   });
 }
@@ -255,6 +254,7 @@ int main() {
   norms(gpu, 16384, 1600);
   adam<bf16, bf16>(gpu, "adam bf16, gradients bf16, 40M", 40'000'000, 0);
   adam<bf16, float>(gpu, "adam bf16, gradients float, 40M", 40'000'000, 0);
+  adam<f16, float>(gpu, "adam f16, gradients float, 40M", 40'000'000, 0);
   adam<float, float>(gpu, "adam float, 40M", 40'000'000, 0);
   adam_stochastic(gpu, "adam bf16 without masters, 40M", 40'000'000, 0);
   adam_stochastic(gpu, "the same, cut at an odd element", 40'000'000, 12345);

@@ -5,9 +5,8 @@
 //
 //   LossScaler scaler;
 //   Loss loss = model.train(batch, {.micro_batches = 4, .loss_scale = scaler.scale()});  // the loss is not scaled
-//   ClipResult clip = clip_by_global_norm(model, 1.0f);                                  // nor is this norm
-//   scaler.update(adam.step(rate, clip));                                                // a step that overflows is
-//   left out
+//   ClipResult clip = clip_by_global_norm(model, 1.0f);  // nor is this norm
+//   scaler.update(adam.step(rate, clip));  // a step that overflows is left out
 #pragma once
 
 #include <algorithm>
