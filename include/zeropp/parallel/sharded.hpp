@@ -226,6 +226,8 @@ class Sharded {
       return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
     });
   }
+  /// May be called when those of unit i have changed: on GPUs they are sent while the others are updated. A collective.
+  void publish_unit(std::size_t i) { units_.publish_early(i); }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
     units_.release();

@@ -93,7 +93,12 @@ class Units {
   /// Sends what ranks have updated to those that keep it without updating it (stages 1 and 2), and to distant twins. A
   /// collective.
   void publish_weights(const Comm& pipeline) {
-    exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.update(); });
+    exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.update() && !unit.published_early(); });
+  }
+  /// The same of one unit, before all the others are updated; nothing where communication cannot go on meanwhile.
+  void publish_early(std::size_t i) {
+    auto& unit = units_[i];
+    if (comm_.overlaps() && unit.held() != unit.update()) unit.publish_early();
   }
 
   /// The same for summed gradients, where every rank updates everything (stage 0).

@@ -63,7 +63,10 @@ class FusedAdam {
                            .gradient_scale = clip.factor / model_.loss_scale(),
                            .bias_correction1 = bias(options_.beta1),
                            .bias_correction2 = bias(options_.beta2)};
-    for (std::size_t i = 0; i < states_.size(); ++i) update(i, step);
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      update(i, step);
+      model_.publish_unit(i);
+    }
     model_.publish_weights();
     model_.set_step(model_.step() + 1);
     return true;
