@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// mini_gpt on NVIDIA GPUs: gpu.cu and a file for each precision, or where it is built without CUDA, no_gpu.cpp.
+// mini_gpt on NVIDIA GPUs: gpu.cpp and two files for each precision, or where it is built without CUDA, no_gpu.cpp.
 #pragma once
 
 #include "train.hpp"

@@ -79,7 +79,8 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
   app.add_flag("--recompute-gelu", s.model.recompute_gelu, "keep a quarter less, for a pass over the rest");
-  app.add_option("--precision", s.precision, "auto: bf16 on GPUs if it is compiled, else fp32")
+  app.add_option("--precision", s.precision,
+                 "auto: on GPUs the first that is compiled for them, bf16 unless it was said; else fp32")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}));
   app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_flag("--share-gpus", s.share_gpus, "more ranks than GPUs take turns");
@@ -106,8 +107,10 @@ int parse(int argc, char** argv, Settings& s) {
   if (s.model.vocabulary != rows) s.model.tokens = 0;
   if (once) s.reduction = Reduction::once;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
-  if (s.precision == "auto" && s.backend == "cuda") s.precision = gpu::precisions().substr(0, 4);
-  if (s.precision == "auto") s.precision = "fp32";
+  if (s.precision == "auto") {
+    const auto on_gpus = s.backend == "cuda" ? gpu::precisions() : "fp32";
+    s.precision = on_gpus.substr(0, on_gpus.find(';'));
+  }
   if (s.backend == "cuda" && threads->count()) throw ConfigError("--threads are of CPU ranks; leave it out on GPUs");
   if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)

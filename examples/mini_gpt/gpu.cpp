@@ -1,15 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <zeropp/train/cuda/machine.hpp>
-
 #include "gpu_precisions.hpp"
 
 namespace mini_gpt::gpu {
-
-namespace {
-Cuda device_of(const Settings& s, const World& world) {
-  return Cuda{gpu_of(world, s.share_gpus ? GpuSharing::allowed : GpuSharing::refused)};
-}
-}  // namespace
 
 int count() { return cuda_devices(); }
 std::string precisions() { return compiled; }
@@ -21,9 +13,7 @@ std::string room() {
 }
 
 int train(const Settings& s, const World& world, const Data& data) {
-  Cuda device = device_of(s, world);
-  const Ceiling ceiling{peak_rate(world.comm, device), static_cast<double>(device.properties().memory)};
-  return with_compiled(s.precision, [&]<class P>() { return train_in<P>(s, world, data, device, ceiling); });
+  return with_compiled(s.precision, [&]<class P>() { return train_in<P>(s, world, data); });
 }
 
 Plan plan(const Settings& s, const Mesh& mesh) {
@@ -31,8 +21,7 @@ Plan plan(const Settings& s, const Mesh& mesh) {
 }
 
 std::string describe(const Settings& s, const World& world) {
-  Cuda device = device_of(s, world);
-  return describe_gpu(world.comm, device);
+  return with_compiled(s.precision, [&]<class P>() { return describe_in<P>(s, world); });
 }
 
 }  // namespace mini_gpt::gpu
