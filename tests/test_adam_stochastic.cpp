@@ -35,7 +35,7 @@ struct Buffers {
     kernels::adam_stochastic(
         device,
         kernels::AdamSpan<bf16, bf16, float>{
-            .weight = weight, .remainder = {}, .gradient = gradient, .first = first, .second = second},
+            .weight = weight, .masters = {}, .gradient = gradient, .first = first, .second = second},
         std::span<const kernels::AdamStochasticRun>{runs}, s, seed, number);
   }
   bool operator==(const Buffers& other) const {

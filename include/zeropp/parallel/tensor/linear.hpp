@@ -22,6 +22,8 @@ inline Linear outputs_of(const Linear& whole, const std::vector<Range>& ranges, 
 }
 /// The bias of an output that ranks sum. Each of them holds it, and adds it after the sum.
 struct BiasAfterSum {
+  static constexpr bool splits_backward = true, shares_context = true;
+
   std::vector<Parameter> bias;  ///< one or none
 
   std::vector<Parameter*> parameters() {

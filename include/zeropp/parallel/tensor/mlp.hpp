@@ -12,7 +12,7 @@ namespace zeropp {
 template <>
 class TensorParallel<Mlp> {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr bool shares_context = true;
 
   TensorParallel(const TensorOptions& o, const Mlp& whole)
       : TensorParallel(o, Halves{{o, whole.widen}, {o, whole.narrow}}, whole.recompute_gelu()) {}
@@ -20,7 +20,11 @@ class TensorParallel<Mlp> {
   Mlp inner;
   detail::BiasAfterSum after;  ///< none where there is one rank: then `inner` has it
 
-  auto parameters() { return after.parameters(); }
+  template <class F>
+  void for_each_child(F&& f) {  // the order of Mlp's parameters
+    f(inner);
+    f(after);
+  }
 
   template <class C, class T, int R>
   auto forward(C& ctx, Tensor<T, R> x) {
