@@ -191,18 +191,19 @@ class Variants {
     lse_ = Tensor<float, 1>(gpu.pool(), {rows * s.heads}), rows_ = Tensor<float, 1>(gpu.pool(), {2 * rows * s.heads});
     bf16 *const x = qkv_.data(), *const d = dqkv_.data();
     const auto key_at = heads_, value_at = heads_ + s.kv_heads * D;
+    const auto of_packed = s.context * width_, of_output = s.context * heads_;
     call_ = {.s = s,
-             .q = {x, width_},
-             .k = {x + key_at, width_},
-             .v = {x + value_at, width_},
-             .out = {out_.data(), heads_},
+             .q = {x, width_, of_packed},
+             .k = {x + key_at, width_, of_packed},
+             .v = {x + value_at, width_, of_packed},
+             .out = {out_.data(), heads_, of_output},
              .lse = lse_.data(),
-             .saved_out = {out_.data(), heads_},
-             .dout = {dout_.data(), heads_},
+             .saved_out = {out_.data(), heads_, of_output},
+             .dout = {dout_.data(), heads_, of_output},
              .saved_lse = lse_.data(),
-             .dq = {d, width_},
-             .dk = {d + key_at, width_},
-             .dv = {d + value_at, width_}};
+             .dq = {d, width_, of_packed},
+             .dk = {d + key_at, width_, of_packed},
+             .dv = {d + value_at, width_, of_packed}};
     std::printf("\n%lld x %lld, %lld heads (%lld of keys) of %d\n", static_cast<long long>(s.batch),
                 static_cast<long long>(s.context), static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
                 D);

@@ -20,7 +20,6 @@
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/layers/loss.hpp>
-#include <zeropp/layers/ring_attention.hpp>
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context_parallel.hpp>

@@ -48,58 +48,12 @@ void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
 template <class T, class R>
 void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
 
-/// Plain kernels want to be told what views and shapes leave out.
+/// A view that says how far apart sequences lie, of `rows` positions where it did not.
 template <class T>
 HeadsView<T> with_sequence(HeadsView<T> view, std::int64_t rows) {
   if (view.sequence == 0) view.sequence = rows * view.stride;
   return view;
 }
-template <class T, class R>
-AttentionPlain<T, R> plain_of(const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
-                              HeadsView<const T> v) {
-  AttentionPlain<T, R> a{};
-  a.s = s, a.s.keys = s.key_count();
-  a.q = with_sequence(q, s.context), a.k = with_sequence(k, a.s.keys), a.v = with_sequence(v, a.s.keys);
-  a.scale = 1 / std::sqrt(static_cast<compute_t<T>>(s.head_size));
-  return a;
-}
-
-/// What is left of a forward once cuDNN has not done it.
-template <CudaDevice D, class T, class R>
-void own_attention_forward(D& device, const Cost& cost, AttentionBackend backend, const AttentionCall& call,
-                           HeadsView<const T> q, HeadsView<const T> k, HeadsView<const T> v, HeadsView<R> out,
-                           compute_t<T>* lse) {
-  const auto& s = call.s;
-  device.run(cost, [&](cudaStream_t stream) {
-    if constexpr (is_half<T>)
-      if (backend == AttentionBackend::tiles) return forward_by_tiles<T, R>(call, stream);
-    auto a = plain_of<T, R>(s, q, k, v);
-    a.to = with_sequence(out, s.context), a.lse = lse;
-    forward_plainly(a, stream);
-  });
-}
-template <CudaDevice D, class T, class R>
-void own_attention_backward(D& device, const Cost& cost, AttentionBackend backend, const AttentionCall& call,
-                            HeadsView<const T> q, HeadsView<const T> k, HeadsView<const T> v, HeadsView<const T> out,
-                            const compute_t<T>* lse, HeadsView<const T> dout, HeadsView<R> dq, HeadsView<R> dk,
-                            HeadsView<R> dv) {
-  const auto& s = call.s;
-  const auto rows = s.batch * s.heads * s.context;
-  // tiles: log-sum-exp and rowsum(dO ∘ O) side by side; plain: the latter
-  const Tensor<compute_t<T>, 1> of_rows(device.pool(), {backend == AttentionBackend::tiles ? 2 * rows : rows},
-                                        Purpose::buffers);
-  device.run(cost, [&](cudaStream_t stream) {
-    if constexpr (is_half<T>)
-      if (backend == AttentionBackend::tiles) return backward_by_tiles<T, R>(call, of_rows.data(), stream);
-    auto a = plain_of<T, R>(s, q, k, v);
-    a.out = with_sequence(out, s.context), a.dout = with_sequence(dout, s.context);
-    a.to = with_sequence(dq, s.context), a.dk = with_sequence(dk, a.s.keys), a.dv = with_sequence(dv, a.s.keys);
-    a.lse = const_cast<compute_t<T>*>(lse);  // read only
-    a.delta = of_rows.data();
-    backward_plainly(a, stream);
-  });
-}
-
 template <class T>
 HeadsIn untyped(HeadsView<const T> view) {
   return {view.data, view.stride, view.sequence};
@@ -107,6 +61,96 @@ HeadsIn untyped(HeadsView<const T> view) {
 template <class T>
 HeadsOut untyped(HeadsView<T> view) {
   return {view.data, view.stride, view.sequence};
+}
+template <class T, class R>
+AttentionPlain<T, R> plain_of(const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                              HeadsView<const T> v) {
+  AttentionPlain<T, R> a{};
+  a.s = s, a.s.keys = s.key_count();
+  a.q = q, a.k = k, a.v = v;
+  a.scale = 1 / std::sqrt(static_cast<compute_t<T>>(s.head_size));
+  return a;
+}
+
+template <CudaDevice D>
+void run_by_cudnn(D& device, const Cost& cost, const AttentionCall& call) {
+  auto& attention = device.template companion<CudaAttention>();
+  const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
+  const Tensor<std::byte, 1> workspace(device.pool(), {bytes}, Purpose::buffers);
+  device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
+}
+
+/// Of whole sequences, or over a part of the keys (AttentionCall::part) with results of the type R that computes.
+template <CudaDevice D, class T, class R>
+void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                           HeadsView<const T> v, HeadsView<R> out, compute_t<T>* lse) {
+  const auto rows = s.batch * s.heads * s.context;
+  if (rows == 0) return;
+  q = with_sequence(q, s.context), out = with_sequence(out, s.context);
+  k = with_sequence(k, s.key_count()), v = with_sequence(v, s.key_count());
+  const auto cost = attention_cost("attention", s, 2, sizeof(T));
+  if constexpr (is_half<T>) {
+    const AttentionCall call{.s = s,
+                             .type = dtype_of<T>,
+                             .part = part,
+                             .q = untyped(q),
+                             .k = untyped(k),
+                             .v = untyped(v),
+                             .out = untyped(out),
+                             .lse = lse};
+    const auto backend = device.template companion<CudaAttention>().choose(call);
+    if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
+    if (backend == AttentionBackend::tiles)
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, stream); });
+  }
+  device.run(cost, [&](cudaStream_t stream) {
+    auto a = plain_of<T, R>(s, q, k, v);
+    a.to = out, a.lse = lse;
+    forward_plainly(a, stream);
+  });
+}
+template <CudaDevice D, class T, class R>
+void gpu_attention_backward(D& device, bool part, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
+                            HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
+                            HeadsView<const T> dout, HeadsView<R> dq, HeadsView<R> dk, HeadsView<R> dv) {
+  const auto rows = s.batch * s.heads * s.context;
+  if (rows == 0) return;
+  q = with_sequence(q, s.context), out = with_sequence(out, s.context);
+  dout = with_sequence(dout, s.context), dq = with_sequence(dq, s.context);
+  k = with_sequence(k, s.key_count()), v = with_sequence(v, s.key_count());
+  dk = with_sequence(dk, s.key_count()), dv = with_sequence(dv, s.key_count());
+  const auto cost = attention_cost("attention backward", s, 5, sizeof(T));
+  if constexpr (is_half<T>) {
+    auto& attention = device.template companion<CudaAttention>();
+    const AttentionCall call{.s = s,
+                             .type = dtype_of<T>,
+                             .part = part,
+                             .q = untyped(q),
+                             .k = untyped(k),
+                             .v = untyped(v),
+                             .out = {},
+                             .saved_out = untyped(out),
+                             .dout = untyped(dout),
+                             .saved_lse = lse,
+                             .dq = untyped(dq),
+                             .dk = untyped(dk),
+                             .dv = untyped(dv),
+                             .deterministic = attention.options.deterministic};
+    const auto backend = attention.choose(call);
+    if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
+    if (backend == AttentionBackend::tiles) {
+      const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
+      return device.run(cost, [&](cudaStream_t stream) { backward_by_tiles<T, R>(call, of_rows.data(), stream); });
+    }
+  }
+  const Tensor<compute_t<T>, 1> delta(device.pool(), {rows}, Purpose::buffers);
+  device.run(cost, [&](cudaStream_t stream) {
+    auto a = plain_of<T, R>(s, q, k, v);
+    a.out = out, a.dout = dout, a.to = dq, a.dk = dk, a.dv = dv;
+    a.lse = const_cast<compute_t<T>*>(lse);  // read only
+    a.delta = delta.data();
+    backward_plainly(a, stream);
+  });
 }
 
 #ifdef __CUDACC__
@@ -141,21 +185,19 @@ void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
 }
 
 template <class T, class R>
+typename AttentionTiles<T, R>::In tiles_in(HeadsIn from) {
+  return {static_cast<const T*>(from.data), from.stride, from.sequence};
+}
+template <class T, class R>
 AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
   AttentionTiles<T, R> a{};
-  const auto in = [](HeadsIn from, std::int64_t rows) {
-    return typename AttentionTiles<T, R>::In{static_cast<const T*>(from.data), from.stride,
-                                             from.sequence ? from.sequence : rows * from.stride};
+  const auto out = [](HeadsOut to) {
+    return typename AttentionTiles<T, R>::Out{static_cast<R*>(to.data), to.stride, to.sequence};
   };
-  const auto out = [](HeadsOut to, std::int64_t rows) {
-    return typename AttentionTiles<T, R>::Out{static_cast<R*>(to.data), to.stride,
-                                              to.sequence ? to.sequence : rows * to.stride};
-  };
-  const auto keys = c.s.key_count();
-  a.q = in(c.q, c.s.context), a.k = in(c.k, keys), a.v = in(c.v, keys), a.dout = in(c.dout, c.s.context);
-  a.out = out(c.out, c.s.context), a.dq = out(c.dq, c.s.context), a.dk = out(c.dk, keys), a.dv = out(c.dv, keys);
+  a.q = tiles_in<T, R>(c.q), a.k = tiles_in<T, R>(c.k), a.v = tiles_in<T, R>(c.v), a.dout = tiles_in<T, R>(c.dout);
+  a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
   a.lse = c.lse;
-  a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(keys);
+  a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(c.s.key_count());
   a.offset = static_cast<int>(c.s.offset);
   a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
   a.scale = 1 / std::sqrt(static_cast<float>(c.s.head_size));
@@ -178,11 +220,8 @@ void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
   using T = typename Keys::Element;
   auto a = tiles_of<T, R>(c);
   const auto count = c.s.batch * c.s.heads * c.s.context;
-  const typename AttentionTiles<T, R>::In out{
-      static_cast<const T*>(c.saved_out.data), c.saved_out.stride,
-      c.saved_out.sequence ? c.saved_out.sequence : c.s.context * c.saved_out.stride};
-  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a, out,
-                   c.saved_lse, rows, count);
+  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a,
+                   tiles_in<T, R>(c.saved_out), c.saved_lse, rows, count);
   a.rows = rows;
   launch_attention(attention_backward_keys<Keys, R>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
@@ -203,30 +242,8 @@ void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream)
 template <CudaDevice D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
-  using detail::untyped;
   detail::check_whole_attention(s, q, k, v, out);
-  if (s.batch * s.heads * s.context == 0) return;
-  const auto cost = detail::attention_cost("attention", s, 2, sizeof(T));
-  auto backend = AttentionBackend::plain;
-  AttentionCall call{.s = s};
-  if constexpr (is_half<T>) {
-    auto& attention = device.template companion<CudaAttention>();
-    call = AttentionCall{.s = s,
-                         .type = dtype_of<T>,
-                         .q = untyped(q),
-                         .k = untyped(k),
-                         .v = untyped(v),
-                         .out = untyped(out),
-                         .lse = lse};
-    backend = attention.choose(call);
-    if (backend == AttentionBackend::cudnn) {
-      const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
-      const Tensor<std::byte, 1> workspace(device.pool(), {bytes}, Purpose::buffers);
-      device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
-      return;
-    }
-  }
-  detail::own_attention_forward(device, cost, backend, call, q, k, v, out, lse);
+  detail::gpu_attention_forward(device, false, s, q, k, v, out, lse);
 }
 
 /// Overwrites dq, dk, dv; the same bits every time (cuDNN: unless options.deterministic is off).
@@ -234,36 +251,8 @@ template <CudaDevice D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
-  using detail::untyped;
   detail::check_whole_attention(s, q, k, v, out, dout, dq, dk, dv);
-  if (s.batch * s.heads * s.context == 0) return;
-  const auto cost = detail::attention_cost("attention backward", s, 5, sizeof(T));
-  auto backend = AttentionBackend::plain;
-  AttentionCall call{.s = s};
-  if constexpr (is_half<T>) {
-    auto& attention = device.template companion<CudaAttention>();
-    call = AttentionCall{.s = s,
-                         .type = dtype_of<T>,
-                         .q = untyped(q),
-                         .k = untyped(k),
-                         .v = untyped(v),
-                         .out = {},
-                         .saved_out = untyped(out),
-                         .dout = untyped(dout),
-                         .saved_lse = lse,
-                         .dq = untyped(dq),
-                         .dk = untyped(dk),
-                         .dv = untyped(dv),
-                         .deterministic = attention.options.deterministic};
-    backend = attention.choose(call);
-    if (backend == AttentionBackend::cudnn) {
-      const auto bytes = static_cast<std::int64_t>(attention.workspace(call));
-      const Tensor<std::byte, 1> workspace(device.pool(), {bytes}, Purpose::buffers);
-      device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
-      return;
-    }
-  }
-  detail::own_attention_backward(device, cost, backend, call, q, k, v, out, lse, dout, dq, dk, dv);
+  detail::gpu_attention_backward(device, false, s, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 }  // namespace zeropp::kernels

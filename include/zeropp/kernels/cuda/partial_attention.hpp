@@ -39,24 +39,8 @@ __global__ void __launch_bounds__(256)
 template <CudaDevice D, class T>
 void partial_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<compute_t<T>> out, compute_t<T>* lse) {
-  using detail::untyped;
   detail::check_cuda_attention(s);
-  if (s.batch * s.heads * s.context == 0) return;
-  auto backend = AttentionBackend::plain;
-  AttentionCall call{.s = s};
-  if constexpr (is_half<T>) {
-    call = AttentionCall{.s = s,
-                         .type = dtype_of<T>,
-                         .part = true,
-                         .q = untyped(q),
-                         .k = untyped(k),
-                         .v = untyped(v),
-                         .out = untyped(out),
-                         .lse = lse};
-    backend = device.template companion<CudaAttention>().choose(call);
-  }
-  detail::own_attention_forward(device, detail::attention_cost("attention", s, 2, sizeof(T)), backend, call, q, k, v,
-                                out, lse);
+  detail::gpu_attention_forward(device, true, s, q, k, v, out, lse);
 }
 
 template <CudaDevice D, class T>
@@ -64,29 +48,8 @@ void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<co
                                 HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                 HeadsView<const T> dout, HeadsView<compute_t<T>> dq, HeadsView<compute_t<T>> dk,
                                 HeadsView<compute_t<T>> dv) {
-  using detail::untyped;
   detail::check_cuda_attention(s);
-  if (s.batch * s.heads * s.context == 0) return;
-  auto backend = AttentionBackend::plain;
-  AttentionCall call{.s = s};
-  if constexpr (is_half<T>) {
-    call = AttentionCall{.s = s,
-                         .type = dtype_of<T>,
-                         .part = true,
-                         .q = untyped(q),
-                         .k = untyped(k),
-                         .v = untyped(v),
-                         .out = {},
-                         .saved_out = untyped(out),
-                         .dout = untyped(dout),
-                         .saved_lse = lse,
-                         .dq = untyped(dq),
-                         .dk = untyped(dk),
-                         .dv = untyped(dv)};
-    backend = device.template companion<CudaAttention>().choose(call);
-  }
-  detail::own_attention_backward(device, detail::attention_cost("attention backward", s, 5, sizeof(T)), backend, call,
-                                 q, k, v, out, lse, dout, dq, dk, dv);
+  detail::gpu_attention_backward(device, true, s, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 #ifdef __CUDACC__

@@ -25,7 +25,7 @@ enum class AttentionBackend {
   plain   ///< everything
 };
 
-/// Heads as they lie: HeadsView of whatever type the call says.
+/// Heads as they lie: HeadsView of whatever type the call says. Our own kernels read how far apart sequences lie.
 struct HeadsIn {
   const void* data = nullptr;
   std::int64_t stride = 0, sequence = 0;
