@@ -197,6 +197,15 @@ class ConfigSection {
                                      : 1,
                            ": \"", full(key), "\" ", sentence));
   }
+  /// What make() returns; where it refuses, that is a refusal at the line of a key: `what`, and its sentence.
+  template <class F>
+  auto made(const std::string& key, std::string_view what, F&& make) const {
+    try {
+      return make();
+    } catch (const ConfigError& error) {
+      refuse(key, text(what, ": ", error.what()));
+    }
+  }
 
  private:
   const detail::ConfigNode* find(const std::string& key) const {

@@ -32,11 +32,7 @@ inline void read_precision(ConfigSection& root, TrainSettings& s) {
   half.read("min_loss_scale", scale.minimum, 0, 1e38);
   half.finish();
   if (wide && narrow) root.refuse("fp16", "and \"bf16\" are both enabled; a run has one precision");
-  try {
-    (void)LossScaler{scale};
-  } catch (const ConfigError& error) {
-    root.refuse("fp16", text("does not fit: ", error.what()));
-  }
+  (void)root.made("fp16", "does not fit", [&] { return LossScaler{scale}; });
   if (said) s.precision = narrow ? "fp16" : wide ? "bf16" : "fp32";
 }
 
@@ -83,11 +79,9 @@ inline void read_deepspeed(ConfigSection& root, TrainSettings& s) {
   pipeline.read("chunks", s.chunks, 1, 1e6);
   pipeline.finish();
   root.read("sequence_parallel_size", s.context, 1, 1e6);
-  if (std::string name; root.read("context_attention", name)) try {
-      s.context_attention = name_of(context_attention(name));
-    } catch (const ConfigError& error) {
-      root.refuse("context_attention", text("is unknown: ", error.what()));
-    }
+  if (std::string name; root.read("context_attention", name))
+    s.context_attention =
+        root.made("context_attention", "is unknown", [&] { return name_of(context_attention(name)); });
 
   auto optimizer = root.section("optimizer");
   if (std::string type; optimizer.read("type", type) && type != "AdamW")

@@ -94,11 +94,8 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   batch.finish();
 
   auto pipeline = root.section("pipeline");
-  if (std::string name; pipeline.read("schedule", name)) try {
-      s.schedule = pipeline_kind(name);
-    } catch (const ConfigError& error) {
-      pipeline.refuse("schedule", text("is unknown: ", error.what()));
-    }
+  if (std::string name; pipeline.read("schedule", name))
+    s.schedule = pipeline.made("schedule", "is unknown", [&] { return pipeline_kind(name); });
   pipeline.read("chunks", s.chunks, 1, 1e4);
   pipeline.finish();
 
@@ -110,11 +107,8 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   zero.finish();
   root.read("recompute", s.recompute);
   root.read("sequence_parallel", s.sequence_parallel);
-  if (std::string name; root.read("context_attention", name)) try {
-      o.sharded.context_attention = context_attention(name);
-    } catch (const ConfigError& error) {
-      root.refuse("context_attention", text("is unknown: ", error.what()));
-    }
+  if (std::string name; root.read("context_attention", name))
+    o.sharded.context_attention = root.made("context_attention", "is unknown", [&] { return context_attention(name); });
   if (o.sharded.context_attention == ContextAttention::ulysses &&
       s.model.heads / o.mesh.tensor % o.mesh.context)  // then ranks differ, and one cannot stand for all
     root.refuse("mesh", text("has ", o.mesh.context, " context ranks, which do not divide the ", s.model.heads,
