@@ -225,13 +225,14 @@ class Sharded {
       return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
     });
   }
-  /// May be called when those of unit i have changed: on GPUs they are sent while the others are updated. A collective.
-  void publish_unit(std::size_t i) { units_.publish_early(i); }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
-    units_.release();
-    units_.publish_weights(pipeline_);
+    for (std::size_t i = 0; i < units().size(); ++i) publish_unit(i);
+    publish_others();
   }
+  /// The same in parts: of a unit that has changed, which on GPUs is sent while others do; and in the end the rest.
+  void publish_unit(std::size_t i) { units_.publish_unit(i); }
+  void publish_others() { units_.publish_others(pipeline_); }
 
  private:
   /// The next micro-batch needs the units' buffers; after the last one sums may go on beside other stages.

@@ -200,12 +200,6 @@ class Unit {
     const auto piece = weights_piece();
     weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
   }
-  /// The same ahead of Units::publish_weights(), which then leaves this unit out.
-  void publish_early() {
-    publish();
-    early_ = true;
-  }
-  bool published_early() { return std::exchange(early_, false); }
   /// The same for the summed gradients of stage 0; gradients() waits.
   void publish_gradients() {
     const auto piece = gradients_piece();
@@ -263,7 +257,7 @@ class Unit {
   Storage weights_, masters_, gradients_;  // kept
   Storage whole_, local_;                  // while in use
   mutable Pending weights_on_their_way_, gradients_on_their_way_;
-  bool in_place_ = false, early_ = false;
+  bool in_place_ = false;
 };
 
 }  // namespace zeropp

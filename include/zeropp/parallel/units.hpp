@@ -90,15 +90,15 @@ class Units {
     }
   }
 
-  /// Sends what ranks have updated to those that keep it without updating it (stages 1 and 2), and to distant twins. A
-  /// collective.
-  void publish_weights(const Comm& pipeline) {
-    exchange_weights(pipeline, [](auto& unit) { return unit.held() != unit.update() && !unit.published_early(); });
-  }
-  /// The same of one unit, before all the others are updated; nothing where communication cannot go on meanwhile.
-  void publish_early(std::size_t i) {
+  /// Sends what ranks have updated of unit i to those that keep it without updating it (stages 1 and 2), where that
+  /// goes on beside computing. A collective, as is the next, which sends what that leaves over: to distant twins too.
+  void publish_unit(std::size_t i) {
     auto& unit = units_[i];
-    if (comm_.overlaps() && unit.held() != unit.update()) unit.publish_early();
+    if (comm_.overlaps() && unit.held() != unit.update()) unit.publish();
+  }
+  void publish_others(const Comm& pipeline) {
+    release();
+    exchange_weights(pipeline, [&](auto& unit) { return !comm_.overlaps() && unit.held() != unit.update(); });
   }
 
   /// The same for summed gradients, where every rank updates everything (stage 0).

@@ -67,7 +67,7 @@ class FusedAdam {
       update(i, step);
       model_.publish_unit(i);
     }
-    model_.publish_weights();
+    model_.publish_others();
     model_.set_step(model_.step() + 1);
     return true;
   }
