@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -116,11 +117,13 @@ void elementwise(Cuda& gpu) {
   row(gpu, "sum of squares bf16 (with the host's wait)", b, [&](int i) { kernels::sum_of_squares(gpu, x.span(i)); });
   row(gpu, "sum of squares float (with the host's wait)", 2 * b,
       [&](int i) { kernels::sum_of_squares(gpu, f.span(i)); });
+  std::vector<int> places(24);
+  std::iota(places.begin(), places.end(), 0);
+  const Tensor<double, 1> sums(gpu.pool(), {24}, Purpose::buffers);
   row(gpu, "sums of squares, 24 parts, float", 2 * b, [&](int i) {
     std::vector<std::span<float>> parts;
     for (std::size_t k = 0; k < 24; ++k) parts.push_back(f.span(i).subspan(k * (n / 24), n / 24));
-    std::vector<double> out(24);
-    kernels::sums_of_squares(gpu, std::span<const std::span<float>>(parts), std::span{out});
+    kernels::sums_of_squares(gpu, std::span<const std::span<float>>(parts), std::span<const int>(places), sums.span());
   });
   row(gpu, "initialise, normal, bf16", b, [&](int i) {
     kernels::initialise(gpu, Init::normal(0.02f), Random(1, RandomPurpose::initialisation), 0, z.span(i),

@@ -7,6 +7,7 @@
 //   --prefetch N                                   units gathered ahead at stage 3
 //   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
 //   pass
+//   --no-graph                                     enqueue the kernels one by one
 //   --trace FILE                                   one more step as a timeline of the GPU, for Perfetto
 //   --warmup-rate N                                steps of a linear warm-up of the learning rate
 //   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
@@ -38,7 +39,7 @@ struct Settings {
   std::optional<int> prefetch;
   int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
   bool recompute = false, recompute_gelu = false, profile = false, bf16_gradients = false, fp32 = false,
-       any_order = false, reduce_once = false;
+       any_order = false, reduce_once = false, graph = true;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
@@ -68,11 +69,12 @@ void run(const Settings& s, const World& world) {
             .profile = s.profile || !s.trace.empty(),
             .shared = world.size > cuda_devices()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
-  Sharded<G, S, P, Cuda> model{
-      world.comm,
-      gpu,
-      G{s},
-      {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch, .prefetch = s.prefetch}};
+  Sharded<G, S, P, Cuda> model{world.comm,
+                               gpu,
+                               G{s},
+                               {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch,
+                                .prefetch = s.prefetch,
+                                .graph = s.graph}};
   if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2()});
   if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
@@ -103,7 +105,7 @@ void run(const Settings& s, const World& world) {
     const auto clip = clip_by_global_norm(model, 1.0f);
     adam.step(3e-4f * std::min(1.0f, static_cast<float>(steps_done) / static_cast<float>(std::max(1, s.warmup_rate))),
               clip);
-    loss = of_step.mean(), norm = clip.norm;
+    loss = of_step.mean(), norm = clip.norm();
   };
   if (!s.curve.empty()) {
     std::ofstream out(s.curve);
@@ -201,6 +203,7 @@ int main(int argc, char** argv) {
     if (flag == "--save-weights") s.save_weights = word();
     if (flag == "--reduce-once") s.reduce_once = true;
     if (flag == "--any-order") s.any_order = true;
+    if (flag == "--no-graph") s.graph = false;
     if (flag == "--recompute") s.recompute = true;
     if (flag == "--recompute-gelu") s.recompute_gelu = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;

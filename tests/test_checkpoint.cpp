@@ -135,7 +135,7 @@ void gpt_resumes(const std::string& folder, int ranks) {
         const auto loss = model.train(batch).mean();
         const auto clip = clip_by_global_norm(model, 1.0f);
         adam.step(3e-3f, clip);
-        if (step >= 3) put(loss), put(clip.norm);
+        if (step >= 3) put(loss), put(clip.norm());
         if (!resumes && step == 2) store.save(model, adam, {.step = 3});
       }
       for (auto& unit : model.units()) {

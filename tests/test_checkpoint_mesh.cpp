@@ -125,7 +125,7 @@ Seen run(const Layout& layout, const Session& session) {
         const auto loss = model.train(batch, {.micro_batches = o.micro_batches}).mean();
         const auto clip = clip_by_global_norm(model, 1.0f);
         adam.step(3e-3f, clip);
-        losses += text(loss, " ", clip.norm, "\n");
+        losses += text(loss, " ", clip.norm(), "\n");
       }
     };
     train(session.before);

@@ -60,7 +60,7 @@ struct Training {
     const auto batch = batch_of(device, mesh.data(), step++, o);
     loss = model.train(batch, {.micro_batches = o.micro_batches, .loss_scale = scaler.scale()}).mean();
     const auto clip = clip_by_global_norm(model, 1.0f);
-    norm = clip.norm;
+    norm = clip.norm();
     const bool done = adam.step(3e-3f, clip);
     scaler.update(done);
     return done;

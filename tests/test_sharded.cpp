@@ -178,7 +178,7 @@ TEST_CASE("a gradient that is not finite on one rank makes all ranks skip the st
       const auto before = model.evaluate(batch).mean();
       model.train(batch);
       const auto clip = clip_by_global_norm(model, 1.0f);
-      CHECK(!clip.finite);
+      CHECK(!clip.finite());
       CHECK(!adam.step(1e-2f, clip));
       CHECK(adam.skipped() == 1);
       CHECK(adam.steps() == 0);

@@ -37,7 +37,7 @@ void read_config(const std::string& path, Settings& s) {
 }  // namespace
 
 int parse(int argc, char** argv, Settings& s) {
-  s.precision = "auto";
+  s.precision = "auto", s.graph = true;
   for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
     const std::string word = argv[i], flag = word.substr(0, word.find('='));
     const std::string value = flag != word ? word.substr(flag.size() + 1) : i + 1 < argc ? argv[i + 1] : "";
@@ -79,6 +79,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
   app.add_flag("--recompute-gelu", s.model.recompute_gelu, "keep a quarter less, for a pass over the rest");
+  app.add_flag("--no-graph{false}", s.graph, "enqueue every kernel of a step, not all at once as a CUDA graph");
   app.add_option("--precision", s.precision,
                  "auto: on GPUs the first that is compiled for them, bf16 unless it was said; else fp32")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}));
@@ -112,6 +113,7 @@ int parse(int argc, char** argv, Settings& s) {
     s.precision = on_gpus.substr(0, on_gpus.find(';'));
   }
   if (s.backend == "cuda" && threads->count()) throw ConfigError("--threads are of CPU ranks; leave it out on GPUs");
+  if (s.backend == "cpu" && !s.graph) throw ConfigError("--no-graph goes with GPUs, this run is on the CPU");
   if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
     s.rows = s.batch_tokens / s.model.block_size;

@@ -126,7 +126,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
     const auto done = step + 1;
     StepMetrics m{.step = done,
                   .loss = loss.mean(),
-                  .grad_norm = clip.norm,
+                  .grad_norm = clip.norm(),
                   .learning_rate = rate,
                   .milliseconds = 1e3 * seconds,
                   .tokens_per_second = speed,

@@ -3,8 +3,10 @@
 // pointers that are not aligned, none, results in place of arguments, the same bits twice.
 #include "buffers.hpp"
 
+#include <algorithm>
 #include <limits>
 
+#include <zeropp/kernels/clip.hpp>
 #include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/initialise.hpp>
@@ -173,11 +175,15 @@ TEST_CASE_TEMPLATE("squares have the CPU's bits, alone and with others", T, floa
     wanted.push_back(kernels::sum_of_squares(cpu, std::span{host.back()}));
   }
   for (auto& part : parts) spans.push_back(part.span());
-  std::vector<double> got(parts.size(), -1);
-  kernels::sums_of_squares(gpu, std::span<const std::span<T>>(spans), std::span{got});
-  CHECK(got == wanted);
+  std::vector<int> places(parts.size());
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = static_cast<int>(places.size() - i);  // 0 is nobody's
+  const OnGpu<double> sums(gpu, std::vector<double>(places.size() + 1, -1));
+  kernels::sums_of_squares(gpu, std::span<const std::span<T>>(spans), std::span<const int>(places), sums.span());
+  const auto got = sums.values();
+  CHECK(got[0] == -1);
+  CHECK(std::equal(wanted.rbegin(), wanted.rend(), got.begin() + 1));
   CHECK(kernels::sum_of_squares(gpu, spans[5]) == wanted[5]);
-  kernels::sums_of_squares(gpu, std::span<const std::span<T>>{}, std::span<double>{});
+  kernels::sums_of_squares(gpu, std::span<const std::span<T>>{}, std::span<const int>{}, std::span<double>{});
   auto large = noise<T>(3'000'001, 77);
   const OnGpu<T> on_gpu(gpu, large);
   CHECK(kernels::sum_of_squares(gpu, on_gpu.span()) == kernels::sum_of_squares(cpu, std::span{large}));
@@ -272,4 +278,34 @@ TEST_CASE_TEMPLATE("first weights", T, float, double, bf16, f16) {
         const bool exact = init.kind != Init::Kind::normal;
         expect(masters, wanted, exact ? 1e-9 : 2, exact ? 1e-9 : 0.02);
       }
+}
+
+TEST_CASE("a clip has the CPU's numbers, on the GPU and on the host") {
+  Cuda gpu;
+  Cpu cpu;
+  std::vector<ClipResult> held;  // more than there are slots in one piece of memory
+  for (const std::size_t n : {1, 5, 31, 32, 33, 1000}) {
+    std::vector<double> squares(n);
+    for (std::size_t i = 0; i < n; ++i) squares[i] = 0.1 * static_cast<double>(i * 7919 % 1009);
+    const OnGpu<double> on_gpu(gpu, squares);
+    for (const double max_norm : {0.0, 1.0, 1e9}) {
+      const auto clip = kernels::clip(gpu, std::span<const double>(on_gpu.span()), 0.7, max_norm);
+      const auto wanted = kernels::clip(cpu, std::span<const double>(squares), 0.7, max_norm);
+      CHECK(clip.norm() == wanted.norm());
+      CHECK(clip.factor() == wanted.factor());
+      CHECK(clip.finite());
+      REQUIRE(clip.on_device());
+      CHECK(!wanted.on_device());
+      held.push_back(clip);
+    }
+  }
+  for (const auto& clip : held) {
+    Clip place;
+    gpu.download(&place, clip.on_device(), sizeof place);
+    CHECK(place.norm == clip.norm());
+    CHECK(place.factor == clip.factor());
+  }
+  CHECK(held.size() > 16);
+  const OnGpu<double> broken(gpu, std::vector<double>{1, std::numeric_limits<double>::infinity()});
+  CHECK(!kernels::clip(gpu, std::span<const double>(broken.span()), 1, 1).finite());
 }

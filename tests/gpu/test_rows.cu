@@ -4,6 +4,7 @@
 #include "buffers.hpp"
 
 #include <string>
+#include <tuple>
 
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/adam_stochastic.hpp>
@@ -393,7 +394,45 @@ void check_adam() {
     }
 }
 
+/// On a device: what the clip says there counts as what the host says, and nothing changes where it is not finite.
+template <class W, class G, class M>
+void check_clipped_adam() {
+  Cuda gpu;
+  constexpr std::int64_t n = 5003;
+  kernels::AdamStep s{.learning_rate = 1e-3f, .bias_correction1 = 0.271, .bias_correction2 = 0.1426};
+  const kernels::AdamRun run{{0, n}, 0.1f};
+  AdamCase<W, G, M> host(n);
+  const OnGpu<G> g(gpu, host.g);
+  const auto step = [&] {
+    const OnGpu<W> w(gpu, host.w);
+    const OnGpu<kept_t<W>> kept(gpu, host.kept);
+    const OnGpu<M> m(gpu, host.m), v(gpu, host.v);
+    AdamCase<W, G, M>::step(gpu, w.span(), kept.span(), std::span<const G>(g.span()), m.span(), v.span(),
+                            std::span<const kernels::AdamRun>(&run, 1), s);
+    return std::tuple{w.values(), m.values(), v.values()};
+  };
+  s.gradient_scale = 0.25f * 0.37f;
+  const auto wanted = step();
+  s.gradient_scale = 0.25f;
+  const OnGpu<Clip> clip(gpu, std::vector<Clip>{{.norm = 3, .factor = 0.37f}, {.finite = false}});
+  s.clip = clip.data();
+  const auto clipped = step();
+  CHECK(same_bits(std::get<0>(clipped), std::get<0>(wanted)));
+  CHECK(same_bits(std::get<1>(clipped), std::get<1>(wanted)));
+  CHECK(same_bits(std::get<2>(clipped), std::get<2>(wanted)));
+  s.clip = clip.data() + 1;
+  const auto skipped = step();
+  CHECK(same_bits(std::get<0>(skipped), host.w));
+  CHECK(same_bits(std::get<1>(skipped), host.m));
+  CHECK(same_bits(std::get<2>(skipped), host.v));
+}
+
 }  // namespace
+
+TEST_CASE("Adam is clipped by what the GPU knows, and leaves all as it is where that is not finite") {
+  check_clipped_adam<float, float, float>();
+  check_clipped_adam<bf16, float, float>();
+}
 
 TEST_CASE("Adam has the bits of its formula, whole or in shards: float") { check_adam<float, float, float>(); }
 TEST_CASE("Adam, bf16 with split masters") { check_adam<bf16, float, float>(); }

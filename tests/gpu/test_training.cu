@@ -56,6 +56,154 @@ TEST_CASE("two runs, every stage, recompute: the same bits") {
   }
 }
 
+TEST_CASE("steps that run as a graph have the bits of steps that don't") {
+  for (const bool once : {false, true}) {
+    RunOptions o{.micro_batches = 2,
+                 .steps = 7,
+                 .reduction = once ? Reduction::once : Reduction::every_micro_batch,
+                 .loss_scale = once ? 4.0f : 1.0f,
+                 .config = {.dropout = 0}};
+    const auto plain = train<Plain, Stage::none, Bf16, Cuda>(Comm{}, o);
+    o.graph = true;
+    for (const auto stage : all_stages) CHECK(plain == train<Plain, Bf16, Cuda>(stage, Comm{}, o));
+    CHECK(plain == train<Recomputed, Stage::parameters, Bf16, Cuda>(Comm{}, o));
+  }
+}
+
+namespace {
+
+/// A model of one rank whose steps may run as a graph, and batches of one token each.
+template <class G = Plain>
+struct Trainer {
+  explicit Trainer(bool graph, G layer = G{TinyConfig{.dropout = 0}})
+      : model{Comm{}, gpu, std::move(layer), {.graph = graph}} {}
+  Loss step(int token, float loss_scale = 1) {
+    const auto places = static_cast<std::size_t>(batch.tokens.size());
+    batch.fill(std::vector<std::int32_t>(places, token), std::vector<std::int32_t>(places, std::min(token, 60)));
+    const auto loss = model.train(batch, {.loss_scale = loss_scale});
+    adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+    return loss;
+  }
+  Cuda gpu;
+  Sharded<G, Stage::gradients, Bf16, Cuda> model;
+  FusedAdam<decltype(model)> adam{model};
+  Batch batch = Batch::on(gpu, 2, TinyConfig{}.context);
+};
+
+/// Its forward waits for the GPU.
+struct Waiting : Sequential<GptEmbedding, LmHead> {
+  Waiting() : Sequential{GptEmbedding{{.vocabulary = 61, .context = 12, .width = 24}}, LmHead{"lm_head", 61, 24}} {}
+  template <class C, class X>
+  auto forward(C& ctx, X x) {
+    ctx.device.synchronize();
+    return Sequential::forward(ctx, std::move(x));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a graph is captured at the third equal step, and anew when numbers or memory change") {
+  Trainer with(true), without(false);
+  const auto both = [&](int token, float loss_scale = 1) {
+    const double a = with.step(token, loss_scale).mean(), b = without.step(token, loss_scale).mean();
+    CHECK(a == b);
+    CHECK(!without.model.captured());
+    return with.model.captured();
+  };
+  CHECK(!both(1));
+  CHECK(!both(2));
+  CHECK(both(3));
+  CHECK(both(4));
+  CHECK(!both(5, 2));  // another loss scale
+  CHECK(!both(6, 2));
+  CHECK(both(7, 2));
+  auto larger = Batch::on(with.gpu, 4096, TinyConfig{}.context);  // its evaluation needs a larger arena
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(larger.tokens.size()), 8);
+  larger.fill(tokens, tokens);
+  with.model.evaluate(larger);
+  for (int token = 8; token < 12; ++token) both(token, 2);
+  CHECK(with.model.captured());
+  CHECK(with.model.step() == 11);
+}
+
+TEST_CASE("losses of captured steps may be read later, each its own") {
+  Trainer with(true), without(false);
+  std::vector<Loss> later;
+  std::vector<double> wanted;
+  for (int i = 0; i < 8; ++i) {
+    later.push_back(with.step(i));
+    wanted.push_back(without.step(i).mean());
+  }
+  CHECK(with.model.captured());
+  for (std::size_t i = 0; i < later.size(); ++i) CHECK(later[i].mean() == wanted[i]);
+}
+
+TEST_CASE("a captured step that can't be done leaves no trace; the next one goes on") {
+  Trainer t(true);
+  for (int i = 0; i < 4; ++i) t.step(i);
+  REQUIRE(t.model.captured());
+  t.step(61);  // no token of this vocabulary
+  CHECK_THROWS_WITH_AS(t.step(1), doctest::Contains("token 61 at place"), DataError);
+  CHECK(std::isfinite(t.step(1).mean()));
+  CHECK(t.model.captured());
+}
+
+TEST_CASE("a bad label of a captured step is thrown once to who goes on, and once to who reads that loss") {
+  Trainer t(true);
+  for (int i = 0; i < 4; ++i) t.step(i);
+  REQUIRE(t.model.captured());
+  const auto places = static_cast<std::size_t>(t.batch.tokens.size());
+  t.batch.fill(std::vector<std::int32_t>(places, 1), std::vector<std::int32_t>(places, 61));
+  const auto bad = t.model.train(t.batch);
+  t.adam.step(1e-2f, clip_by_global_norm(t.model, 1.0f));
+  CHECK_THROWS_WITH_AS(t.step(1), doctest::Contains("label 61 at place"), DataError);
+  CHECK(std::isfinite(t.step(1).mean()));
+  CHECK_THROWS_WITH_AS(bad.mean(), doctest::Contains("label 61 at place"), DataError);
+  t.step(2);
+  CHECK(t.model.step() == 6);
+  CHECK(t.adam.steps() == 6);
+  CHECK(t.adam.skipped() == 1);
+}
+
+TEST_CASE("a bad token on one of two ranks: both leave the step out") {
+  run_ranks(2, [&](Comm comm) {
+    Cuda gpu;
+    Sharded<Plain, Stage::gradients, Bf16, Cuda> model{comm, gpu, Plain{TinyConfig{}}};
+    FusedAdam adam{model, {}};
+    auto batch = Batch::on(gpu, 2, TinyConfig{}.context);
+    const auto places = static_cast<std::size_t>(batch.tokens.size());
+    const auto step = [&](int token) {
+      batch.fill(std::vector<std::int32_t>(places, token), std::vector<std::int32_t>(places, 1));
+      model.train(batch);
+      return adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+    };
+    const auto apart = [&](bool good) {  // doctest's macros belong to one thread
+      if (!good) throw Error(text("rank ", comm.rank(), " did not go that way"));
+    };
+    apart(step(1));
+    const auto done = step(comm.rank() == 1 ? 61 : 1);
+    bool threw = false, finite = true;
+    try {
+      finite = done;
+    } catch (const DataError&) {
+      threw = true;
+    }
+    apart(comm.rank() == 1 ? threw : !threw && !finite);
+    apart(step(2));
+    apart(adam.steps() == 2 && adam.skipped() == 1 && model.step() == 2);
+  });
+}
+
+TEST_CASE("what draws random numbers is not captured, what waits for the GPU is refused") {
+  Trainer drops(true, Plain{TinyConfig{.dropout = 0.5f}});
+  for (int i = 0; i < 4; ++i) drops.step(i);
+  CHECK(!drops.model.captured());
+  Trainer<Waiting> waits(true, Waiting{});
+  waits.step(1), waits.step(2);
+  CHECK_THROWS_WITH_AS(waits.step(3), doctest::Contains("waiting for the GPU is no part of a graph"), CudaError);
+  CHECK_THROWS_WITH_AS(waits.step(4), doctest::Contains("waiting for the GPU is no part of a graph"), CudaError);
+}
+
 TEST_CASE("weights rounded stochastically: the same bits over stages, the losses of the CPU") {
   const RunOptions o{.steps = 6};
   std::vector<std::string> bytes;
@@ -179,7 +327,32 @@ TEST_CASE("a token beyond the vocabulary is a sentence, and the next step goes o
   tokens[7] = 61;
   batch.fill(tokens, labels);
   CHECK_THROWS_WITH_AS((model.train(batch), gpu.synchronize()), doctest::Contains("token 61 at place 7"), DataError);
+  FusedAdam adam{model, {}};
+  const auto weights = [&] {
+    std::vector<bf16> all;
+    for (auto& unit : model.units()) {
+      const auto at = all.size();
+      all.resize(at + unit.weights().size());
+      gpu.download(all.data() + at, unit.weights().data(), unit.weights().size_bytes());
+    }
+    return all;
+  };
+  tokens[7] = 1;
+  batch.fill(tokens, labels);
+  model.train(batch);
+  CHECK(adam.step(1e-2f, clip_by_global_norm(model, 1.0f)));  // a program waits when it runs for the first time
+  const auto before = weights();
+  tokens[7] = 61;
+  batch.fill(tokens, labels);
+  model.train(batch);
+  const auto done = adam.step(1e-2f, clip_by_global_norm(model, 1.0f));  // enqueued with nobody having looked
+  CHECK_THROWS_WITH_AS(static_cast<bool>(done), doctest::Contains("token 61 at place 7"), DataError);
+  const auto after = weights();
+  CHECK(std::memcmp(after.data(), before.data(), before.size() * sizeof(bf16)) == 0);
   tokens[7] = 60;
   batch.fill(tokens, labels);
   CHECK(std::isfinite(model.train(batch).mean()));
+  CHECK(adam.step(1e-2f, clip_by_global_norm(model, 1.0f)));
+  CHECK(adam.steps() == 2);
+  CHECK(model.step() == 2);
 }

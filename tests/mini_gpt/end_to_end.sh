@@ -170,6 +170,7 @@ case $case in
     expect 2 'schedule' "$program" "${small[@]}" --schedule cosine
     expect 2 '--trace goes with --simulate' "$program" "${small[@]}" --trace step.json
     expect 2 '--share-gpus goes with GPUs' "$program" "${small[@]}" --share-gpus
+    expect 2 '--no-graph goes with GPUs' "$program" "${small[@]}" --no-graph
     expect 2 'a simulation is told everything by mesh.json' "$program" --simulate mesh.json --zero 3
     expect 2 '--bucket-size' "$program" "${small[@]}" --bucket-size -1
     expect 4 'nowhere.safetensors: there is no such file' "$program" "${small[@]}" --weights nowhere.safetensors

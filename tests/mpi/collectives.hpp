@@ -38,8 +38,9 @@ std::vector<T> input_of(int rank, int round, std::int64_t count) {
     state ^= state >> 29;
     if constexpr (std::is_integral_v<T>)
       value = static_cast<T>(state >> 7);
-    else  // magnitudes over four decades, so that the order of additions shows in the bits
-      value = static_cast<T>(static_cast<compute_t<T>>(static_cast<double>(static_cast<std::int64_t>(state)) * 0x1p-63 *
+    else  // magnitudes over four decades, so that the order of additions shows in the bits; 16 of them fit an f16
+      value = static_cast<T>(static_cast<compute_t<T>>(static_cast<double>(static_cast<std::int64_t>(state)) *
+                                                       (std::is_same_v<T, f16> ? 0x1p-67 : 0x1p-63) *
                                                        static_cast<double>(1u << (state >> 20 & 15))));
   }
   return data;

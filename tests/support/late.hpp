@@ -36,18 +36,22 @@ class LateBackend final : public CommBackend {
   }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
-    for (const auto& piece : pieces)
-      if (!inside(piece, op)) std::memset(piece.part, 0xff, part_bytes(piece, op));
+    poison([this, op, all = copy(pieces)] {
+      for (const auto& piece : all)
+        if (!inside(piece, op)) std::memset(piece.part, 0xff, part_bytes(piece, op));
+    });
     later([this, type = op.dtype, all = copy(pieces)] { host_.reduce_scatter(type, all); });
   }
   void all_gather(const Operation& op, std::span<const Piece> pieces) override {
-    for (const auto& piece : pieces) {
-      auto* whole = static_cast<std::byte*>(piece.whole);
-      const auto begin = place(piece, op), end = begin + part_bytes(piece, op);
-      if (!inside(piece, op)) std::memset(whole + begin, 0xff, end - begin);
-      std::memset(whole, 0xff, begin);
-      std::memset(whole + end, 0xff, static_cast<std::size_t>(piece.count) * size_of(op.dtype) - end);
-    }
+    poison([this, op, all = copy(pieces)] {
+      for (const auto& piece : all) {
+        auto* whole = static_cast<std::byte*>(piece.whole);
+        const auto begin = place(piece, op), end = begin + part_bytes(piece, op);
+        if (!inside(piece, op)) std::memset(whole + begin, 0xff, end - begin);
+        std::memset(whole, 0xff, begin);
+        std::memset(whole + end, 0xff, static_cast<std::size_t>(piece.count) * size_of(op.dtype) - end);
+      }
+    });
     later([this, type = op.dtype, all = copy(pieces)] { host_.all_gather(type, all); });
   }
   void broadcast(const Operation& op, std::span<std::byte> data) override {
@@ -81,6 +85,11 @@ class LateBackend final : public CommBackend {
   }
   bool inside(const Piece& piece, const Operation& op) const {
     return piece.part == static_cast<std::byte*>(piece.whole) + place(piece, op);
+  }
+  /// At once, or when the operations before it have run: they may read there, as the first half of an all_reduce does.
+  void poison(std::function<void()> places) {
+    if (queue_.empty()) return places();
+    queue_.back() = [before = std::move(queue_.back()), places = std::move(places)] { before(), places(); };
   }
   void later(std::function<void()> work) {
     queue_.push_back(std::move(work));

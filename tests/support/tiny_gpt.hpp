@@ -62,6 +62,7 @@ struct RunOptions {
   std::size_t bucket_bytes = 1 << 12;
   int threads = 1;
   float loss_scale = 1;
+  bool graph = false;
   TinyConfig config = {};
 };
 
@@ -94,7 +95,7 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
     const auto clip = clip_by_global_norm(model, 1.0f);
     adam.step(3e-3f, clip);
     put(loss);
-    put(clip.norm);
+    put(clip.norm());
   }
   if (o.steps > 0) put(model.evaluate(batch).mean());
   for (auto& unit : model.units()) {
@@ -120,7 +121,10 @@ template <class G, Stage S, class P = Fp32, class D = Cpu>
 std::string train(const Comm& comm, RunOptions o = {}) {
   D device = device_for<D>(o);
   Sharded<G, S, P, D> model{
-      comm, device, G{o.config}, {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes}};
+      comm,
+      device,
+      G{o.config},
+      {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes, .graph = o.graph}};
   auto [bytes, weights] = record(model, comm, o);
   for (auto& [name, unit] : weights) bytes += unit;
   return bytes;

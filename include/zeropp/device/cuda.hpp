@@ -9,12 +9,14 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <typeindex>
 #include <utility>
 #include <vector>
 
 #include <zeropp/device/cuda/faults.hpp>
+#include <zeropp/device/cuda/graph.hpp>
 #include <zeropp/device/cuda/profile.hpp>
 #include <zeropp/device/cuda/range.hpp>
 #include <zeropp/device/cuda/runtime.hpp>
@@ -120,24 +122,45 @@ class Cuda {
 
   /// Copies from the host; `from`, unless it is page-locked, may be changed when it returns.
   void upload(void* to, const void* from, std::size_t bytes) {
+    expect_no_capture("copying to the GPU");
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()), "copying to the GPU");
   }
   /// Copies to the host, after all that is enqueued; waits.
   void download(void* to, const void* from, std::size_t bytes) {
+    expect_no_capture("copying from the GPU");
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_.get()), "copying from the GPU");
     synchronize();
   }
   /// Waits for all that is enqueued; throws what went wrong in it, CudaError or DataError.
   void synchronize() {
+    expect_no_capture("waiting for the GPU");
     stream_.wait();
-    check_faults();
-    for (const auto& check : checks_) check();
+    check();
   }
+  /// Throws what has been found wrong so far: in data, once, and by those who asked to be called. Waits for nothing.
+  void check() {
+    check_faults();
+    for (const auto& other : checks_) other();
+  }
+  /// While it lives, what is enqueued is captured, to run later, again and again.
+  class Capturing {
+   public:
+    Capturing(Cuda& device, std::shared_ptr<CudaCapture> into) : device_(device) { device_.capture_ = std::move(into); }
+    Capturing(const Capturing&) = delete;
+    ~Capturing() { device_.capture_.reset(); }
+
+   private:
+    Cuda& device_;
+  };
+  /// What is captured now; or null.
+  const std::shared_ptr<CudaCapture>& capture() const { return capture_; }
   /// `check` is called whenever the host has waited, to throw what others have found wrong meanwhile.
   void when_waited(std::function<void()> check) { checks_.push_back(std::move(check)); }
 
   /// Mapped host memory where kernels note what they find wrong.
-  CudaFaults* faults() const { return faults_.get(); }
+  CudaFaults* faults() const { return faults_->get(); }
+  /// The same for who may outlive the device.
+  std::shared_ptr<CudaFaults> shared_faults() const { return {faults_, faults_->get()}; }
 
   /// The one T of this device, made by T(device) at first use.
   template <class T>
@@ -159,12 +182,16 @@ class Cuda {
     return ordinal;
   }
   void check_faults() {
-    if (faults_->kind == CudaFaults::none) return;
-    const auto kind = faults_->kind;
-    faults_->kind = CudaFaults::none;
-    throw DataError(text(kind == CudaFaults::token ? "token " : "label ", faults_->value, " at place ", faults_->place,
-                         " of the batch is outside the vocabulary of ", faults_->limit,
-                         "; were the data made with another tokenizer?"));
+    if (faults()->kind == CudaFaults::none) return;
+    const CudaFaults found = *faults();
+    faults()->kind = CudaFaults::none;
+    throw_if_found(found);
+  }
+  void expect_no_capture(std::string_view what) const {
+    if (capture_)
+      throw CudaError(text(what,
+                           " is no part of a graph, and this step is captured as one: leave that to the layer's "
+                           "kernels, or train without ShardedOptions::graph"));
   }
 
   int ordinal_;
@@ -172,8 +199,9 @@ class Cuda {
   bool profiles_, shared_;
   CudaProfile profile_;
   CudaStream stream_;
-  Pinned<CudaFaults> faults_;
+  std::shared_ptr<Pinned<CudaFaults>> faults_ = std::make_shared<Pinned<CudaFaults>>();
   std::vector<std::function<void()>> checks_;
+  std::shared_ptr<CudaCapture> capture_;
   Pool pool_;
   detail::Companions companions_;  // gone before the pool that they took memory from
 };

@@ -49,6 +49,13 @@ class Pool {
   /// Whether a program runs for the first time: its blocks come from the device and go back to it one by one.
   bool recording() const { return books_->program && !books_->program->packed; }
 
+  /// Throws MemoryError if a program runs, or blocks of one are still held: `who` is about to use its places.
+  void expect_free(std::string_view who) const { books_->expect_free(who); }
+  /// Whether the program that ran last has fixed places for all its blocks.
+  bool repeats() const { return books_->repeats; }
+  /// Where they are: it changes when a program needs a larger arena.
+  const std::byte* arena_base() const { return books_->arena; }
+
   /// Bytes of kept blocks by purpose, as asked for.
   const Bytes& kept() const { return books_->kept; }
   /// Live bytes by purpose at the moment of the highest total inside programs (kept blocks not included).

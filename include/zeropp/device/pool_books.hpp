@@ -78,10 +78,12 @@ struct PoolBooks {
     return Storage(arena + request.offset, [self](std::byte*) { --self->in_arena; });
   }
 
+  void expect_free(std::string_view who) const {
+    if (program) throw MemoryError(text(who, " begins while '", program_name, "' runs; end it first"));
+    if (in_arena) throw MemoryError(text(who, " begins while ", in_arena, " blocks of the last run are still held"));
+  }
   void begin(std::string_view name) {
-    if (program) throw MemoryError(text("program '", name, "' begins while '", program_name, "' runs; end it first"));
-    if (in_arena)
-      throw MemoryError(text("program '", name, "' begins while ", in_arena, " blocks of the last run are still held"));
+    expect_free(text("program '", name, "'"));
     program_name = name;
     program = &programs[program_name];
     cursor = moment = 0;
@@ -98,6 +100,8 @@ struct PoolBooks {
       throw MemoryError(text("program '", program_name, "' made ", cursor, " requests, its first run ",
                              recording.requests.size(), "; give a step of another shape a program name of its own"));
     program = nullptr;
+    repeats = options.pack && std::all_of(recording.requests.begin(), recording.requests.end(),
+                                          [](const Request& request) { return request.freed != never; });
     if (!options.pack) recording.requests.clear();
     if (recording.packed || !options.pack) return;
     pack(recording);
@@ -180,6 +184,7 @@ struct PoolBooks {
   std::size_t in_arena = 0;
   std::byte* arena = nullptr;
   std::size_t arena_bytes = 0;
+  bool repeats = false;  ///< of the program that ended last: no block outlived it
 };
 
 }  // namespace detail

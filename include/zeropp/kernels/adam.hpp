@@ -19,6 +19,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
+#include <zeropp/kernels/clip.hpp>
 #include <zeropp/kernels/vector.hpp>
 
 namespace zeropp::kernels {
@@ -34,7 +35,9 @@ struct AdamSpan {
 
 struct AdamStep {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
-  float gradient_scale = 1;                           ///< clipping, and the inverse of a loss scale
+  float gradient_scale = 1;  ///< clipping, and the inverse of a loss scale
+  /// Where the device keeps a factor to clip by, beside that one: if it is not finite, nothing changes.
+  const Clip* clip = nullptr;
   double bias_correction1 = 1, bias_correction2 = 1;  ///< 1 - beta^step
 };
 
@@ -66,6 +69,11 @@ struct AdamFactors {
         root(static_cast<C>(1 / std::sqrt(s.bias_correction2))),
         epsilon(static_cast<C>(s.epsilon)),
         scale(static_cast<C>(s.gradient_scale)) {}
+  /// Takes in what a clip says, if there is one. False: it says that no step is to be done.
+  constexpr bool take(const Clip* clip) {
+    if (clip) scale *= static_cast<C>(clip->factor);
+    return !clip || clip->finite;
+  }
   C decay, one_minus_beta1, beta2, one_minus_beta2, step, root, epsilon, scale;
 };
 
@@ -170,7 +178,8 @@ void adam(D& device, const AdamSpan<W, G, M>& s, const AdamStep& step) {
               .flops = 16.0 * static_cast<double>(n),
               .bytes = static_cast<double>(n) * detail::adam_bytes<W, G, M>},
              [&](auto& workers) {
-               const detail::AdamFactors<M> f(step);
+               detail::AdamFactors<M> f(step);
+               if (!f.take(step.clip)) return;
                workers.for_each(n, 256 * detail::adam_block, [&](std::int64_t begin, std::int64_t end) {
                  auto* kept = s.masters.empty() ? nullptr : s.masters.data() + begin;
                  auto* w = s.weight.data() + begin;

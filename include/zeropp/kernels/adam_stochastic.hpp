@@ -83,7 +83,8 @@ void adam_stochastic(D& device, const AdamSpan<bf16, G, float>& s, std::span<con
                 .flops = 16.0 * static_cast<double>(n),
                 .bytes = static_cast<double>(n) * (2 * sizeof(bf16) + sizeof(G) + 4 * sizeof(float))},
                [&](auto& workers) {
-                 const detail::AdamFactors<float> f(step);
+                 detail::AdamFactors<float> f(step);
+                 if (!f.take(step.clip)) return;
                  const auto random = detail::rounding_bits(seed, run.stream, number);
                  workers.for_each(n, 256 * detail::adam_block, [&](std::int64_t begin, std::int64_t end) {
                    detail::adam_stochastic_part(s, run.range.begin + begin, run.range.begin + end, f, random,

@@ -46,10 +46,14 @@ double sum_of_squares(D& device, std::span<T> x) {
   return sum;
 }
 
-/// out[i] = Σ x² of parts[i]. A device that computes apart from the host waits once for all of them.
+/// sums[places[i]] = Σ x² of parts[i]; the other sums stay as they are. They lie in the device's memory.
 template <Device D, class T>
-void sums_of_squares(D& device, std::span<const std::span<T>> parts, std::span<double> out) {
-  for (std::size_t i = 0; i < parts.size(); ++i) out[i] = sum_of_squares(device, parts[i]);
+void sums_of_squares(D& device, std::span<const std::span<T>> parts, std::span<const int> places,
+                     std::span<double> sums) {
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const double sum = sum_of_squares(device, parts[i]);
+    if constexpr (!D::dry) sums[static_cast<std::size_t>(places[i])] = sum;
+  }
 }
 
 }  // namespace zeropp::kernels

@@ -42,6 +42,7 @@ struct RunState {
   double loss_scale = 1;
   Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
+  bool* draws = nullptr;  ///< set to true by who draws random numbers in a pass
   ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these
 };
 
@@ -122,6 +123,7 @@ class Context : public RunState {
 
   /// Random numbers of this step for the layer called `layer`; index them by the element's place in the whole batch.
   Random random(RandomPurpose purpose, std::uint64_t layer) const {
+    if (draws) *draws = true;
     return {seed, purpose, layer, static_cast<std::uint64_t>(step)};
   }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -38,6 +39,20 @@ class Loss {
     add(other.known_state().sum, other.known_state().count);
     for (auto& one : other.state_->pending) state_->pending.push_back(one);
   }
+  /// A handle to the same numbers as they will be when what computes them has run once more.
+  Loss again() const {
+    Loss other;
+    *other.state_ = *state_;
+    return other;
+  }
+  /// Waits for what a device is still computing and keeps it, or the error that it ends with, for who reads it later.
+  void settle() const {
+    for (auto& one : std::exchange(state_->pending, {})) try {
+        one(*state_);
+      } catch (...) {
+        state_->error = std::current_exception();
+      }
+  }
   bool known() const { return state_->known; }
   /// These wait where a device is still computing.
   double sum() const { return state().sum; }
@@ -51,6 +66,7 @@ class Loss {
     std::int64_t count = 0;
     bool known = false;
     std::vector<std::function<void(State&)>> pending;
+    std::exception_ptr error;
   };
   const State& known_state() const {
     if (!state_->known) throw Error("the loss of a training step is known after its backward; read it then");
@@ -58,7 +74,8 @@ class Loss {
   }
   const State& state() const {
     known_state();
-    for (auto& one : std::exchange(state_->pending, {})) one(*state_);
+    settle();
+    if (state_->error) std::rethrow_exception(state_->error);
     return *state_;
   }
   std::shared_ptr<State> state_ = std::make_shared<State>();

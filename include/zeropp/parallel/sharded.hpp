@@ -23,12 +23,13 @@
 #include <zeropp/parallel/agree.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context_parallel.hpp>
-#include <zeropp/parallel/gradient_sums.hpp>
 #include <zeropp/parallel/loss_over_ranks.hpp>
 #include <zeropp/parallel/model_comms.hpp>
 #include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharded_options.hpp>
+#include <zeropp/parallel/step_count.hpp>
+#include <zeropp/parallel/step_graph.hpp>
 
 namespace zeropp {
 
@@ -74,8 +75,7 @@ class Sharded {
   const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
   ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, part_.comm()}; }
   D& device() { return device_; }
-  /// Where its passes are recorded: what its ranks' communicator was given; or null.
-  Recorder* recorder() const { return world_.recorder(); }
+  Recorder* recorder() const { return world_.recorder(); }  ///< of its passes: its ranks' communicator's; or null
   const ShardedOptions& options() const { return options_; }
   const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
   std::deque<Unit<P, D>>& units() { return units_.all(); }
@@ -90,39 +90,27 @@ class Sharded {
   }
   std::int64_t parameters() { return count_of(model_parameters()); }  ///< the Ψ of the ZeRO paper
 
-  std::int64_t step() const { return step_; }  ///< optimizer steps done: enters dropout and schedules
-  void set_step(std::int64_t step) { step_ = step; }
-
+  /// Optimizer steps done: enters dropout and schedules. Waits for the norm of the last one.
+  std::int64_t step() const { return steps_.done(); }
+  void set_step(std::int64_t step) { steps_.set(step); }
+  /// An optimizer's step was enqueued, which counts if `clip` is finite.
+  void add_step(const ClipResult& clip) { steps_.add(clip); }
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
   /// Returns the loss over all ranks. A collective.
   Loss train(const Batch& whole, TrainOptions options = {}) {
     if (options.micro_batches < 1)
       throw ConfigError(text("micro_batches must be at least 1, got ", options.micro_batches));
     if (!(options.loss_scale > 0)) throw ConfigError(text("loss_scale must be positive, got ", options.loss_scale));
-    return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches), [&] {
-      const auto batch = part_of(whole);
-      auto run = run_state(batch, Mode::training);
-      const auto labels = batch.labels_in_step ? batch.labels_in_step : count_labels(batch);
-      run.loss_scale = labels ? static_cast<double>(options.loss_scale) / static_cast<double>(labels) : 0.0;
-      const MicroBatches micro_batches{batch, run, options.micro_batches};
-      Loss total;
-      total.add(0, 0);
-      if constexpr (Pipelined<L>) {
-        PipelineRun(*this, layer_, layer_.schedule(options.micro_batches), micro_batches).train(total);
-      } else {
-        for (std::int64_t m = 0; m < options.micro_batches; ++m) {
-          Context context(device_, micro_batches.run(m));
-          begin_micro_batch(m == 0, m + 1 == options.micro_batches);
-          auto out = forward(context, micro_batches.tokens(m));
-          backward(context, 1.0f, std::move(out.saved));
-          total.add(out.output);
-        }
-      }
-      finish_gradients(options.loss_scale);
-      return over_ranks(total);
+    loss_scale_ = options.loss_scale;
+    steps_.done();  // waits for the last one's norm, where a capture may not
+    const bool alone = options_.graph && world_.size() == 1 && !recorder();
+    return graph_.run(device_, alone ? StepKey::of(whole, options) : std::nullopt, [&] {
+      return guarded(text("train ", whole.rows(), "x", whole.context(), "/", options.micro_batches),
+                     [&] { return passes(whole, options); });
     });
   }
 
+  bool captured() const { return graph_.captured(); }  ///< whether steps run as a graph now: ShardedOptions::graph
   /// The loss of a batch over all ranks, without gradients. A collective.
   Loss evaluate(const Batch& whole) {
     return guarded(text("evaluate ", whole.rows(), "x", whole.context()), [&] {
@@ -157,9 +145,7 @@ class Sharded {
 
   /// A context of this model's seed and step; give first_sample, labels and loss_scale where layers need them.
   Context context(RunState run = {}) {
-    run.seed = options_.seed;
-    run.step = step_;
-    run.part = part_;
+    run.seed = options_.seed, run.step = step(), run.part = part_;
     return Context(device_, std::move(run));
   }
 
@@ -211,19 +197,12 @@ class Sharded {
     reducer_.flush();
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
-    if constexpr (S == Stage::none) units_.publish_gradients();
+    if constexpr (S == Stage::none) units_.gradients_due();
   }
   float loss_scale() const { return loss_scale_; }  ///< what the gradients of the last pass are multiplied by
-  /// Σ f(gradients) over all parameters of the model and all ranks, each parameter once, in an order that depends on
-  /// neither stage nor pipeline: f(parts, sums) makes sums[i] of the gradients parts[i]. A collective.
-  template <class F>
-  double sum_over_gradients(F&& f) {
-    int in_model = 0;
-    if constexpr (Pipelined<L>)
-      if (pipeline_.size() > 1) in_model = layer_.parameters_in_model();
-    return guarded("sum over gradients", [&] {
-      return detail::sum_over_gradients<Gradient>(units(), comm_, tensor_, pipeline_, in_model, std::forward<F>(f));
-    });
+  /// Sends what of them other ranks need, a unit after the other: before an optimizer reads them. A collective.
+  void publish_gradients() {
+    for (auto& unit : units()) unit.publish_gradients();
   }
   /// To be called when the weights over update() have changed on every rank. A collective.
   void publish_weights() {
@@ -233,22 +212,6 @@ class Sharded {
   /// The same in parts: of a unit that has changed, which on GPUs is sent while others do; and in the end the rest.
   void publish_unit(std::size_t i) { units_.publish_unit(i); }
   void publish_others() { units_.publish_others(pipeline_); }
-
- private:
-  /// The next micro-batch needs the units' buffers; after the last one sums may go on beside other stages.
-  void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
-  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 2 : 0); }
-  Residents<P, D> resident() {
-    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
-  }
-  RunState run_state(const Batch& batch, Mode mode) const {
-    return {.mode = mode,
-            .seed = options_.seed,
-            .step = step_,
-            .first_sample = batch.first_sample,
-            .labels = batch.labels,
-            .part = part_};
-  }
 
   /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
   template <class Body>
@@ -266,22 +229,58 @@ class Sharded {
     }
   }
 
-  std::int64_t count_labels(const Batch& batch) {
-    return comm_.sum(batch.labels_here >= 0 ? batch.labels_here
-                                            : kernels::count_labels(device_, std::span{batch.labels.span()}));
+ private:
+  /// What a training step runs before the optimizer.
+  Loss passes(const Batch& whole, const TrainOptions& options) {
+    const auto batch = part_of(whole);
+    auto run = run_state(batch, Mode::training);
+    auto labels = batch.labels_in_step;
+    if (!labels)
+      labels = comm_.sum(batch.labels_here >= 0 ? batch.labels_here
+                                                : kernels::count_labels(device_, std::span{batch.labels.span()}));
+    run.loss_scale = labels ? static_cast<double>(options.loss_scale) / static_cast<double>(labels) : 0.0;
+    const MicroBatches micro_batches{batch, run, options.micro_batches};
+    Loss total;
+    total.add(0, 0);
+    if constexpr (Pipelined<L>) {
+      PipelineRun(*this, layer_, layer_.schedule(options.micro_batches), micro_batches).train(total);
+    } else {
+      for (std::int64_t m = 0; m < options.micro_batches; ++m) {
+        Context context(device_, micro_batches.run(m));
+        begin_micro_batch(m == 0, m + 1 == options.micro_batches);
+        auto out = forward(context, micro_batches.tokens(m));
+        backward(context, 1.0f, std::move(out.saved));
+        total.add(out.output);
+      }
+    }
+    finish_gradients(options.loss_scale);
+    return over_ranks(total);
   }
+  /// The next micro-batch needs the units' buffers; after the last one sums may go on beside other stages.
+  void end_backward() { last_micro_batch_ ? reducer_.start() : reducer_.flush(); }
+  int prefetch() const { return options_.prefetch.value_or(comm_.overlaps() ? 2 : 0); }
+  Residents<P, D> resident() {
+    return {units_, reducer_, options_.reduction, prefetch(), first_micro_batch_, last_micro_batch_, recorder()};
+  }
+  RunState run_state(const Batch& batch, Mode mode) {
+    return {.mode = mode,
+            .seed = options_.seed,
+            .step = step(),
+            .first_sample = batch.first_sample,
+            .labels = batch.labels,
+            .draws = graph_.draws(),
+            .part = part_};
+  }
+
   Loss over_ranks(const Loss& mine) {
-    int last_stage = 0;
-    if constexpr (Pipelined<L>) last_stage = layer_.last_stage();
-    return detail::loss_over_ranks(mine, comm_, pipeline_, last_stage);
+    return detail::loss_over_ranks(mine, comm_, pipeline_, detail::last_stage(layer_));
   }
 
   void agree() {
     if (part_.size() > 1) detail::check_context(layer_, part_);
-    detail::agree(layer_, comm_, tensor_, pipeline_,
-                  text("stage ", static_cast<int>(S), " ", P::name, " seed ", options_.seed, " reduction ",
-                       static_cast<int>(options_.reduction), " bucket ", options_.bucket_bytes, " prefetch ",
-                       prefetch(), " context ", name_of(options_.context_attention), "\n"));
+    detail::agree(
+        layer_, comm_, tensor_, pipeline_,
+        text("stage ", static_cast<int>(S), " ", P::name, " ", options_.words(), " prefetch ", prefetch(), "\n"));
   }
 
   Comm world_, comm_, tensor_, pipeline_;
@@ -291,7 +290,9 @@ class Sharded {
   L layer_;
   Units<P, D> units_;
   BucketedReducer<Gradient> reducer_;
-  std::int64_t step_ = 0, micro_batch_ = 0;
+  StepCount steps_;
+  StepGraph<D> graph_;
+  std::int64_t micro_batch_ = 0;
   float loss_scale_ = 1;
   bool first_micro_batch_ = true, last_micro_batch_ = true;
 };

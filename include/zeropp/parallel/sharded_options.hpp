@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include <zeropp/layers/context_part.hpp>
 #include <zeropp/parallel/bucketed_reducer.hpp>
@@ -20,6 +21,18 @@ struct ShardedOptions {
   std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
   ContextAttention context_attention = ContextAttention::ulysses;  ///< on a mesh with several context ranks
+  /// On a GPU with one rank (collectives of several are numbered and watched one by one): the passes of a training step
+  /// are captured as a CUDA graph, at the third of equal ones, whose batches have the same size, place, number of
+  /// labels and loss scale; others run as ever. So do passes that draw random numbers (dropout). Layers must not wait
+  /// for the GPU, nor hand kernels numbers that change from step to step, unless Context::random draws them. Choices of
+  /// kernels are those of the capture.
+  bool graph = false;
+
+  /// What the ranks of a model must agree on, beside its type.
+  std::string words() const {
+    return text("seed ", seed, " reduction ", static_cast<int>(reduction), " bucket ", bucket_bytes, " context ",
+                name_of(context_attention));
+  }
 };
 
 struct TrainOptions {

@@ -78,6 +78,7 @@ class Unit {
   std::span<Kept> masters() { return keeps_master ? view<Kept>(masters_, update()) : std::span<Kept>{}; }
   /// Gradients summed over ranks, over update(); valid between a training pass and the next.
   std::span<Gradient> gradients() {
+    publish_gradients();
     gradients_on_their_way_.wait();
     return part_of_gradients(update());
   }
@@ -149,6 +150,7 @@ class Unit {
     const bool accumulates = reduction == Reduction::once && !first_micro_batch;
     // Where whole gradients are kept anyway they are summed there, unless that place holds earlier micro-batches' sums.
     in_place_ = whole_gradients() && (reduction == Reduction::once || first_micro_batch);
+    gradients_due_ = false;
     gradients_on_their_way_.wait();
     if (!in_place_ && !local_)
       local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
@@ -200,11 +202,14 @@ class Unit {
     const auto piece = weights_piece();
     weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
   }
-  /// The same for the summed gradients of stage 0; gradients() waits.
+  /// The same for the summed gradients of stage 0, where gradients_due() was called since; gradients() waits.
   void publish_gradients() {
+    if (!std::exchange(gradients_due_, false)) return;
     const auto piece = gradients_piece();
     gradients_on_their_way_ = comm_.all_gather_async(dtype_of<Gradient>, {&piece, 1});
   }
+
+  void gradients_due() { gradients_due_ = true; }
 
   /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
   Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }
@@ -257,7 +262,7 @@ class Unit {
   Storage weights_, masters_, gradients_;  // kept
   Storage whole_, local_;                  // while in use
   mutable Pending weights_on_their_way_, gradients_on_their_way_;
-  bool in_place_ = false;
+  bool in_place_ = false, gradients_due_ = false;
 };
 
 }  // namespace zeropp

@@ -101,10 +101,10 @@ class Units {
     exchange_weights(pipeline, [&](auto& unit) { return !comm_.overlaps() && unit.held() != unit.update(); });
   }
 
-  /// The same for summed gradients, where every rank updates everything (stage 0).
-  void publish_gradients() {
+  /// The same for gradients (stage 0); what goes on beside computing waits for Unit::publish_gradients.
+  void gradients_due() {
     std::vector<Piece> pieces;
-    for (auto& unit : units_) comm_.overlaps() ? unit.publish_gradients() : pieces.push_back(unit.gradients_piece());
+    for (auto& unit : units_) comm_.overlaps() ? unit.gradients_due() : pieces.push_back(unit.gradients_piece());
     if (!pieces.empty()) comm_.all_gather(dtype_of<Gradient>, pieces);
   }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <zeropp/kernels/adam.hpp>
@@ -46,37 +47,31 @@ class FusedAdam {
     }
   }
 
+  /// Whether a step was done: known when the norm is. Who asks waits for it.
+  class Done {
+   public:
+    explicit Done(ClipResult clip) : clip_(std::move(clip)) {}
+    operator bool() const { return clip_.finite(); }
+
+   private:
+    ClipResult clip_;
+  };
+
   /// Updates the weights with the gradients of the last train(), and sends them where they are needed. Where the clip
-  /// found a NaN or an infinity, all ranks skip the step together. Returns whether it was done. A collective.
-  bool step(float learning_rate, ClipResult clip = {}) {
-    if (!clip.finite) {
-      ++skipped_;
-      return false;
-    }
-    ++steps_;
-    const Recording span(model_.recorder(), SpanKind::optimizer);
-    const auto bias = [&](float beta) { return 1 - std::pow(static_cast<double>(beta), static_cast<double>(steps_)); };
-    kernels::AdamStep step{.learning_rate = learning_rate,
-                           .beta1 = options_.beta1,
-                           .beta2 = options_.beta2,
-                           .epsilon = options_.epsilon,
-                           .gradient_scale = clip.factor / model_.loss_scale(),
-                           .bias_correction1 = bias(options_.beta1),
-                           .bias_correction2 = bias(options_.beta2)};
-    for (std::size_t i = 0; i < states_.size(); ++i) {
-      update(i, step);
-      model_.publish_unit(i);
-    }
-    model_.publish_others();
-    model_.set_step(model_.step() + 1);
-    return true;
+  /// found a NaN or an infinity, all ranks skip the step together: it changes nothing. A collective.
+  Done step(float learning_rate, const ClipResult& clip = {}) {
+    const auto number = steps() + 1;
+    if (clip.on_device() || clip.finite()) enqueue(learning_rate, clip, number);
+    steps_.add(clip);
+    model_.add_step(clip);
+    return Done(clip);
   }
 
   const AdamOptions& options() const { return options_; }
-  std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
+  std::int64_t steps() const { return steps_.done(); }
+  void set_steps(std::int64_t steps) { steps_.set(steps); }
   /// Steps left out because of gradients that were not finite.
-  std::int64_t skipped() const { return skipped_; }
+  std::int64_t skipped() const { return steps_.skipped(); }
 
   /// Moments of unit i over units()[i].update().
   std::span<Moment> first(std::size_t i) { return view(states_.at(i).first, i); }
@@ -89,6 +84,26 @@ class FusedAdam {
     Storage first, second;
     std::vector<Run> runs;  ///< within update()
   };
+
+  /// Step `number`, where the clip turns out finite.
+  void enqueue(float learning_rate, const ClipResult& clip, std::int64_t number) {
+    const Recording span(model_.recorder(), SpanKind::optimizer);
+    const auto bias = [&](float beta) { return 1 - std::pow(static_cast<double>(beta), static_cast<double>(number)); };
+    const kernels::AdamStep step{.learning_rate = learning_rate,
+                                 .beta1 = options_.beta1,
+                                 .beta2 = options_.beta2,
+                                 .epsilon = options_.epsilon,
+                                 .gradient_scale = (clip.on_device() ? 1 : clip.factor()) * (1 / model_.loss_scale()),
+                                 .clip = clip.on_device(),
+                                 .bias_correction1 = bias(options_.beta1),
+                                 .bias_correction2 = bias(options_.beta2)};
+    model_.publish_gradients();
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      update(i, step, static_cast<std::uint64_t>(number));
+      model_.publish_unit(i);
+    }
+    model_.publish_others();
+  }
 
   static void check(bool good, std::string_view name, float value, std::string_view wanted) {
     if (!good) throw ConfigError(text("Adam's ", name, " must be ", wanted, ", got ", value));
@@ -129,7 +144,7 @@ class FusedAdam {
     return hash_of(name);
   }
 
-  void update(std::size_t i, const kernels::AdamStep& step) {
+  void update(std::size_t i, const kernels::AdamStep& step, [[maybe_unused]] std::uint64_t number) {
     auto& unit = model_.units()[i];
     const auto at = static_cast<std::size_t>(unit.update().begin - unit.held().begin);
     const kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment> buffers{
@@ -140,8 +155,7 @@ class FusedAdam {
         .second = second(i)};
     const std::span<const Run> runs{states_[i].runs};
     if constexpr (stochastic)
-      kernels::adam_stochastic(model_.device(), buffers, runs, step, model_.options().seed,
-                               static_cast<std::uint64_t>(steps_));
+      kernels::adam_stochastic(model_.device(), buffers, runs, step, model_.options().seed, number);
     else
       kernels::adam(model_.device(), buffers, runs, step);
   }
@@ -149,7 +163,7 @@ class FusedAdam {
   Model& model_;
   AdamOptions options_;
   std::vector<State> states_;
-  std::int64_t steps_ = 0, skipped_ = 0;
+  StepCount steps_;
 };
 
 }  // namespace zeropp

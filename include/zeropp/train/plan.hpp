@@ -38,6 +38,7 @@ Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
   auto batch = Batch::on(dry, o.rows, o.context);
   batch.labels_in_step = o.rows * o.context * mesh.size(Axis::data);
   model.train(batch, {.micro_batches = o.micro_batches});
+  clip_by_global_norm(model, 1);
   model.evaluate(batch);
   Plan result{.kept = dry.pool().kept(), .peak = dry.pool().peak(), .total = dry.pool().planned()};
   for (auto& unit : model.units()) {

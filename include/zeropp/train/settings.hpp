@@ -39,13 +39,15 @@ struct TrainSettings {
   int ranks = 0;                        ///< threads of this process; 0: what the environment says
   std::int64_t implied_data_ranks = 0;  ///< what the batch sizes of a file imply; 0: nothing
   Reduction reduction = Reduction::every_micro_batch;
+  bool graph = false;  ///< see ShardedOptions
 
   ShardedOptions sharded() const {
     return {.seed = seed,
             .reduction = reduction,
             .prefetch = prefetch,
             .bucket_bytes = static_cast<std::size_t>(bucket_elements) * sizeof(float),
-            .context_attention = zeropp::context_attention(context_attention)};
+            .context_attention = zeropp::context_attention(context_attention),
+            .graph = graph};
   }
   AdamOptions adam() const {
     return {.beta1 = betas[0], .beta2 = betas[1], .epsilon = epsilon, .weight_decay = weight_decay};

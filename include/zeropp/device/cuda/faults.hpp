@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include <zeropp/base/error.hpp>
+
 namespace zeropp {
 
 /// Lives in mapped host memory. A kernel writes `value` and `place` first, then `kind`; the first one or any of the
@@ -16,5 +18,13 @@ struct CudaFaults {
   volatile std::int64_t place = 0;  ///< its place in the batch
   volatile std::int64_t limit = 0;  ///< the vocabulary
 };
+
+/// Throws DataError if there is a note.
+inline void throw_if_found(const CudaFaults& faults) {
+  if (faults.kind == CudaFaults::none) return;
+  throw DataError(text(faults.kind == CudaFaults::token ? "token " : "label ", faults.value, " at place ", faults.place,
+                       " of the batch is outside the vocabulary of ", faults.limit,
+                       "; were the data made with another tokenizer?"));
+}
 
 }  // namespace zeropp

@@ -42,14 +42,18 @@ class CudaEvent {
   explicit CudaEvent(bool timed = false) {
     cuda_check(cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming), "cudaEventCreate");
   }
-  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)), recorded_(other.recorded_) {}
   CudaEvent& operator=(CudaEvent&&) = delete;
   ~CudaEvent() {
     if (event_) cudaEventDestroy(event_);
   }
 
   cudaEvent_t get() const { return event_; }
-  void record(cudaStream_t stream) { cuda_check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+  void record(cudaStream_t stream) {
+    cuda_check(cudaEventRecord(event_, stream), "cudaEventRecord");
+    recorded_ = true;
+  }
+  bool recorded() const { return recorded_; }  ///< ever
   /// What is enqueued on `stream` from now on runs after this event. Does not block the host.
   void hold(cudaStream_t stream) const { cuda_check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
   /// Blocks the host.
@@ -63,6 +67,7 @@ class CudaEvent {
 
  private:
   cudaEvent_t event_ = nullptr;
+  bool recorded_ = false;
 };
 
 /// An ordered queue of work on the current GPU.

@@ -71,7 +71,10 @@ __device__ __forceinline__ int run_after(std::int64_t i, int count, End end) {
 template <int N, class W, class G, class C>
 __global__ void __launch_bounds__(adam_threads)
     adam_kernel(W* w, kept_t<W>* kept, const G* g, C* m, C* v, std::int64_t n, std::int64_t first,
-                const __grid_constant__ AdamRuns<C> runs, const __grid_constant__ AdamFactors<C> f) {
+                const __grid_constant__ AdamRuns<C> runs, const __grid_constant__ AdamFactors<C> given,
+                const Clip* clip) {
+  AdamFactors<C> f = given;
+  if (!f.take(clip)) return;
   using Master = master_of_t<W>;
   using Kept = kept_t<W>;
   constexpr bool split = has_master<W>;
@@ -188,9 +191,9 @@ void adam(D& device, const AdamSpan<W, G, M>& s, std::span<const AdamRun> runs, 
         if (end <= first) return;
         const auto blocks =
             static_cast<unsigned>(ceil_div(end - first, std::int64_t{detail::adam_threads} * N * detail::adam_unroll));
-        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(s.weight.data(), s.masters.data(),
-                                                                            s.gradient.data(), s.first.data(),
-                                                                            s.second.data(), n, first, some, factors);
+        detail::adam_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(
+            s.weight.data(), s.masters.data(), s.gradient.data(), s.first.data(), s.second.data(), n, first, some,
+            factors, step.clip);
       };
       if (detail::aligned_for<lanes>(s.weight.data(), s.masters.data(), s.gradient.data(), s.first.data(),
                                      s.second.data()))

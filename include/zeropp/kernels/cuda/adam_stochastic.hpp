@@ -44,7 +44,9 @@ template <int N, class G>
 __global__ void __launch_bounds__(adam_threads)
     adam_stochastic_kernel(bf16* w, const G* g, float* m, float* v, std::int64_t n, std::int64_t first,
                            const __grid_constant__ AdamStochasticRuns runs,
-                           const __grid_constant__ AdamFactors<float> f) {
+                           const __grid_constant__ AdamFactors<float> given, const Clip* clip) {
+  AdamFactors<float> f = given;
+  if (!f.take(clip)) return;
   constexpr std::int64_t step = adam_threads * N;
   const std::int64_t begin = first + blockIdx.x * step * adam_unroll + threadIdx.x * N;
   const auto run_of = [&](std::int64_t i) {
@@ -137,7 +139,7 @@ void adam_stochastic(D& device, const AdamSpan<bf16, G, float>& s, std::span<con
         const auto blocks =
             static_cast<unsigned>(ceil_div(end - first, std::int64_t{detail::adam_threads} * N * detail::adam_unroll));
         detail::adam_stochastic_kernel<N><<<blocks, detail::adam_threads, 0, stream>>>(
-            s.weight.data(), s.gradient.data(), s.first.data(), s.second.data(), n, first, some, factors);
+            s.weight.data(), s.gradient.data(), s.first.data(), s.second.data(), n, first, some, factors, step.clip);
       };
       if (detail::aligned_for<lanes>(s.weight.data(), s.gradient.data(), s.first.data(), s.second.data()))
         launch(std::integral_constant<int, lanes>{});

@@ -77,8 +77,7 @@ PendingLoss total(D& device, const double* losses, std::span<const std::int32_t>
       auto slot = device.template companion<LossSlots>().take();
       launch_total_loss(losses, labels.data(), static_cast<std::int64_t>(labels.size()), used, slot->report.get(),
                         device.faults(), stream);
-      slot->written.record(stream);
-      result = PendingLoss(std::move(slot));
+      result = LossSlots::written(device, slot);
     }
   });
   return result;

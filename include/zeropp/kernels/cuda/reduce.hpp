@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <span>
-#include <vector>
+#include <type_traits>
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
@@ -15,7 +16,6 @@
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/cuda/vector.hpp>
 
-#ifdef __CUDACC__
 namespace zeropp::kernels {
 
 namespace detail {
@@ -28,10 +28,19 @@ template <class T>
 struct SquareParts {
   static constexpr int most = 128;
   int count = 0;
+  int place[most];  ///< of its sum
   const T* data[most];
   std::int64_t size[most];
   std::int64_t first[most + 1];  ///< number of a part's first block; at `count` the number of all
 };
+
+/// Enqueues them: sums of blocks, then of parts. Where `faults` tells of a fault the first sum is NaN, so that nobody
+/// goes a step with it.
+template <class T>
+void launch_squares(const SquareParts<T>& parts, double* blocks, double* sums, const CudaFaults* faults,
+                    cudaStream_t stream);
+
+#ifdef __CUDACC__
 
 template <class T>
 __global__ void __launch_bounds__(64) squares_kernel(const __grid_constant__ SquareParts<T> parts, double* blocks) {
@@ -71,8 +80,8 @@ __global__ void __launch_bounds__(64) squares_kernel(const __grid_constant__ Squ
 
 /// One warp a part.
 template <class T>
-__global__ void __launch_bounds__(32)
-    add_squares_kernel(const __grid_constant__ SquareParts<T> parts, const double* blocks, double* sums) {
+__global__ void __launch_bounds__(32) add_squares_kernel(const __grid_constant__ SquareParts<T> parts,
+                                                         const double* blocks, double* sums, const CudaFaults* faults) {
   const std::int64_t end = parts.first[blockIdx.x + 1];
   double sum = 0;
   for (std::int64_t at = parts.first[blockIdx.x]; at < end; at += 128) {
@@ -87,55 +96,65 @@ __global__ void __launch_bounds__(32)
 #pragma unroll
       for (int l = 0; l < 32; ++l) sum += __shfl_sync(~0u, mine[k], l);
   }
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+  if (threadIdx.x != 0) return;
+  const bool fault = blockIdx.x == 0 && faults->kind != CudaFaults::none;
+  sums[parts.place[blockIdx.x]] = fault ? std::numeric_limits<double>::quiet_NaN() : sum;
 }
+
+template <class T>
+void launch_squares(const SquareParts<T>& parts, double* blocks, double* sums, const CudaFaults* faults,
+                    cudaStream_t stream) {
+  if (const auto all = parts.first[parts.count])
+    squares_kernel<<<static_cast<unsigned>(ceil_div(all, 64 / square_lanes)), 64, 0, stream>>>(parts, blocks);
+  add_squares_kernel<<<static_cast<unsigned>(parts.count), 32, 0, stream>>>(parts, blocks, sums, faults);
+}
+
+#endif
 
 }  // namespace detail
 
-/// out[i] = Σ x² over parts[i], each as sum_of_squares; 0 on the dry device. The host waits once for all of them.
+/// As the host's; returns at once.
 template <CudaDevice D, class T>
-void sums_of_squares(D& device, std::span<const std::span<T>> parts, std::span<double> out) {
+void sums_of_squares(D& device, std::span<const std::span<T>> parts, std::span<const int> places,
+                     std::span<double> sums) {
   using Parts = detail::SquareParts<std::remove_cv_t<T>>;
-  std::fill(out.begin(), out.end(), 0.0);
   std::int64_t elements = 0, blocks = 0;
   for (const auto& part : parts) {
     elements += static_cast<std::int64_t>(part.size());
     blocks += ceil_div(static_cast<std::int64_t>(part.size()), detail::square_block);
   }
-  if (elements == 0) return;
-  Tensor<double, 1> scratch(device.pool(), {blocks + static_cast<std::int64_t>(parts.size())}, Purpose::buffers);
-  double *sums = scratch.data(), *of_blocks = sums + parts.size();
+  Tensor<double, 1> scratch(device.pool(), {std::max<std::int64_t>(blocks, 1)}, Purpose::buffers);
   const auto count = static_cast<double>(elements);
   device.run({.name = "sum of squares", .flops = 2 * count, .bytes = count * sizeof(T)}, [&](cudaStream_t stream) {
-    for (std::size_t i = 0; i < parts.size(); i += Parts::most) {
-      Parts some{};
-      some.count = static_cast<int>(std::min<std::size_t>(Parts::most, parts.size() - i));
-      some.first[0] = 0;
-      for (int k = 0; k < some.count; ++k) {
-        const auto& part = parts[i + static_cast<std::size_t>(k)];
-        some.data[k] = part.data();
-        some.size[k] = static_cast<std::int64_t>(part.size());
-        some.first[k + 1] = some.first[k] + ceil_div(some.size[k], detail::square_block);
+    if constexpr (!D::dry) {
+      auto* of_blocks = scratch.data();
+      for (std::size_t i = 0; i < parts.size(); i += Parts::most) {
+        Parts some{};
+        some.count = static_cast<int>(std::min<std::size_t>(Parts::most, parts.size() - i));
+        some.first[0] = 0;
+        for (int k = 0; k < some.count; ++k) {
+          const auto& part = parts[i + static_cast<std::size_t>(k)];
+          some.place[k] = places[i + static_cast<std::size_t>(k)];
+          some.data[k] = part.data();
+          some.size[k] = static_cast<std::int64_t>(part.size());
+          some.first[k + 1] = some.first[k] + ceil_div(some.size[k], detail::square_block);
+        }
+        detail::launch_squares(some, of_blocks, sums.data(), device.faults(), stream);
+        of_blocks += some.first[some.count];
       }
-      const auto here = some.first[some.count];
-      if (here) {
-        const auto grid = static_cast<unsigned>(ceil_div(here, 64 / detail::square_lanes));
-        detail::squares_kernel<<<grid, 64, 0, stream>>>(some, of_blocks);
-      }
-      detail::add_squares_kernel<<<static_cast<unsigned>(some.count), 32, 0, stream>>>(some, of_blocks, sums + i);
-      of_blocks += here;
     }
   });
-  device.download(out.data(), sums, out.size_bytes());
 }
 
 /// The host waits for it. 0 on the dry device.
 template <CudaDevice D, class T>
 double sum_of_squares(D& device, std::span<T> x) {
+  Tensor<double, 1> place(device.pool(), {1}, Purpose::buffers);
+  const int first = 0;
+  sums_of_squares(device, std::span<const std::span<T>>(&x, 1), std::span(&first, 1), place.span());
   double sum = 0;
-  sums_of_squares(device, std::span<const std::span<T>>(&x, 1), std::span(&sum, 1));
+  device.download(&sum, place.data(), sizeof sum);
   return sum;
 }
 
 }  // namespace zeropp::kernels
-#endif

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// kernels/clip.hpp on a GPU: the numbers arrive in its memory, for the optimizer, and in pinned memory, for who asks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <zeropp/device/cuda.hpp>
+#include <zeropp/kernels/clip.hpp>
+
+namespace zeropp::kernels {
+
+namespace detail {
+
+struct ClipSlot {
+  explicit ClipSlot(Clip* in_gpu) : place(in_gpu) {}
+  Clip* place;
+  Pinned<Clip> report;  ///< the same, written by the GPU
+  CudaEvent written;
+  bool read = false;  ///< by the host: what is found wrong in data later has nothing to do with it
+};
+
+/// The slots of a device. One whose handles are gone is used again: work of one stream writes and reads it in order.
+class ClipSlots {
+ public:
+  static constexpr std::size_t most = 8;  ///< results that are held at a time; further ones take memory of their own
+
+  template <class D>
+  explicit ClipSlots(D& device) {
+    places_.push_back(device.pool().keep(most * sizeof(Clip), Purpose::buffers));
+    if constexpr (!D::dry)  // now: later, memory may be had only after what ranks exchange meanwhile
+      while (slots_.size() < most) add();
+  }
+
+  template <class D>
+  std::shared_ptr<ClipSlot> take(D& device) {
+    for (auto& slot : slots_)
+      if (slot.use_count() == 1) {
+        slot->read = false;
+        return slot;
+      }
+    if (slots_.size() % most == 0) places_.push_back(device.pool().keep(most * sizeof(Clip), Purpose::buffers));
+    return add();
+  }
+
+ private:
+  const std::shared_ptr<ClipSlot>& add() {
+    auto* place = reinterpret_cast<Clip*>(places_.back().get()) + slots_.size() % most;
+    return slots_.emplace_back(std::make_shared<ClipSlot>(place));
+  }
+
+  std::vector<Storage> places_;
+  std::vector<std::shared_ptr<ClipSlot>> slots_;
+};
+
+/// Enqueues a sum in order and what follows from it.
+void launch_clip(std::span<const double> squares, double loss_scale, double max_norm, Clip* place, Clip* report,
+                 cudaStream_t stream);
+
+#ifdef __CUDACC__
+
+/// One warp.
+static __global__ void __launch_bounds__(32) clip_kernel(const double* squares, std::int64_t count, double loss_scale,
+                                                         double max_norm, Clip* place, Clip* report) {
+  double sum = 0;
+  for (std::int64_t at = 0; at < count; at += 32) {
+    const std::int64_t i = at + threadIdx.x;
+    const double mine = i < count ? squares[i] : 0;  // adding 0 changes no sum of squares
+#pragma unroll
+    for (int l = 0; l < 32; ++l) sum += __shfl_sync(~0u, mine, l);
+  }
+  if (threadIdx.x != 0) return;
+  *place = *report = Clip::of(__dsqrt_rn(sum) / loss_scale, max_norm);
+}
+
+inline void launch_clip(std::span<const double> squares, double loss_scale, double max_norm, Clip* place, Clip* report,
+                        cudaStream_t stream) {
+  clip_kernel<<<1, 32, 0, stream>>>(squares.data(), static_cast<std::int64_t>(squares.size()), loss_scale, max_norm,
+                                    place, report);
+}
+
+#endif
+
+}  // namespace detail
+
+/// As the host's; returns at once. `squares` lie in the GPU's memory.
+template <CudaDevice D>
+ClipResult clip(D& device, std::span<const double> squares, double loss_scale, double max_norm) {
+  auto& slots = device.template companion<detail::ClipSlots>();
+  ClipResult result;
+  device.run({.name = "clip", .flops = static_cast<double>(squares.size())}, [&](cudaStream_t stream) {
+    if constexpr (!D::dry) {
+      auto slot = slots.take(device);
+      detail::launch_clip(squares, loss_scale, max_norm, slot->place, slot->report.get(), stream);
+      slot->written.record(stream);
+      result = {std::shared_ptr<const Clip>(slot, slot->place), [slot, &device] {
+                  if (!slot->read) {
+                    slot->written.wait();
+                    slot->read = true;
+                    device.check();
+                  }
+                  return *slot->report;
+                }};
+    }
+  });
+  return result;
+}
+
+}  // namespace zeropp::kernels
