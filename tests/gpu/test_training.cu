@@ -31,6 +31,22 @@ double worst(const std::vector<double>& a, const std::vector<double>& b) {
   return most;
 }
 
+/// The bytes of weights, masters and moments.
+template <class Model>
+std::string state_of(Model& model, FusedAdam<Model>& adam) {
+  std::string all;
+  const auto put = [&](auto span) {
+    const auto at = all.size();
+    all.resize(at + span.size_bytes());
+    model.device().download(all.data() + at, span.data(), span.size_bytes());
+  };
+  for (std::size_t u = 0; u < model.units().size(); ++u) {
+    auto& unit = model.units()[u];
+    put(unit.weights()), put(unit.masters()), put(adam.first(u)), put(adam.second(u));
+  }
+  return all;
+}
+
 }  // namespace
 
 TEST_CASE("losses and norms are the CPU's: another order of sums, nothing else") {
@@ -177,10 +193,10 @@ TEST_CASE("a bad token on one of two ranks: both leave the step out") {
       model.train(batch);
       return adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
     };
-    const auto apart = [&](bool good) {  // doctest's macros belong to one thread
+    const auto expect = [&](bool good) {  // doctest's macros belong to one thread
       if (!good) throw Error(text("rank ", comm.rank(), " did not go that way"));
     };
-    apart(step(1));
+    expect(step(1));
     const auto done = step(comm.rank() == 1 ? 61 : 1);
     bool threw = false, finite = true;
     try {
@@ -188,9 +204,9 @@ TEST_CASE("a bad token on one of two ranks: both leave the step out") {
     } catch (const DataError&) {
       threw = true;
     }
-    apart(comm.rank() == 1 ? threw : !threw && !finite);
-    apart(step(2));
-    apart(adam.steps() == 2 && adam.skipped() == 1 && model.step() == 2);
+    expect(comm.rank() == 1 ? threw : !threw && !finite);
+    expect(step(2));
+    expect(adam.steps() == 2 && adam.skipped() == 1 && model.step() == 2);
   });
 }
 
@@ -245,19 +261,7 @@ TEST_CASE("fp16: a step that overflows leaves no trace, the scale halves, traini
   auto batch = Batch::on(gpu, o.rows, o.config.context);
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3);
   batch.fill(tokens, tokens);
-  const auto bits = [&] {
-    std::string all;
-    const auto put = [&](auto span) {
-      const auto at = all.size();
-      all.resize(at + span.size_bytes());
-      gpu.download(all.data() + at, span.data(), span.size_bytes());
-    };
-    for (std::size_t u = 0; u < model.units().size(); ++u) {
-      auto& unit = model.units()[u];
-      put(unit.weights()), put(unit.masters()), put(adam.first(u)), put(adam.second(u));
-    }
-    return all;
-  };
+  const auto bits = [&] { return state_of(model, adam); };
   double loss = 0;
   const auto step = [&] {
     loss = model.train(batch, {.loss_scale = scaler.scale()}).mean();
@@ -328,27 +332,17 @@ TEST_CASE("a token beyond the vocabulary is a sentence, and the next step goes o
   batch.fill(tokens, labels);
   CHECK_THROWS_WITH_AS((model.train(batch), gpu.synchronize()), doctest::Contains("token 61 at place 7"), DataError);
   FusedAdam adam{model, {}};
-  const auto weights = [&] {
-    std::vector<bf16> all;
-    for (auto& unit : model.units()) {
-      const auto at = all.size();
-      all.resize(at + unit.weights().size());
-      gpu.download(all.data() + at, unit.weights().data(), unit.weights().size_bytes());
-    }
-    return all;
-  };
   tokens[7] = 1;
   batch.fill(tokens, labels);
   model.train(batch);
   CHECK(adam.step(1e-2f, clip_by_global_norm(model, 1.0f)));  // a program waits when it runs for the first time
-  const auto before = weights();
+  const auto before = state_of(model, adam);
   tokens[7] = 61;
   batch.fill(tokens, labels);
   model.train(batch);
   const auto done = adam.step(1e-2f, clip_by_global_norm(model, 1.0f));  // enqueued with nobody having looked
   CHECK_THROWS_WITH_AS(static_cast<bool>(done), doctest::Contains("token 61 at place 7"), DataError);
-  const auto after = weights();
-  CHECK(std::memcmp(after.data(), before.data(), before.size() * sizeof(bf16)) == 0);
+  CHECK(state_of(model, adam) == before);
   tokens[7] = 60;
   batch.fill(tokens, labels);
   CHECK(std::isfinite(model.train(batch).mean()));

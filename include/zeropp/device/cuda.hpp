@@ -142,6 +142,7 @@ class Cuda {
     check_faults();
     for (const auto& other : checks_) other();
   }
+
   /// While it lives, what is enqueued is captured, to run later, again and again.
   class Capturing {
    public:
@@ -154,13 +155,12 @@ class Cuda {
   };
   /// What is captured now; or null.
   const std::shared_ptr<CudaCapture>& capture() const { return capture_; }
+
   /// `check` is called whenever the host has waited, to throw what others have found wrong meanwhile.
   void when_waited(std::function<void()> check) { checks_.push_back(std::move(check)); }
 
   /// Mapped host memory where kernels note what they find wrong.
-  CudaFaults* faults() const { return faults_->get(); }
-  /// The same for who may outlive the device.
-  std::shared_ptr<CudaFaults> shared_faults() const { return {faults_, faults_->get()}; }
+  CudaFaults* faults() const { return faults_.get(); }
 
   /// The one T of this device, made by T(device) at first use.
   template <class T>
@@ -182,10 +182,10 @@ class Cuda {
     return ordinal;
   }
   void check_faults() {
-    if (faults()->kind == CudaFaults::none) return;
-    const CudaFaults found = *faults();
-    faults()->kind = CudaFaults::none;
-    throw_if_found(found);
+    if (faults_->kind == CudaFaults::none) return;
+    const CudaFaults found = *faults_;
+    faults_->kind = CudaFaults::none;
+    throw error_of(found);
   }
   void expect_no_capture(std::string_view what) const {
     if (capture_)
@@ -199,7 +199,7 @@ class Cuda {
   bool profiles_, shared_;
   CudaProfile profile_;
   CudaStream stream_;
-  std::shared_ptr<Pinned<CudaFaults>> faults_ = std::make_shared<Pinned<CudaFaults>>();
+  Pinned<CudaFaults> faults_;
   std::vector<std::function<void()>> checks_;
   std::shared_ptr<CudaCapture> capture_;
   Pool pool_;

@@ -3,7 +3,6 @@
 // them there, and the host waits only where somebody asks for the numbers.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>

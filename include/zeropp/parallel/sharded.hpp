@@ -77,7 +77,8 @@ class Sharded {
   D& device() { return device_; }
   Recorder* recorder() const { return world_.recorder(); }  ///< of its passes: its ranks' communicator's; or null
   const ShardedOptions& options() const { return options_; }
-  const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
+  bool captured() const { return graph_.captured(); }  ///< whether steps run as a graph now: ShardedOptions::graph
+  const ContextPart& part() const { return part_; }    ///< of every sequence that is on this rank
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
   const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
@@ -95,6 +96,7 @@ class Sharded {
   void set_step(std::int64_t step) { steps_.set(step); }
   /// An optimizer's step was enqueued, which counts if `clip` is finite.
   void add_step(const ClipResult& clip) { steps_.add(clip); }
+
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
   /// Returns the loss over all ranks. A collective.
   Loss train(const Batch& whole, TrainOptions options = {}) {
@@ -110,7 +112,6 @@ class Sharded {
     });
   }
 
-  bool captured() const { return graph_.captured(); }  ///< whether steps run as a graph now: ShardedOptions::graph
   /// The loss of a batch over all ranks, without gradients. A collective.
   Loss evaluate(const Batch& whole) {
     return guarded(text("evaluate ", whole.rows(), "x", whole.context()), [&] {
@@ -234,10 +235,10 @@ class Sharded {
   Loss passes(const Batch& whole, const TrainOptions& options) {
     const auto batch = part_of(whole);
     auto run = run_state(batch, Mode::training);
-    auto labels = batch.labels_in_step;
-    if (!labels)
-      labels = comm_.sum(batch.labels_here >= 0 ? batch.labels_here
-                                                : kernels::count_labels(device_, std::span{batch.labels.span()}));
+    const auto labels = batch.labels_in_step ? batch.labels_in_step
+                        : batch.labels_here >= 0
+                            ? comm_.sum(batch.labels_here)
+                            : comm_.sum(kernels::count_labels(device_, std::span{batch.labels.span()}));
     run.loss_scale = labels ? static_cast<double>(options.loss_scale) / static_cast<double>(labels) : 0.0;
     const MicroBatches micro_batches{batch, run, options.micro_batches};
     Loss total;
@@ -271,7 +272,6 @@ class Sharded {
             .draws = graph_.draws(),
             .part = part_};
   }
-
   Loss over_ranks(const Loss& mine) {
     return detail::loss_over_ranks(mine, comm_, pipeline_, detail::last_stage(layer_));
   }

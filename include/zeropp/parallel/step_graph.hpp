@@ -63,7 +63,6 @@ class StepGraph<D> {
       graph_ = {};
       passes_ = 0;
       key_ = key;
-      arena_ = arena;
     }
     if (passes_ < 2) {  // the pool records the first, products and kernels are chosen and loaded; the second shows all
       draws_ = false;
@@ -74,14 +73,12 @@ class StepGraph<D> {
     }
     last_.settle();  // its place is written anew
     if (!graph_) {
-      capture_ = std::make_shared<CudaCapture>();
-      draws_ = false;
-      const typename D::Capturing capturing(device, capture_);
-      graph_ = CudaGraph::of(device.stream(), [&] { loss_ = pass(); });
-    }
-    if (draws_) {  // since the last one
-      graph_ = {};
-      return pass();
+      capture(device, pass);
+      if (draws_) {  // it has begun to: it runs as ever from now on
+        graph_ = {};
+        passes_ = 0;
+        return pass();
+      }
     }
     device.pool().expect_free("a captured step");
     graph_.launch(device.stream());
@@ -92,6 +89,14 @@ class StepGraph<D> {
   bool captured() const { return static_cast<bool>(graph_); }
 
  private:
+  template <class Pass>
+  void capture(D& device, const Pass& pass) {
+    capture_ = std::make_shared<CudaCapture>();
+    draws_ = false;
+    const typename D::Capturing capturing(device, capture_);
+    graph_ = CudaGraph::of(device.stream(), [&] { loss_ = pass(); });
+  }
+
   std::optional<StepKey> key_;
   const std::byte* arena_ = nullptr;
   int passes_ = 0;

@@ -209,7 +209,7 @@ class Unit {
     gradients_on_their_way_ = comm_.all_gather_async(dtype_of<Gradient>, {&piece, 1});
   }
 
-  void gradients_due() { gradients_due_ = true; }
+  void gradients_due() { gradients_due_ = true; }  ///< each rank has summed its shard of them
 
   /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
   Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }

@@ -19,12 +19,11 @@ struct CudaFaults {
   volatile std::int64_t limit = 0;  ///< the vocabulary
 };
 
-/// Throws DataError if there is a note.
-inline void throw_if_found(const CudaFaults& faults) {
-  if (faults.kind == CudaFaults::none) return;
-  throw DataError(text(faults.kind == CudaFaults::token ? "token " : "label ", faults.value, " at place ", faults.place,
-                       " of the batch is outside the vocabulary of ", faults.limit,
-                       "; were the data made with another tokenizer?"));
+/// A note in words.
+inline DataError error_of(const CudaFaults& faults) {
+  return DataError(text(faults.kind == CudaFaults::token ? "token " : "label ", faults.value, " at place ",
+                        faults.place, " of the batch is outside the vocabulary of ", faults.limit,
+                        "; were the data made with another tokenizer?"));
 }
 
 }  // namespace zeropp

@@ -10,6 +10,7 @@
 
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/cuda/reduce.hpp>
 
 namespace zeropp::kernels {
 
@@ -65,15 +66,11 @@ void launch_clip(std::span<const double> squares, double loss_scale, double max_
 /// One warp.
 static __global__ void __launch_bounds__(32) clip_kernel(const double* squares, std::int64_t count, double loss_scale,
                                                          double max_norm, Clip* place, Clip* report) {
-  double sum = 0;
-  for (std::int64_t at = 0; at < count; at += 32) {
-    const std::int64_t i = at + threadIdx.x;
-    const double mine = i < count ? squares[i] : 0;  // adding 0 changes no sum of squares
-#pragma unroll
-    for (int l = 0; l < 32; ++l) sum += __shfl_sync(~0u, mine, l);
-  }
+  const double sum = sum_in_order(squares, 0, count);
   if (threadIdx.x != 0) return;
-  *place = *report = Clip::of(__dsqrt_rn(sum) / loss_scale, max_norm);
+  const auto clip = Clip::of(__dsqrt_rn(sum) / loss_scale, max_norm);
+  *place = clip;
+  *report = clip;
 }
 
 inline void launch_clip(std::span<const double> squares, double loss_scale, double max_norm, Clip* place, Clip* report,

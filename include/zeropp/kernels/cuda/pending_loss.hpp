@@ -21,9 +21,7 @@ struct LossReport {
 };
 
 struct LossSlot {
-  explicit LossSlot(std::shared_ptr<CudaFaults> of_device) : faults(std::move(of_device)) {}
   Pinned<LossReport> report;
-  std::shared_ptr<CudaFaults> faults;  ///< where a label outside the vocabulary is noted too
   CudaEvent written;
 };
 }  // namespace detail
@@ -47,12 +45,7 @@ class PendingLoss {
           "train without ShardedOptions::graph");
     written_->wait();
     const auto& report = *slot_->report;
-    if (report.bad_place >= 0) {
-      if (slot_->faults->kind == CudaFaults::label) slot_->faults->kind = CudaFaults::none;  // it is said here
-      throw DataError(text("label ", report.bad_label, " at place ", report.bad_place,
-                           " of the batch is outside the vocabulary of ", report.used,
-                           "; were the data made with another tokenizer?"));
-    }
+    if (report.bad_place >= 0) throw error_of({CudaFaults::label, report.bad_label, report.bad_place, report.used});
     return report.loss;
   }
 
@@ -67,12 +60,12 @@ namespace detail {
 class LossSlots {
  public:
   template <class D>
-  explicit LossSlots(D& device) : faults_(device.shared_faults()) {}
+  explicit LossSlots(D&) {}
 
   std::shared_ptr<LossSlot> take() {
     for (auto& slot : slots_)
       if (slot.use_count() == 1) return slot;
-    return slots_.emplace_back(std::make_shared<LossSlot>(faults_));
+    return slots_.emplace_back(std::make_shared<LossSlot>());
   }
   /// The handle, when what writes the slot is enqueued.
   template <class D>
@@ -86,7 +79,6 @@ class LossSlots {
   }
 
  private:
-  std::shared_ptr<CudaFaults> faults_;
   std::vector<std::shared_ptr<LossSlot>> slots_;
 };
 

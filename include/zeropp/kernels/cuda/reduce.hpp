@@ -78,24 +78,29 @@ __global__ void __launch_bounds__(64) squares_kernel(const __grid_constant__ Squ
   if (lane == 0 && block < parts.first[parts.count]) blocks[block] = total;
 }
 
-/// One warp a part.
-template <class T>
-__global__ void __launch_bounds__(32) add_squares_kernel(const __grid_constant__ SquareParts<T> parts,
-                                                         const double* blocks, double* sums, const CudaFaults* faults) {
-  const std::int64_t end = parts.first[blockIdx.x + 1];
+/// Σ from[begin, end), in order, in every lane of a warp; none is negative.
+static __device__ double sum_in_order(const double* from, std::int64_t begin, std::int64_t end) {
   double sum = 0;
-  for (std::int64_t at = parts.first[blockIdx.x]; at < end; at += 128) {
+  for (std::int64_t at = begin; at < end; at += 128) {
     double mine[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const std::int64_t i = at + 32 * k + threadIdx.x;
-      mine[k] = i < end ? blocks[i] : 0;  // adding 0 changes no sum of squares
+      const std::int64_t i = at + 32 * k + threadIdx.x % 32;
+      mine[k] = i < end ? from[i] : 0;  // adding 0 changes no sum of squares
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k)
 #pragma unroll
       for (int l = 0; l < 32; ++l) sum += __shfl_sync(~0u, mine[k], l);
   }
+  return sum;
+}
+
+/// One warp a part.
+template <class T>
+__global__ void __launch_bounds__(32) add_squares_kernel(const __grid_constant__ SquareParts<T> parts,
+                                                         const double* blocks, double* sums, const CudaFaults* faults) {
+  const double sum = sum_in_order(blocks, parts.first[blockIdx.x], parts.first[blockIdx.x + 1]);
   if (threadIdx.x != 0) return;
   const bool fault = blockIdx.x == 0 && faults->kind != CudaFaults::none;
   sums[parts.place[blockIdx.x]] = fault ? std::numeric_limits<double>::quiet_NaN() : sum;
