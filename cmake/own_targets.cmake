@@ -23,7 +23,7 @@ target_compile_options(zeropp_own INTERFACE -Wall -Wextra -Wpedantic -Wshadow -W
 # neither GCC's unroll pragma (1675) nor that a variable may serve one branch of an `if constexpr` only (177).
 if(TARGET zeropp_cuda)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES OR CMAKE_CUDA_ARCHITECTURES STREQUAL "native")
-    set(CMAKE_CUDA_ARCHITECTURES 90)
+    set(CMAKE_CUDA_ARCHITECTURES 90a)
   endif()
   enable_language(CUDA)
   set(CMAKE_CUDA_EXTENSIONS OFF)

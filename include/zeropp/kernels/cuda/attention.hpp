@@ -14,6 +14,7 @@
 #include <zeropp/kernels/cuda/attention/plain.hpp>
 #include <zeropp/kernels/cuda/attention/tiles_backward.hpp>
 #include <zeropp/kernels/cuda/attention/tiles_forward.hpp>
+#include <zeropp/kernels/cuda/attention/warpgroup_backward.hpp>
 
 namespace zeropp::kernels {
 
@@ -38,7 +39,7 @@ void check_whole_attention(const AttentionShape& s, const Views&... views) {
   (check(views), ...);
 }
 
-/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2].
+/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2] and two more.
 template <class T, class R>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
 template <class T, class R>
@@ -139,7 +140,7 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
     if (backend == AttentionBackend::tiles) {
-      const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
+      const Tensor<float, 1> of_rows(device.pool(), {2 * rows + 2}, Purpose::buffers);
       return device.run(cost, [&](cudaStream_t stream) { backward_by_tiles<T, R>(call, of_rows.data(), stream); });
     }
   }
@@ -229,10 +230,60 @@ void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
                    c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
                    Queries::shared_bytes, stream, a);
 }
+
+/// Whether a kernel was compiled for warpgroups: without them its body is empty, and has no barriers in shared memory.
+template <class Kernel>
+bool has_warpgroups(Kernel* kernel) {
+  static const bool has = [&] {
+    cudaFuncAttributes found{};
+    cuda_check(cudaFuncGetAttributes(&found, kernel), "cudaFuncGetAttributes");
+    return found.sharedSizeBytes > 0;
+  }();
+  return has;
+}
+template <class Tile, class R>
+void backward_of(const AttentionCall& c, const AttentionTiles<typename Tile::Element, R>& a, unsigned* counter,
+                 cudaStream_t stream) {
+  const auto map = [&](HeadsIn heads, bool of_keys) {
+    return tensor_map(heads.data, heads.stride, heads.sequence, c.s.batch, of_keys ? c.s.key_count() : c.s.context,
+                      of_keys ? c.s.kv_heads : c.s.heads, Tile::head_size,
+                      of_keys == Tile::owns_keys ? Tile::own : Tile::moving);
+  };
+  WarpgroupMaps maps{{map(c.q, false), map(c.dout, false)}, {map(c.k, true), map(c.v, true)}};
+  if (Tile::owns_keys) std::swap(maps.own, maps.moving);
+  const auto pieces = c.s.batch * (Tile::owns_keys ? c.s.kv_heads * ceil_div(c.s.key_count(), Tile::own)
+                                                   : c.s.heads * ceil_div(c.s.context, Tile::own));
+  if (pieces > INT_MAX / 2)
+    throw ConfigError(text("attention: ", pieces, " blocks are more than a GPU takes; use a smaller micro-batch"));
+  int device = 0, multiprocessors = 0;
+  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  launch_attention(attention_backward_warpgroups<Tile, R>, std::min<std::int64_t>(pieces, multiprocessors),
+                   Tile::threads, Tile::shared_bytes, stream, a, maps, counter, static_cast<int>(pieces));
+}
+template <class Keys, class Queries, class R>
+void backward_by_warpgroups(const AttentionCall& c, float* rows, cudaStream_t stream) {
+  using T = typename Keys::Element;
+  auto a = tiles_of<T, R>(c);
+  const auto count = c.s.batch * c.s.heads * c.s.context;
+  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a,
+                   tiles_in<T, R>(c.saved_out), c.saved_lse, rows, count);
+  a.rows = rows;
+  auto* const counters = reinterpret_cast<unsigned*>(rows + 2 * count);
+  backward_of<Keys, R>(c, a, counters, stream);
+  backward_of<Queries, R>(c, a, counters + 1, stream);
+}
+template <class T, int D, class R>
+void backward_of_heads(const AttentionCall& c, float* rows, cudaStream_t stream) {
+  if (has_warpgroups(attention_backward_warpgroups<WarpgroupTile<T, D, true>, R>))
+    backward_by_warpgroups<WarpgroupTile<T, D, true>, WarpgroupTile<T, D, false>, R>(c, rows, stream);
+  else
+    backward_with<KeyTile<T, D>, QueryTile<T, D>, R>(c, rows, stream);
+}
 template <class T, class R>
 void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  if (c.s.head_size == 64) backward_with<KeyTile<T, 64>, QueryTile<T, 64>, R>(c, rows, stream);
-  if (c.s.head_size == 128) backward_with<KeyTile<T, 128>, QueryTile<T, 128>, R>(c, rows, stream);
+  if (c.s.head_size == 64) backward_of_heads<T, 64, R>(c, rows, stream);
+  if (c.s.head_size == 128) backward_of_heads<T, 128, R>(c, rows, stream);
 }
 
 #endif

@@ -28,7 +28,7 @@ struct QueryTile {
 
 #ifdef __CUDACC__
 
-/// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp.
+/// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp; then two counters of 0.
 template <int D, class T, class R>
 __global__ void __launch_bounds__(256)
     attention_backward_rows(const AttentionTiles<T, R> a, const typename AttentionTiles<T, R>::In out, const float* lse,
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(256)
   const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;  // b · T + t, then h
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= count) return;
+  if (row == 0 && lane < 2) rows[2 * count + lane] = 0;
   const std::int64_t h = row % a.heads, b = row / a.heads / a.context, t = row / a.heads % a.context;
   float sum = 0;
   if (lane < D / 8) {
