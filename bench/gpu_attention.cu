@@ -212,9 +212,9 @@ class Variants {
   template <class... Tiles>
   void forward() {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
-          [&] { kernels::detail::forward_with<Tiles, bf16>(call_, gpu_.stream()); }),
+          [&] { kernels::detail::forward_by_warps<Tiles, bf16>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
+    kernels::detail::backward_by_warps<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
         call_, rows_.data(), gpu_.stream());
   }
   template <class... Tiles>
@@ -236,11 +236,33 @@ class Variants {
      ...);
   }
 
+  template <class... Tiles>
+  void forward_by_warpgroups() {
+    (by_warpgroups<Tiles>("forward", kernels::detail::attention_forward_warpgroups<Tiles, bf16>, 2), ...);
+  }
+  template <class... Tiles>
+  void backward_by_warpgroups() {
+    (by_warpgroups<Tiles>(Tiles::owns_keys ? "dk, dv" : "dq",
+                          kernels::detail::attention_backward_warpgroups<Tiles, bf16>, Tiles::owns_keys ? 4 : 3),
+     ...);
+  }
+
  private:
   void run(void (*kernel)(kernels::detail::AttentionTiles<bf16>), std::int64_t blocks, int threads, int shared_bytes) {
     auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
     a.rows = rows_.data();
     kernels::detail::launch_attention(kernel, s_.batch * blocks, threads, shared_bytes, gpu_.stream(), a);
+  }
+  template <class Tile, class Kernel>
+  void by_warpgroups(const char* name, Kernel* kernel, int products) {
+    auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
+    a.rows = rows_.data();
+    const Tensor<unsigned, 1> counter(gpu_.pool(), {1});
+    time(name, Tile::owns_keys ? Tile::moving : Tile::own, Tile::owns_keys ? Tile::own : Tile::moving, 12, 1, products,
+         [&] {
+           cuda_check(cudaMemsetAsync(counter.data(), 0, sizeof(unsigned), gpu_.stream()), "cudaMemsetAsync");
+           kernels::detail::launch_warpgroups<Tile>(kernel, call_, a, counter.data(), gpu_.stream());
+         });
   }
   template <class F>
   void time(const char* name, int queries, int keys, int warps, int blocks, int products, F f) {
@@ -266,17 +288,26 @@ class Variants {
 
 void variants(Cuda& gpu) {
   using kernels::detail::ForwardTile, kernels::detail::KeyTile, kernels::detail::QueryTile;
-  {
-    Variants<64> v(gpu, {16, 1024, 25, 25, 64});
-    v.forward<ForwardTile<bf16, 64, 64, 2>, ForwardTile<bf16, 64, 32, 2>, ForwardTile<bf16, 64, 32, 3>,
-              ForwardTile<bf16, 64, 64, 3>, ForwardTile<bf16, 64, 128, 2>>();
-    v.keys<KeyTile<bf16, 64, 4, 32, 2>, KeyTile<bf16, 64, 4, 64, 2>, KeyTile<bf16, 64, 8, 32, 1>>();
-    v.queries<QueryTile<bf16, 64, 64, 2>, QueryTile<bf16, 64, 32, 2>, QueryTile<bf16, 64, 32, 3>>();
+  using kernels::detail::ForwardWarpgroups, kernels::detail::KeyWarpgroups, kernels::detail::QueryWarpgroups;
+  using kernels::detail::WarpgroupTile, kernels::detail::Owns;
+  for (const AttentionShape& s : {AttentionShape{16, 1024, 25, 25, 64}, AttentionShape{64, 1024, 12, 12, 64}, AttentionShape{4, 4096, 16, 16, 64}}) {
+    Variants<64> v(gpu, s);
+    v.forward<ForwardTile<bf16, 64, 64, 2>, ForwardTile<bf16, 64, 32, 3>>();
+    v.keys<KeyTile<bf16, 64, 4, 32, 2>>();
+    v.queries<QueryTile<bf16, 64, 64, 2>>();
+    v.forward_by_warpgroups<ForwardWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::queries, 64, 6, 2>>();
+    v.backward_by_warpgroups<KeyWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::keys_gradients, 128, 4, 2>,
+                             QueryWarpgroups<bf16, 64>>();
   }
-  Variants<128> v(gpu, {2, 4096, 16, 16, 128});
-  v.forward<ForwardTile<bf16, 128, 64, 2>, ForwardTile<bf16, 128, 32, 2>>();
-  v.keys<KeyTile<bf16, 128, 4, 64, 2>, KeyTile<bf16, 128, 4, 32, 2>, KeyTile<bf16, 128, 8, 64, 1>>();
-  v.queries<QueryTile<bf16, 128, 32, 2>, QueryTile<bf16, 128, 64, 1>>();
+  for (const AttentionShape& s : {AttentionShape{2, 4096, 16, 16, 128}, AttentionShape{2, 4096, 32, 8, 128}}) {
+    Variants<128> v(gpu, s);
+    v.forward<ForwardTile<bf16, 128, 64, 2>>();
+    v.keys<KeyTile<bf16, 128, 4, 64, 2>>();
+    v.queries<QueryTile<bf16, 128, 32, 2>>();
+    v.forward_by_warpgroups<ForwardWarpgroups<bf16, 128>, WarpgroupTile<bf16, 128, Owns::queries, 64, 4, 2>>();
+    v.backward_by_warpgroups<KeyWarpgroups<bf16, 128>, QueryWarpgroups<bf16, 128>,
+                             WarpgroupTile<bf16, 128, Owns::queries_gradients, 128, 2, 1>>();
+  }
 }
 
 }  // namespace

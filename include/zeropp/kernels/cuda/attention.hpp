@@ -2,7 +2,6 @@
 // Causal attention on a GPU: the overloads of kernels/attention.hpp. attention/choice.hpp says which kernels run.
 #pragma once
 
-#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -11,10 +10,7 @@
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cuda/attention/choice.hpp>
-#include <zeropp/kernels/cuda/attention/plain.hpp>
-#include <zeropp/kernels/cuda/attention/tiles_backward.hpp>
-#include <zeropp/kernels/cuda/attention/tiles_forward.hpp>
-#include <zeropp/kernels/cuda/attention/warpgroup_backward.hpp>
+#include <zeropp/kernels/cuda/attention/launch.hpp>
 
 namespace zeropp::kernels {
 
@@ -38,16 +34,6 @@ void check_whole_attention(const AttentionShape& s, const Views&... views) {
   };
   (check(views), ...);
 }
-
-/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2] and two more.
-template <class T, class R>
-void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
-template <class T, class R>
-void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream);
-template <class T, class R>
-void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
-template <class T, class R>
-void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
 
 /// A view that says how far apart sequences lie, of `rows` positions where it did not.
 template <class T>
@@ -101,8 +87,10 @@ void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsV
                              .lse = lse};
     const auto backend = device.template companion<CudaAttention>().choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
-    if (backend == AttentionBackend::tiles)
-      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, stream); });
+    if (backend == AttentionBackend::tiles) {
+      const Tensor<unsigned, 1> counters(device.pool(), {attention_counters}, Purpose::buffers);
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, counters.data(), stream); });
+    }
   }
   device.run(cost, [&](cudaStream_t stream) {
     auto a = plain_of<T, R>(s, q, k, v);
@@ -140,8 +128,11 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
     if (backend == AttentionBackend::tiles) {
-      const Tensor<float, 1> of_rows(device.pool(), {2 * rows + 2}, Purpose::buffers);
-      return device.run(cost, [&](cudaStream_t stream) { backward_by_tiles<T, R>(call, of_rows.data(), stream); });
+      const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
+      const Tensor<unsigned, 1> counters(device.pool(), {attention_counters}, Purpose::buffers);
+      return device.run(cost, [&](cudaStream_t stream) {
+        backward_by_tiles<T, R>(call, of_rows.data(), counters.data(), stream);
+      });
     }
   }
   const Tensor<compute_t<T>, 1> delta(device.pool(), {rows}, Purpose::buffers);
@@ -153,140 +144,6 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
     backward_plainly(a, stream);
   });
 }
-
-#ifdef __CUDACC__
-
-template <class... Parameters, class... Arguments>
-void launch_attention(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
-                      cudaStream_t stream, const Arguments&... arguments) {
-  if (blocks > INT_MAX)
-    throw ConfigError(text("attention: ", blocks, " blocks are more than a GPU takes; use a smaller micro-batch"));
-  if (shared_bytes > 48 * 1024)
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-               "shared memory for attention");
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes),
-           stream>>>(arguments...);
-}
-
-template <class T, class R>
-void launch_plain(void (*kernel)(AttentionPlain<T, R>), std::int64_t rows, cudaStream_t stream,
-                  const AttentionPlain<T, R>& a) {
-  launch_attention(kernel, ceil_div(rows, plain_warps), plain_warps * 32, 0, stream, a);
-}
-template <class T, class R>
-void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
-  launch_plain(attention_forward_plain<T, R>, a.s.batch * a.s.heads * a.s.context, stream, a);
-}
-template <class T, class R>
-void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
-  const auto rows = a.s.batch * a.s.heads * a.s.context;
-  launch_plain(attention_delta_plain<T, R>, rows, stream, a);
-  launch_plain(attention_queries_plain<T, R>, rows, stream, a);
-  launch_plain(attention_keys_plain<T, R>, a.s.batch * a.s.kv_heads * a.s.keys, stream, a);
-}
-
-template <class T, class R>
-typename AttentionTiles<T, R>::In tiles_in(HeadsIn from) {
-  return {static_cast<const T*>(from.data), from.stride, from.sequence};
-}
-template <class T, class R>
-AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
-  AttentionTiles<T, R> a{};
-  const auto out = [](HeadsOut to) {
-    return typename AttentionTiles<T, R>::Out{static_cast<R*>(to.data), to.stride, to.sequence};
-  };
-  a.q = tiles_in<T, R>(c.q), a.k = tiles_in<T, R>(c.k), a.v = tiles_in<T, R>(c.v), a.dout = tiles_in<T, R>(c.dout);
-  a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
-  a.lse = c.lse;
-  a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(c.s.key_count());
-  a.offset = static_cast<int>(c.s.offset);
-  a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
-  a.scale = 1 / std::sqrt(static_cast<float>(c.s.head_size));
-  return a;
-}
-
-template <class Tile, class R>
-void forward_with(const AttentionCall& c, cudaStream_t stream) {
-  launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
-                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element, R>(c));
-}
-template <class T, class R>
-void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
-  if (c.s.head_size == 64) forward_with<ForwardTile<T, 64>, R>(c, stream);
-  if (c.s.head_size == 128) forward_with<ForwardTile<T, 128>, R>(c, stream);
-}
-
-template <class Keys, class Queries, class R>
-void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  using T = typename Keys::Element;
-  auto a = tiles_of<T, R>(c);
-  const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a,
-                   tiles_in<T, R>(c.saved_out), c.saved_lse, rows, count);
-  a.rows = rows;
-  launch_attention(attention_backward_keys<Keys, R>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
-                   Keys::threads, Keys::shared_bytes, stream, a);
-  launch_attention(attention_backward_queries<Queries, R>,
-                   c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
-                   Queries::shared_bytes, stream, a);
-}
-
-/// Whether a kernel was compiled for warpgroups: without them its body is empty, and has no barriers in shared memory.
-template <class Kernel>
-bool has_warpgroups(Kernel* kernel) {
-  static const bool has = [&] {
-    cudaFuncAttributes found{};
-    cuda_check(cudaFuncGetAttributes(&found, kernel), "cudaFuncGetAttributes");
-    return found.sharedSizeBytes > 0;
-  }();
-  return has;
-}
-template <class Tile, class R>
-void backward_of(const AttentionCall& c, const AttentionTiles<typename Tile::Element, R>& a, unsigned* counter,
-                 cudaStream_t stream) {
-  const auto map = [&](HeadsIn heads, bool of_keys) {
-    return tensor_map(heads.data, heads.stride, heads.sequence, c.s.batch, of_keys ? c.s.key_count() : c.s.context,
-                      of_keys ? c.s.kv_heads : c.s.heads, Tile::head_size,
-                      of_keys == Tile::owns_keys ? Tile::own : Tile::moving);
-  };
-  WarpgroupMaps maps{{map(c.q, false), map(c.dout, false)}, {map(c.k, true), map(c.v, true)}};
-  if (Tile::owns_keys) std::swap(maps.own, maps.moving);
-  const auto pieces = c.s.batch * (Tile::owns_keys ? c.s.kv_heads * ceil_div(c.s.key_count(), Tile::own)
-                                                   : c.s.heads * ceil_div(c.s.context, Tile::own));
-  if (pieces > INT_MAX / 2)
-    throw ConfigError(text("attention: ", pieces, " blocks are more than a GPU takes; use a smaller micro-batch"));
-  int device = 0, multiprocessors = 0;
-  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
-  cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  launch_attention(attention_backward_warpgroups<Tile, R>, std::min<std::int64_t>(pieces, multiprocessors),
-                   Tile::threads, Tile::shared_bytes, stream, a, maps, counter, static_cast<int>(pieces));
-}
-template <class Keys, class Queries, class R>
-void backward_by_warpgroups(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  using T = typename Keys::Element;
-  auto a = tiles_of<T, R>(c);
-  const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 8), 256, 0, stream, a,
-                   tiles_in<T, R>(c.saved_out), c.saved_lse, rows, count);
-  a.rows = rows;
-  auto* const counters = reinterpret_cast<unsigned*>(rows + 2 * count);
-  backward_of<Keys, R>(c, a, counters, stream);
-  backward_of<Queries, R>(c, a, counters + 1, stream);
-}
-template <class T, int D, class R>
-void backward_of_heads(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  if (has_warpgroups(attention_backward_warpgroups<WarpgroupTile<T, D, true>, R>))
-    backward_by_warpgroups<WarpgroupTile<T, D, true>, WarpgroupTile<T, D, false>, R>(c, rows, stream);
-  else
-    backward_with<KeyTile<T, D>, QueryTile<T, D>, R>(c, rows, stream);
-}
-template <class T, class R>
-void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  if (c.s.head_size == 64) backward_of_heads<T, 64, R>(c, rows, stream);
-  if (c.s.head_size == 128) backward_of_heads<T, 128, R>(c, rows, stream);
-}
-
-#endif
 
 }  // namespace detail
 

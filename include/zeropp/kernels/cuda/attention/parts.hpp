@@ -76,6 +76,15 @@ __device__ inline float2 unpacked(unsigned both) {
   low.bits = static_cast<std::uint16_t>(both), high.bits = static_cast<std::uint16_t>(both >> 16);
   return {low, high};
 }
+/// The sum of the products of 8 pairs of elements.
+template <class T>
+__device__ inline float dot(const uint4& x, const uint4& y) {
+  const auto both = [](unsigned a, unsigned b) {
+    const float2 of_a = unpacked<T>(a), of_b = unpacked<T>(b);
+    return of_a.x * of_b.x + of_a.y * of_b.y;
+  };
+  return both(x.x, y.x) + both(x.y, y.y) + both(x.z, y.z) + both(x.w, y.w);
+}
 /// 2^x within 2 units of the last place; 0 for −∞.
 __device__ inline float power_of_2(float x) {
   float y;

@@ -28,32 +28,22 @@ struct QueryTile {
 
 #ifdef __CUDACC__
 
-/// rows [B, H, T, 2] = (lse · log2 e, rowsum(dO ∘ O)), one row a warp; then two counters of 0.
+/// Computes the rows of AttentionTiles, D / 8 threads a row of `count`.
 template <int D, class T, class R>
-__global__ void __launch_bounds__(256)
-    attention_backward_rows(const AttentionTiles<T, R> a, const typename AttentionTiles<T, R>::In out, const float* lse,
-                            float* rows, std::int64_t count) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;  // b · T + t, then h
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+__global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTiles<T, R> a, std::int64_t count) {
+  constexpr int threads = D / 8;
+  const std::int64_t row = std::int64_t{blockIdx.x} * (256 / threads) + threadIdx.x / threads;  // b · T + t, then h
   if (row >= count) return;
-  if (row == 0 && lane < 2) rows[2 * count + lane] = 0;
+  const int piece = static_cast<int>(threadIdx.x) % threads;
   const std::int64_t h = row % a.heads, b = row / a.heads / a.context, t = row / a.heads % a.context;
-  float sum = 0;
-  if (lane < D / 8) {
-    const auto o = *reinterpret_cast<const uint4*>(out.data + b * out.sequence + t * out.stride + h * D + lane * 8);
-    const auto g =
-        *reinterpret_cast<const uint4*>(a.dout.data + b * a.dout.sequence + t * a.dout.stride + h * D + lane * 8);
-    const auto both = [](unsigned x, unsigned y) {
-      const float2 of_x = unpacked<T>(x), of_y = unpacked<T>(y);
-      return of_x.x * of_y.x + of_x.y * of_y.y;
-    };
-    sum = both(o.x, g.x) + both(o.y, g.y) + both(o.z, g.z) + both(o.w, g.w);
-  }
-  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
-  if (lane == 0) {
+  const auto from = [&](const auto& heads) {
+    return *reinterpret_cast<const uint4*>(heads.data + b * heads.sequence + t * heads.stride + h * D + piece * 8);
+  };
+  float sum = dot<T>(from(a.saved_out), from(a.dout));
+  for (int other = threads / 2; other > 0; other /= 2) sum += __shfl_xor_sync(__activemask(), sum, other);
+  if (piece == 0) {
     const std::int64_t at = (b * a.heads + h) * a.context + t;
-    rows[2 * at] = lse[at] * log2_e;
-    rows[2 * at + 1] = sum;
+    *reinterpret_cast<float2*>(a.rows + 2 * at) = {a.saved_lse[at] * log2_e, sum};
   }
 }
 
