@@ -117,6 +117,7 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
   auto& attention = gpu.companion<CudaAttention>();
   for (const auto& contender : {Contender{"cuDNN, deterministic", AttentionBackend::cudnn, true},
                                 Contender{"cuDNN, not deterministic", AttentionBackend::cudnn, false},
+                                Contender{"warpgroups", AttentionBackend::warpgroups, true},
                                 Contender{"tiles", AttentionBackend::tiles, true}}) {
     attention.options = {.backend = contender.backend, .deterministic = contender.deterministic};
     if (contender.backend == AttentionBackend::cudnn && !kernels::make_attention_provider) continue;
@@ -212,9 +213,9 @@ class Variants {
   template <class... Tiles>
   void forward() {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
-          [&] { kernels::detail::forward_by_warps<Tiles, bf16>(call_, gpu_.stream()); }),
+          [&] { kernels::detail::forward_with<Tiles, bf16>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_by_warps<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
+    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
         call_, rows_.data(), gpu_.stream());
   }
   template <class... Tiles>
@@ -290,14 +291,15 @@ void variants(Cuda& gpu) {
   using kernels::detail::ForwardTile, kernels::detail::KeyTile, kernels::detail::QueryTile;
   using kernels::detail::ForwardWarpgroups, kernels::detail::KeyWarpgroups, kernels::detail::QueryWarpgroups;
   using kernels::detail::WarpgroupTile, kernels::detail::Owns;
-  for (const AttentionShape& s : {AttentionShape{16, 1024, 25, 25, 64}, AttentionShape{64, 1024, 12, 12, 64}, AttentionShape{4, 4096, 16, 16, 64}}) {
+  for (const AttentionShape& s : {AttentionShape{16, 1024, 25, 25, 64}, AttentionShape{64, 1024, 12, 12, 64},
+                                  AttentionShape{4, 4096, 16, 16, 64}}) {
     Variants<64> v(gpu, s);
     v.forward<ForwardTile<bf16, 64, 64, 2>, ForwardTile<bf16, 64, 32, 3>>();
     v.keys<KeyTile<bf16, 64, 4, 32, 2>>();
     v.queries<QueryTile<bf16, 64, 64, 2>>();
     v.forward_by_warpgroups<ForwardWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::queries, 64, 6, 2>>();
-    v.backward_by_warpgroups<KeyWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::keys_gradients, 128, 4, 2>,
-                             QueryWarpgroups<bf16, 64>>();
+    v.backward_by_warpgroups<KeyWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::keys_gradients, 64, 6, 2>,
+                             QueryWarpgroups<bf16, 64>, WarpgroupTile<bf16, 64, Owns::queries_gradients, 64, 6, 2>>();
   }
   for (const AttentionShape& s : {AttentionShape{2, 4096, 16, 16, 128}, AttentionShape{2, 4096, 32, 8, 128}}) {
     Variants<128> v(gpu, s);

@@ -12,7 +12,7 @@
 //   --warmup-rate N                                steps of a linear warm-up of the learning rate
 //   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
 //   --save-weights W                               writes the first weights and stops
-//   --attention best|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
+//   --attention best|warpgroups|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -194,6 +194,7 @@ int main(int argc, char** argv) {
       const std::string name = i + 1 < argc ? argv[i + 1] : "";
       if (name == "cudnn") s.attention = kernels::AttentionBackend::cudnn;
       if (name == "tiles") s.attention = kernels::AttentionBackend::tiles;
+      if (name == "warpgroups") s.attention = kernels::AttentionBackend::warpgroups;
     }
     const auto word = [&] { return std::string(i + 1 < argc ? argv[i + 1] : ""); };
     if (flag == "--tokens") s.tokens = word();

@@ -99,6 +99,7 @@ struct Case {
 struct Reference {
   std::vector<double> out, lse, dqkv;
 
+  Reference() = default;
   template <class T>
   explicit Reference(const Case<T>& c) : out(c.out.size()), lse(c.lse.size()), dqkv(c.dqkv.size()) {
     const auto& s = c.s;
@@ -194,10 +195,21 @@ void compare(const Case<T>& c, const Reference& r, Bars bars) {
 }
 
 std::string name_of(AttentionBackend backend) {
-  return backend == AttentionBackend::cudnn   ? "cudnn"
-         : backend == AttentionBackend::tiles ? "tiles"
-         : backend == AttentionBackend::plain ? "plain"
-                                              : "best";
+  return backend == AttentionBackend::cudnn        ? "cudnn"
+         : backend == AttentionBackend::warpgroups ? "warpgroups"
+         : backend == AttentionBackend::tiles      ? "tiles"
+         : backend == AttentionBackend::plain      ? "plain"
+                                                   : "best";
+}
+/// Those that can do heads of this size on this GPU; cuDNN's, which compiles something for every shape, if `slow`.
+std::vector<AttentionBackend> backends(const Cuda& gpu, std::int64_t size, bool slow = true) {
+  std::vector<AttentionBackend> all{AttentionBackend::plain};
+  if (size == 64 || size == 128) all.push_back(AttentionBackend::tiles);
+  if ((size == 64 || size == 128) && gpu.properties().compute_capability == 90)
+    all.push_back(AttentionBackend::warpgroups);
+  if (slow) all.push_back(AttentionBackend::best);
+  if (slow && kernels::make_attention_provider) all.push_back(AttentionBackend::cudnn);
+  return all;
 }
 
 template <class T>
@@ -222,15 +234,10 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
       const AttentionShape s{large ? 1 : up_to(3), context, kv_heads * group, kv_heads, size};
       Case<bf16> c(s, random());
       const Reference reference(c);
-      for (auto backend :
-           {AttentionBackend::plain, AttentionBackend::tiles, AttentionBackend::cudnn, AttentionBackend::best}) {
+      for (auto backend : backends(gpu, size, context % 64 != 63)) {
         CAPTURE(seed);
         INFO(name_of(backend), ": B ", s.batch, " T ", s.context, " H ", s.heads, " Hkv ", s.kv_heads, " D ", size);
-        if (backend == AttentionBackend::tiles && size != 64 && size != 128) continue;
-        const bool by_library = backend == AttentionBackend::cudnn || backend == AttentionBackend::best;
-        if (by_library && context % 64 == 63) continue;  // it compiles something for every shape
         if (backend == AttentionBackend::cudnn) {
-          if (!kernels::make_attention_provider) continue;
           try {
             c.run(gpu, backend);
           } catch (const ConfigError& refused) {
@@ -259,13 +266,10 @@ TEST_CASE("the same in f16") {
       const AttentionShape s{2, context, 4, 2, size};
       Case<f16> c(s, seed);
       const Reference reference(c);
-      for (auto backend :
-           {AttentionBackend::plain, AttentionBackend::tiles, AttentionBackend::cudnn, AttentionBackend::best}) {
+      for (auto backend : backends(gpu, size)) {
         CAPTURE(seed);
         INFO(name_of(backend), ": T ", context, " D ", size);
-        if (backend == AttentionBackend::tiles && size == 16) continue;
-        if (backend == AttentionBackend::cudnn && (!kernels::make_attention_provider || size == 16 || context == 1))
-          continue;
+        if (backend == AttentionBackend::cudnn && (size == 16 || context == 1)) continue;
         c.run(gpu, backend);
         compare(c, reference, f16_bars);
         const auto out = c.out, dqkv = c.dqkv;
@@ -278,13 +282,40 @@ TEST_CASE("the same in f16") {
 
 TEST_CASE("large scores neither overflow nor lose the probabilities") {
   Cuda gpu;
-  for (auto backend : {AttentionBackend::plain, AttentionBackend::tiles}) {
+  for (auto backend : backends(gpu, 64, false)) {
     Case<bf16> c({1, 150, 2, 1, 64}, seed);
     for (auto& x : c.qkv) x = bf16(4 * static_cast<float>(x));
     INFO(name_of(backend));
     const Reference reference(c);
     c.run(gpu, backend);
     compare(c, reference, bf16_bars);
+  }
+}
+
+TEST_CASE("more pieces of work than multiprocessors, and heads that share keys: warpgroups as tiles") {
+  Cuda gpu;
+  for (const AttentionShape& s : {AttentionShape{7, 700, 8, 8, 64}, AttentionShape{20, 1024, 8, 8, 64},
+                                  AttentionShape{7, 700, 8, 2, 128}, AttentionShape{4, 1500, 8, 4, 128}}) {
+    if (gpu.properties().compute_capability != 90) return;
+    CAPTURE(seed);
+    INFO("B ", s.batch, " T ", s.context, " Hkv ", s.kv_heads, " D ", s.head_size);
+    Case<bf16> c(s, seed);
+    c.run(gpu, AttentionBackend::tiles);
+    Reference tiles;
+    const auto values = [](const auto& from) {
+      std::vector<double> to;
+      for (auto x : from) to.push_back(value(x));
+      return to;
+    };
+    tiles.out = values(c.out), tiles.lse = values(c.lse), tiles.dqkv = values(c.dqkv);
+    c.run(gpu, AttentionBackend::warpgroups);
+    compare(c, tiles, bf16_bars);
+    const auto out = c.out, dqkv = c.dqkv;
+    for (int again = 0; again < 3; ++again) {
+      c.run(gpu, AttentionBackend::warpgroups);
+      CHECK(same_bits(out, c.out));
+      CHECK(same_bits(dqkv, c.dqkv));
+    }
   }
 }
 
@@ -381,7 +412,7 @@ std::size_t peak(D& device, const AttentionShape& s, kernels::CudaAttentionOptio
 TEST_CASE("a plan asks for the memory that a run takes") {
   for (const AttentionShape& s : {AttentionShape{2, 256, 4, 4, 64}, AttentionShape{1, 1000, 4, 2, 128},
                                   AttentionShape{3, 70, 2, 2, 80}, AttentionShape{0, 70, 2, 2, 64}})
-    for (auto backend : {AttentionBackend::plain, AttentionBackend::best})
+    for (auto backend : backends(Cuda(), s.head_size))
       for (bool deterministic : {true, false}) {
         Cuda gpu;
         DryCuda plan;

@@ -87,9 +87,11 @@ void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsV
                              .lse = lse};
     const auto backend = device.template companion<CudaAttention>().choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
-    if (backend == AttentionBackend::tiles) {
-      const Tensor<unsigned, 1> counters(device.pool(), {attention_counters}, Purpose::buffers);
-      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, counters.data(), stream); });
+    if (backend == AttentionBackend::tiles)
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, stream); });
+    if (backend == AttentionBackend::warpgroups) {
+      const Tensor<unsigned, 1> counter(device.pool(), {1}, Purpose::buffers);
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_warpgroups<T, R>(call, counter.data(), stream); });
     }
   }
   device.run(cost, [&](cudaStream_t stream) {
@@ -127,11 +129,14 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
                              .deterministic = attention.options.deterministic};
     const auto backend = attention.choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
-    if (backend == AttentionBackend::tiles) {
+    if (backend != AttentionBackend::plain) {
       const Tensor<float, 1> of_rows(device.pool(), {2 * rows}, Purpose::buffers);
-      const Tensor<unsigned, 1> counters(device.pool(), {attention_counters}, Purpose::buffers);
+      const Tensor<unsigned, 1> counters(device.pool(), {2}, Purpose::buffers);
       return device.run(cost, [&](cudaStream_t stream) {
-        backward_by_tiles<T, R>(call, of_rows.data(), counters.data(), stream);
+        if (backend == AttentionBackend::tiles)
+          backward_by_tiles<T, R>(call, of_rows.data(), stream);
+        else
+          backward_by_warpgroups<T, R>(call, of_rows.data(), counters.data(), stream);
       });
     }
   }

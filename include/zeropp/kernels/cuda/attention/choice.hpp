@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernels run attention on a GPU: cuDNN's where a program has them, our own tiles on tensor cores, or the plain
-// ones. Chosen here and nowhere else, from shapes and places, the same on the device Cuda and on the dry one.
+// Which kernels run attention on a GPU: our own by warpgroups on Hopper, cuDNN's where a program has them, our own
+// tiles on other tensor cores, or the plain ones. Chosen here and nowhere else, from shapes and places, the same on the
+// device Cuda and on the dry one.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +19,13 @@
 namespace zeropp::kernels {
 
 enum class AttentionBackend {
-  best,   ///< the first of the following that can do it
-  cudnn,  ///< bf16 or f16, 2 positions or more, heads of a multiple of 8 up to 128, in a program that links
-          ///< zeropp::cudnn
-  tiles,  ///< bf16 or f16, heads of 64 or 128
-  plain   ///< everything
+  best,        ///< the first of the following that can do it; forward with heads of 64 and less than 2048 positions
+               ///< cuDNN's before ours (docs/performance.md)
+  warpgroups,  ///< bf16 or f16, heads of 64 or 128, on GPUs of compute capability 9.0 in a program compiled for sm_90a
+  cudnn,       ///< bf16 or f16, 2 positions or more, heads of a multiple of 8 up to 128, in a program that links
+               ///< zeropp::cudnn
+  tiles,       ///< bf16 or f16, heads of 64 or 128
+  plain        ///< everything
 };
 
 /// Heads as they lie: HeadsView of whatever type the call says. Our own kernels read how far apart sequences lie.
@@ -66,6 +69,12 @@ class AttentionProvider {
 /// Set, before main, by the source file that includes cudnn_attention.hpp; null in programs without one.
 inline std::unique_ptr<AttentionProvider> (*make_attention_provider)() = nullptr;
 
+namespace detail {
+/// Whether this program holds the kernels by warpgroups for the current GPU. Defined where nvcc compiles, launch.hpp.
+template <class D>
+bool warpgroups_compiled();
+}  // namespace detail
+
 struct CudaAttentionOptions {
   AttentionBackend backend = AttentionBackend::best;
   /// Backward by cuDNN with the same bits every time. It keeps the gradients of all scores for that, 2·B·H·T² bytes
@@ -77,7 +86,10 @@ struct CudaAttentionOptions {
 class CudaAttention {
  public:
   template <CudaDevice D>
-  explicit CudaAttention(D&) : dry_(D::dry) {}
+  explicit CudaAttention(D& device) : dry_(D::dry), warpgroups_(device.properties().compute_capability == 90) {
+    if constexpr (!D::dry)
+      warpgroups_ = warpgroups_ && detail::warpgroups_compiled<D>();  // a plan takes it for granted
+  }
 
   CudaAttentionOptions options;
 
@@ -85,13 +97,19 @@ class CudaAttention {
   AttentionBackend choose(const AttentionCall& call) {
     switch (call.part && options.backend == AttentionBackend::cudnn ? AttentionBackend::best : options.backend) {
       case AttentionBackend::plain: return AttentionBackend::plain;
+      case AttentionBackend::warpgroups:
+        if (!warpgroups_)
+          throw ConfigError(
+              "attention by warpgroups was asked for; it takes a GPU of compute capability 9.0 and a program compiled "
+              "for sm_90a (CMAKE_CUDA_ARCHITECTURES=90a); use best");
+        [[fallthrough]];
       case AttentionBackend::tiles:
         if (!tiles_can(call))
           throw ConfigError(
-              text("attention by tiles was asked for; it takes heads of 64 or 128 elements whose rows "
+              text("attention by tiles or warpgroups was asked for; it takes heads of 64 or 128 elements whose rows "
                    "begin at multiples of 16 bytes, found ",
                    call.s.head_size, "; use best"));
-        return AttentionBackend::tiles;
+        return options.backend;
       case AttentionBackend::cudnn: {
         if (!make_attention_provider)
           throw ConfigError(
@@ -103,7 +121,12 @@ class CudaAttention {
       }
       case AttentionBackend::best: break;
     }
-    if (!call.part && make_attention_provider && cudnn_can(call, refusal_)) return AttentionBackend::cudnn;
+    const bool ours = warpgroups_ && tiles_can(call);
+    const bool short_forward = !call.backward() && call.s.head_size == 64 && call.s.context < 2048;
+    refusal_.clear();
+    if (!call.part && make_attention_provider && (!ours || short_forward) && cudnn_can(call, refusal_))
+      return AttentionBackend::cudnn;
+    if (ours) return AttentionBackend::warpgroups;
     return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
@@ -158,7 +181,7 @@ class CudaAttention {
     return dry_ || provider().prepare(call, why);
   }
 
-  bool dry_;
+  bool dry_, warpgroups_;
   std::unique_ptr<AttentionProvider> provider_;
   std::string refusal_;
 };

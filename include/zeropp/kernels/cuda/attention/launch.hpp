@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts our own kernels of attention: by warpgroups where the program was compiled for them (sm_90a), by warps
-// elsewhere, or in the plain way. Included by nvcc it holds the kernels, by other compilers their declarations.
+// Starts our own kernels of attention: by warpgroups, by tiles, or in the plain way. Included by nvcc it holds the
+// kernels, by other compilers their declarations.
 #pragma once
 
 #include <climits>
@@ -18,14 +18,15 @@
 
 namespace zeropp::kernels::detail {
 
-/// Numbers that a call by tiles keeps its place with.
-inline constexpr std::int64_t attention_counters = 2;
-
-/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2]; counters: attention_counters.
+/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2]; counters: one forward, two backward.
 template <class T, class R>
-void forward_by_tiles(const AttentionCall& c, unsigned* counters, cudaStream_t stream);
+void forward_by_warpgroups(const AttentionCall& c, unsigned* counter, cudaStream_t stream);
 template <class T, class R>
-void backward_by_tiles(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream);
+void backward_by_warpgroups(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream);
+template <class T, class R>
+void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
+template <class T, class R>
+void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream);
 template <class T, class R>
 void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
 template <class T, class R>
@@ -81,14 +82,19 @@ AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
   return a;
 }
 
-/// By warps: one block a piece.
+/// One block for as many rows as a tile owns.
 template <class Tile, class R>
-void forward_by_warps(const AttentionCall& c, cudaStream_t stream) {
+void forward_with(const AttentionCall& c, cudaStream_t stream) {
   launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
                    Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element, R>(c));
 }
+template <class T, class R>
+void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
+  if (c.s.head_size == 64) forward_with<ForwardTile<T, 64>, R>(c, stream);
+  if (c.s.head_size == 128) forward_with<ForwardTile<T, 128>, R>(c, stream);
+}
 template <class Keys, class Queries, class R>
-void backward_by_warps(const AttentionCall& c, float* rows, cudaStream_t stream) {
+void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
   using T = typename Keys::Element;
   auto a = tiles_of<T, R>(c);
   a.rows = rows;
@@ -101,18 +107,22 @@ void backward_by_warps(const AttentionCall& c, float* rows, cudaStream_t stream)
                    c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
                    Queries::shared_bytes, stream, a);
 }
-
-/// Whether a kernel was compiled for warpgroups: without them its body is empty, and has no barriers in shared memory.
-template <class... Parameters>
-bool has_warpgroups(void (*kernel)(Parameters...)) {
-  static const bool has = [&] {
-    cudaFuncAttributes found{};
-    cuda_check(cudaFuncGetAttributes(&found, kernel), "cudaFuncGetAttributes");
-    return found.sharedSizeBytes > 0;
-  }();
-  return has;
+template <class T, class R>
+void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
+  if (c.s.head_size == 64) backward_with<KeyTile<T, 64>, QueryTile<T, 64>, R>(c, rows, stream);
+  if (c.s.head_size == 128) backward_with<KeyTile<T, 128>, QueryTile<T, 128>, R>(c, rows, stream);
 }
-/// Starts a kernel by warpgroups; `counter` is 0.
+
+/// A kernel by warpgroups has barriers in its shared memory; compiled for something else than sm_90a it has none.
+template <class D>
+bool warpgroups_compiled() {
+  cudaFuncAttributes found{};
+  cuda_check(cudaFuncGetAttributes(&found, attention_forward_warpgroups<ForwardWarpgroups<bf16, 64>, bf16>),
+             "cudaFuncGetAttributes");
+  return found.sharedSizeBytes > 0;
+}
+
+/// Starts a kernel by warpgroups; `counter`: of its pieces, 0.
 template <class Tile, class Kernel, class R>
 void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTiles<typename Tile::Element, R>& a,
                        unsigned* counter, cudaStream_t stream) {
@@ -133,38 +143,35 @@ void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTi
   if (c.backward()) work.own[1] = map(c.dout, false);
   if (Tile::owns_keys) std::swap(work.own, work.moving);
   work.counter = counter, work.pieces = static_cast<int>(pieces);
-  // Longest pieces first among so many heads that the last of them end together, yet few enough for the L2 cache.
-  work.together = static_cast<int>(ceil_div(std::int64_t{4} * multiprocessors, blocks));
+  // The last pieces should be short ones; where a block has few of them that counts more than heads in the L2 cache.
+  const std::int64_t rounds = pieces < std::int64_t{20} * multiprocessors ? 4 : 1;
+  work.together = static_cast<int>(ceil_div(rounds * multiprocessors, blocks));
   launch_attention(kernel, std::min<std::int64_t>(pieces, multiprocessors), Tile::threads, Tile::shared_bytes, stream,
                    a, work);
 }
-
 template <class T, int D, class R>
-void forward_of(const AttentionCall& c, unsigned* counters, cudaStream_t stream) {
+void forward_of(const AttentionCall& c, unsigned* counter, cudaStream_t stream) {
   using Tile = ForwardWarpgroups<T, D>;
-  if (!has_warpgroups(attention_forward_warpgroups<Tile, R>)) return forward_by_warps<ForwardTile<T, D>, R>(c, stream);
-  cuda_check(cudaMemsetAsync(counters, 0, sizeof *counters, stream), "cudaMemsetAsync");
-  launch_warpgroups<Tile>(attention_forward_warpgroups<Tile, R>, c, tiles_of<T, R>(c), counters, stream);
+  launch_warpgroups<Tile>(attention_forward_warpgroups<Tile, R>, c, tiles_of<T, R>(c), counter, stream);
 }
 template <class T, int D, class R>
 void backward_of(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream) {
   using Queries = QueryWarpgroups<T, D>;
   using Keys = KeyWarpgroups<T, D>;
-  if (!has_warpgroups(attention_backward_warpgroups<Keys, R>))
-    return backward_by_warps<KeyTile<T, D>, QueryTile<T, D>, R>(c, rows, stream);
   auto a = tiles_of<T, R>(c);
   a.rows = rows;
-  cuda_check(cudaMemsetAsync(counters, 0, 2 * sizeof *counters, stream), "cudaMemsetAsync");
   launch_warpgroups<Queries>(attention_backward_warpgroups<Queries, R>, c, a, counters, stream);
   launch_warpgroups<Keys>(attention_backward_warpgroups<Keys, R>, c, a, counters + 1, stream);
 }
 template <class T, class R>
-void forward_by_tiles(const AttentionCall& c, unsigned* counters, cudaStream_t stream) {
-  if (c.s.head_size == 64) forward_of<T, 64, R>(c, counters, stream);
-  if (c.s.head_size == 128) forward_of<T, 128, R>(c, counters, stream);
+void forward_by_warpgroups(const AttentionCall& c, unsigned* counter, cudaStream_t stream) {
+  cuda_check(cudaMemsetAsync(counter, 0, sizeof *counter, stream), "cudaMemsetAsync");
+  if (c.s.head_size == 64) forward_of<T, 64, R>(c, counter, stream);
+  if (c.s.head_size == 128) forward_of<T, 128, R>(c, counter, stream);
 }
 template <class T, class R>
-void backward_by_tiles(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream) {
+void backward_by_warpgroups(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream) {
+  cuda_check(cudaMemsetAsync(counters, 0, 2 * sizeof *counters, stream), "cudaMemsetAsync");
   if (c.s.head_size == 64) backward_of<T, 64, R>(c, rows, counters, stream);
   if (c.s.head_size == 128) backward_of<T, 128, R>(c, rows, counters, stream);
 }

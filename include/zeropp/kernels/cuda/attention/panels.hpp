@@ -20,11 +20,11 @@ struct AttentionTiles {
     std::int64_t stride, sequence;
   };
   In q, k, v;
-  Out out;                    ///< forward only, and so is
-  float* lse;                 ///< [B, H, T]
-  In saved_out, dout;         ///< backward only, and so is the rest
-  const float* saved_lse;     ///< [B, H, T]
-  float* rows;                ///< [B, H, T, 2]: log-sum-exp in base 2, rowsum(dO ∘ O)
+  Out out;                 ///< forward only, and so is
+  float* lse;              ///< [B, H, T]
+  In saved_out, dout;      ///< backward only, and so is the rest
+  const float* saved_lse;  ///< [B, H, T]
+  float* rows;             ///< [B, H, T, 2]: log-sum-exp in base 2, rowsum(dO ∘ O)
   Out dq, dk, dv;
   int context, keys, offset;  ///< positions of queries and of keys; query t sees the keys up to number t + offset
   int heads, kv_heads;

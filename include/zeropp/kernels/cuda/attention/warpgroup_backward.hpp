@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention backward on Hopper: what tiles_backward.hpp computes, by warpgroups. While one has its scores in the tensor
-// cores the other computes exponentials; probabilities and their gradients are operands as they lie in registers.
+// Attention backward on Hopper: what tiles_backward.hpp computes, by warpgroups. They take turns: while the products of
+// one are in the tensor cores the other computes exponentials. Probabilities and their gradients are operands as they
+// lie in registers.
 #pragma once
 
 #include <zeropp/kernels/cuda/attention/warpgroup_panels.hpp>
@@ -9,8 +10,17 @@ namespace zeropp::kernels::detail {
 
 #ifdef __CUDACC__
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/// The two warpgroups of a block enqueue their products in turns, the first one first.
+__device__ inline void take_turn(int group) { meet(3 + group, 256); }
+__device__ inline void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); }
+
+#endif
+
 /// dq, and the rows of AttentionTiles for the kernel of dk and dv, which runs after it. Grid: as many blocks as there
-/// are multiprocessors. Compiled for something else than sm_90a it is empty.
+/// are multiprocessors. Both have as many tiles, and so as many turns. Compiled for something else than sm_90a it is
+/// empty.
 template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, 1)
     attention_backward_warpgroups(const AttentionTiles<typename Tile::Element, R> a,
@@ -29,6 +39,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     const int group = warp / 4, row = warp % 4 * 16 + lane / 4;  // of the group's 64, and 8 more
     int step = 0;
+    if (group == 1) pass_turn(group);
     for (int n = 0;; ++n) {
       rings.wait_own(n);
       const int number = rings.piece[n % Tile::buffers];
@@ -36,13 +47,14 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       const WarpgroupPiece<Tile> piece(a, work, number);
       T* const own_0 = rings.own(n) + group * 64 * 64;  // keys or queries; values or dout
       T* const own_1 = own_0 + Tile::own * D;
-      const int first = piece.first + group * 64, steps = (piece.end - piece.begin) * piece.partners;
+      const int first = piece.first + group * 64;
+      const int steps = (piece.end - piece.begin) * piece.partners;
 
       uint4 out[2][owns_keys ? 1 : D / 32];  // of this thread's queries, four threads a row
       float shift[2] = {}, delta[2] = {};
       const auto of_query = [&](int half) { return min(first + row + half * 8, a.context - 1); };
       const auto of_head = (std::int64_t{piece.b} * a.heads + piece.head) * a.context;
-      if constexpr (!owns_keys)
+      if constexpr (!owns_keys) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const T* const from = a.saved_out.data + std::int64_t{piece.b} * a.saved_out.sequence +
@@ -51,6 +63,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           for (int i = 0; i < D / 32; ++i) out[half][i] = *reinterpret_cast<const uint4*>(from + i * 32);
           shift[half] = a.saved_lse[of_head + of_query(half)] * log2_e;
         }
+      }
       float of_first[D / 8][4] = {}, of_second[owns_keys ? D / 8 : 1][4] = {};  // dk or dq; dv
       float p[N / 8][4], ds[N / 8][4];
 
@@ -59,19 +72,19 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       product_of_rows<T, D, Tile::own, N>(p, own_0, rings.tile(step));
       close_products();
       await_products<0>(p);
-      if constexpr (!owns_keys)
+      if constexpr (!owns_keys) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
           for (int i = 0; i < D / 32; ++i)
-            delta[half] += dot<T>(
-                out[half][i],
-                *reinterpret_cast<const uint4*>(piece_of_row<Tile::own>(own_1, row + half * 8, i * 4 + lane % 4)));
+            delta[half] += dot<T>(out[half][i], *reinterpret_cast<const uint4*>(
+                                                    piece_of_row<Tile::own>(own_1, row + half * 8, i * 4 + lane % 4)));
           delta[half] += __shfl_xor_sync(~0u, delta[half], 1);
           delta[half] += __shfl_xor_sync(~0u, delta[half], 2);
           if (lane % 4 == 0 && first + row + half * 8 < a.context)
             *reinterpret_cast<float2*>(a.rows + 2 * (of_head + of_query(half))) = {shift[half], delta[half]};
         }
+      }
 
       const auto run = [&]<bool Last>(int tile, std::bool_constant<Last>) {
         const T *const moving_0 = rings.tile(step), *const moving_1 = moving_0 + N * D;
@@ -114,6 +127,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
             left_ds[j / 2][j % 2 * 2 + half] = packed<T>(ds[j][half * 2], ds[j][half * 2 + 1]);
           }
         }
+        if constexpr (!Last) take_turn(group);
         fence_products();
         if constexpr (owns_keys) add_product<T, D, N>(of_second, left_p, moving_1);
         add_product<T, D, N>(of_first, left_ds, moving_0);
@@ -123,6 +137,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           fence_products();
           product_of_rows<T, D, Tile::own, N>(p, own_0, rings.tile(step + 1));
           close_products();
+          pass_turn(group);
         }
         await_products<0>(of_first);
         if constexpr (owns_keys) await_products<0>(of_second);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention forward on Hopper, after Shah et al., "FlashAttention-3" (2024): a warpgroup has the scores of its next keys
-// computed before the product of its last probabilities with their values, and takes the softmax of the one while the
-// other runs.
+// Attention forward on Hopper, after Shah et al., "FlashAttention-3" (2024): a warpgroup has the scores of its next
+// keys computed before the product of its last probabilities with their values, and takes the softmax of the one while
+// the other runs.
 #pragma once
 
 #include <zeropp/kernels/cuda/attention/warpgroup_panels.hpp>

@@ -14,9 +14,9 @@
 namespace zeropp::kernels::detail {
 
 enum class Owns {
-  queries,             ///< forward: outputs of 128 queries from all keys that they see
-  queries_gradients,   ///< dq of 128 queries from all keys that they see; keeps dout beside the queries
-  keys_gradients       ///< dk and dv of 128 keys from all queries that see them; keeps keys and values
+  queries,            ///< forward: outputs of 128 queries from all keys that they see
+  queries_gradients,  ///< dq of 128 queries from all keys that they see; keeps dout beside the queries
+  keys_gradients      ///< dk and dv of 128 keys from all queries that see them; keeps keys and values
 };
 
 /// `Moving` rows of the other side at a time, `Stages` such tiles and `Buffers` pieces of own rows in shared memory.
@@ -27,7 +27,7 @@ struct WarpgroupTile {
   static constexpr bool owns_keys = What == Owns::keys_gradients;
   static constexpr int own_tensors = What == Owns::queries ? 1 : 2;
   static constexpr int panels = D / 64, own_panel = own * 64, moving_panel = Moving * 64;  ///< elements of a panel
-  static constexpr int own_size = own_tensors * own * D, stage_size = 2 * Moving * D;       ///< elements
+  static constexpr int own_size = own_tensors * own * D, stage_size = 2 * Moving * D;      ///< elements
   static constexpr int shared_bytes =
       2 * (Buffers * own_size + Stages * stage_size) + (owns_keys ? Stages * Moving * 8 : 0) + 1024;
   static_assert(shared_bytes <= 227 * 1024);
@@ -37,7 +37,7 @@ using ForwardWarpgroups = WarpgroupTile<T, D, Owns::queries, 128, D == 64 ? 4 : 
 template <class T, int D>
 using QueryWarpgroups = WarpgroupTile<T, D, Owns::queries_gradients, D == 64 ? 128 : 64, D == 64 ? 4 : 3, 2>;
 template <class T, int D>
-using KeyWarpgroups = WarpgroupTile<T, D, Owns::keys_gradients, 64, D == 64 ? 6 : 3, 2>;
+using KeyWarpgroups = WarpgroupTile<T, D, Owns::keys_gradients, D == 64 ? 128 : 64, D == 64 ? 4 : 3, 2>;
 
 #ifdef __CUDACC__
 
@@ -119,13 +119,14 @@ struct WarpgroupRings {
     if (threadIdx.x % 32 == 0) empty[step % Tile::stages].arrive();
   }
 
+  static __device__ void copy(T* to, const CUtensorMap& map, int panel, int h, int first, int b,
+                              PhaseBarrier& barrier) {
+    for (int p = 0; p < Tile::panels; ++p) copy_panel(to + p * panel, map, p * 64, h, first, b, barrier);
+  }
   /// By one warp: takes pieces until there are no more and brings what they need.
   template <class R>
   __device__ void bring(const AttentionTiles<T, R>& a, const WarpgroupWork& work) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const auto copy = [&](T* to, const CUtensorMap& map, int panel, int h, int first, int b, PhaseBarrier& barrier) {
-      for (int p = 0; p < Tile::panels; ++p) copy_panel(to + p * panel, map, p * 64, h, first, b, barrier);
-    };
     int step = 0;
     for (int n = 0;; ++n) {
       const int number = __shfl_sync(~0u, lane == 0 ? static_cast<int>(atomicAdd(work.counter, 1u)) : 0, 0);
@@ -142,6 +143,15 @@ struct WarpgroupRings {
         for (int i = 0; i < Tile::own_tensors; ++i)
           copy(own(n) + i * Tile::own * Tile::head_size, work.own[i], Tile::own_panel, of.head, of.first, of.b,
                own_full[at]);
+      }
+      if constexpr (Tile::own_tensors == 2 && !Tile::owns_keys) {  // the outputs, which its threads will read
+        for (int i = lane; i < Tile::own * Tile::panels; i += 32) {
+          const int query = min(of.first + i / Tile::panels, a.context - 1);
+          const T* const from = a.saved_out.data + std::int64_t{of.b} * a.saved_out.sequence +
+                                query * a.saved_out.stride + std::int64_t{of.head} * Tile::head_size +
+                                i % Tile::panels * 64;
+          asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+        }
       }
       for (int partner = of.partner; partner < of.partner + of.partners; ++partner)
         for (int t = of.begin; t < of.end; ++t, ++step) {
