@@ -8,12 +8,14 @@
 #include <cublasLt.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <zeropp/kernels/attention.hpp>
@@ -25,9 +27,12 @@ using kernels::CudaAttention;
 
 namespace {
 
-/// Median milliseconds of 20 calls, each timed by events, after 5 that are not.
+/// Median milliseconds of 20 calls, each timed by events, after a pause, so that what ran before does not slow them
+/// down by its heat, and 5 that are not timed.
 double median_ms(Cuda& gpu, const std::function<void(int)>& call) {
   constexpr int warm_up = 5, calls = 20;
+  gpu.synchronize();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
   for (int n = 0; n < warm_up; ++n) call(n);
   std::vector<CudaEvent> at;
   for (int n = 0; n <= calls; ++n) at.emplace_back(true);

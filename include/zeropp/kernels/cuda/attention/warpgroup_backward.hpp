@@ -151,10 +151,12 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       }
       run(tile, std::true_type());
 
+      int place = row;
+      if constexpr (owns_keys) asm volatile("" : "+r"(place));  // addresses are computed here, not kept in registers
       const auto store = [&](const auto& c, float factor, T* through, const auto& to, int end) {
         store_rows<D, Tile::own>(c, float2{factor, factor}, through,
                                  to.data + std::int64_t{piece.b} * to.sequence + std::int64_t{piece.head} * D,
-                                 to.stride, first, row, end);
+                                 to.stride, first, place, end);
       };
       meet(1 + group, 128);  // nobody's products read what is now written over
       store(of_first, a.scale, own_0, owns_keys ? a.dk : a.dq, owns_keys ? a.keys : a.context);

@@ -29,8 +29,8 @@ struct WarpgroupTile {
   static constexpr int panels = D / 64, own_panel = own * 64, moving_panel = Moving * 64;  ///< elements of a panel
   static constexpr int own_size = own_tensors * own * D, stage_size = 2 * Moving * D;      ///< elements
   static constexpr int shared_bytes =
-      2 * (Buffers * own_size + Stages * stage_size) + (owns_keys ? Stages * Moving * 8 : 0) + 1024;
-  static_assert(shared_bytes <= 227 * 1024);
+      2 * (Buffers * own_size + Stages * stage_size) + (owns_keys ? Stages * Moving * 8 : 0);
+  static_assert(shared_bytes <= 226 * 1024);  // with one for barriers, all that a block can have
 };
 template <class T, int D>
 using ForwardWarpgroups = WarpgroupTile<T, D, Owns::queries, 128, D == 64 ? 4 : 3, D == 64 ? 2 : 1>;
@@ -89,6 +89,7 @@ struct WarpgroupRings {
   /// By all threads of the block.
   __device__ void make() {
     if (threadIdx.x == 0) {
+      if (shared_address(own(0)) % 1024 != 0) __trap();
       for (int i = 0; i < Tile::buffers; ++i) own_full[i].make(1), own_empty[i].make(8);
       for (int i = 0; i < Tile::stages; ++i) full[i].make(Tile::owns_keys ? 33 : 1), empty[i].make(8);
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -96,10 +97,8 @@ struct WarpgroupRings {
     __syncthreads();
   }
   static __device__ T* own(int n) {  ///< tensor by tensor, each panel by panel
-    extern __shared__ uint4 attention_shared[];
-    const unsigned at = shared_address(attention_shared);
-    return reinterpret_cast<T*>(attention_shared) + ((at + 1023) / 1024 * 1024 - at) / 2 +
-           n % Tile::buffers * Tile::own_size;
+    extern __shared__ __align__(1024) unsigned char attention_panels[];
+    return reinterpret_cast<T*>(attention_panels) + n % Tile::buffers * Tile::own_size;
   }
   static __device__ T* tile(int step) {
     return own(0) + Tile::buffers * Tile::own_size + step % Tile::stages * Tile::stage_size;
