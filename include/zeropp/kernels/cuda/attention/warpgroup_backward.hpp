@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     int step = 0;
     if (group == 1) pass_turn(group);
     for (int n = 0;; ++n) {
-      rings.wait_own(n);
-      const int number = rings.piece[n % Tile::buffers];
+      const int number = rings.wait_own(n);
       if (number < 0) return;
       const WarpgroupPiece<Tile> piece(a, work, number);
       T* const own_0 = rings.own(n) + group * 64 * 64;  // keys or queries; values or dout

@@ -30,8 +30,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     const float scale_2 = a.scale * log2_e, lowest = -__int_as_float(0x7f800000);
     int step = 0;
     for (int n = 0;; ++n) {
-      rings.wait_own(n);
-      const int number = rings.piece[n % Tile::buffers];
+      const int number = rings.wait_own(n);
       if (number < 0) return;
       const WarpgroupPiece<Tile> piece(a, work, number);
       T* const queries = rings.own(n) + group * 64 * 64;

@@ -107,7 +107,11 @@ struct WarpgroupRings {
     return reinterpret_cast<float2*>(own(0) + Tile::buffers * Tile::own_size + Tile::stages * Tile::stage_size) +
            step % Tile::stages * Tile::moving;
   }
-  __device__ void wait_own(int n) { own_full[n % Tile::buffers].wait(n / Tile::buffers); }
+  /// Waits for a block's n-th piece; its number. Read by the lane that will arrive at the barrier for "free again".
+  __device__ int wait_own(int n) {
+    own_full[n % Tile::buffers].wait(n / Tile::buffers);
+    return __shfl_sync(~0u, threadIdx.x % 32 == 0 ? piece[n % Tile::buffers] : 0, 0);
+  }
   __device__ void wait(int step) { full[step % Tile::stages].wait(step / Tile::stages); }
   /// By all lanes of each of the eight warps that compute.
   __device__ void release_own(int n) {
@@ -115,6 +119,7 @@ struct WarpgroupRings {
     if (threadIdx.x % 32 == 0) own_empty[n % Tile::buffers].arrive();
   }
   __device__ void release(int step) {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) empty[step % Tile::stages].arrive();
   }
 
