@@ -218,16 +218,16 @@ class Variants {
   template <class... Tiles>
   void forward() {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
-          [&] { kernels::detail::forward_with<Tiles, bf16>(call_, gpu_.stream()); }),
+          [&] { kernels::detail::forward_with<Tiles>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
+    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>>(
         call_, rows_.data(), gpu_.stream());
   }
   template <class... Tiles>
   void keys() {
     (time("dk, dv", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 4,
           [&] {
-            run(kernels::detail::attention_backward_keys<Tiles, bf16>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
+            run(kernels::detail::attention_backward_keys<Tiles>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
                 Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
@@ -236,32 +236,32 @@ class Variants {
   void queries() {
     (time("dq", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 3,
           [&] {
-            run(kernels::detail::attention_backward_queries<Tiles, bf16>,
-                s_.heads * ceil_div(s_.context, Tiles::queries), Tiles::threads, Tiles::shared_bytes);
+            run(kernels::detail::attention_backward_queries<Tiles>, s_.heads * ceil_div(s_.context, Tiles::queries),
+                Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
   }
 
   template <class... Tiles>
   void forward_by_warpgroups() {
-    (by_warpgroups<Tiles>("forward", kernels::detail::attention_forward_warpgroups<Tiles, bf16>, 2), ...);
+    (by_warpgroups<Tiles>("forward", kernels::detail::attention_forward_warpgroups<Tiles>, 2), ...);
   }
   template <class... Tiles>
   void backward_by_warpgroups() {
-    (by_warpgroups<Tiles>(Tiles::owns_keys ? "dk, dv" : "dq",
-                          kernels::detail::attention_backward_warpgroups<Tiles, bf16>, Tiles::owns_keys ? 4 : 3),
+    (by_warpgroups<Tiles>(Tiles::owns_keys ? "dk, dv" : "dq", kernels::detail::attention_backward_warpgroups<Tiles>,
+                          Tiles::owns_keys ? 4 : 3),
      ...);
   }
 
  private:
   void run(void (*kernel)(kernels::detail::AttentionTiles<bf16>), std::int64_t blocks, int threads, int shared_bytes) {
-    auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
+    auto a = kernels::detail::tiles_of<bf16>(call_);
     a.rows = rows_.data();
     kernels::detail::launch_attention(kernel, s_.batch * blocks, threads, shared_bytes, gpu_.stream(), a);
   }
   template <class Tile, class Kernel>
   void by_warpgroups(const char* name, Kernel* kernel, int products) {
-    auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
+    auto a = kernels::detail::tiles_of<bf16>(call_);
     a.rows = rows_.data();
     const Tensor<unsigned, 1> counter(gpu_.pool(), {1});
     time(name, Tile::owns_keys ? Tile::moving : Tile::own, Tile::owns_keys ? Tile::own : Tile::moving, 12, 1, products,

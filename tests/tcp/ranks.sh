@@ -34,15 +34,30 @@ for ((r = 0; r < ranks; ++r)); do
 done
 trap 'kill -KILL "${!rank_of[@]}" 2> /dev/null' EXIT
 
+# The process ids of ranks that are there no more. The shell may have reaped one that a signal ended before it was waited
+# for, and then `wait -n` does not return it.
+gone() {
+  local one
+  for one in "${!rank_of[@]}"; do kill -0 "$one" 2> /dev/null || echo "$one"; done
+}
 code=0 known="" watchdog=""
 while [ ${#rank_of[@]} -gt 0 ]; do
-  wait -n -p pid "${!rank_of[@]}" ${watchdog:+"$watchdog"}
-  ended=$?
+  pid=$(gone | head -n 1)
+  if [ -n "$pid" ]; then
+    wait "$pid" 2> /dev/null
+    ended=$?
+    [ "$ended" = 127 ] && ended=137
+  else
+    wait -n -p pid "${!rank_of[@]}" ${watchdog:+"$watchdog"}
+    ended=$?
+    [ -z "${pid:-}" ] && continue
+  fi
   if [ "$pid" = "$watchdog" ]; then
+    watchdog=""
+    [ -n "$(gone)" ] && continue
     echo "ranks.sh: ranks ${rank_of[*]} are still there 2 s after the first ended" >&2
     [ "$code" = 0 ] && code=99
     kill -KILL "${!rank_of[@]}"
-    watchdog=""
     continue
   fi
   echo "ranks.sh: rank ${rank_of[$pid]} ended with $ended" >&2

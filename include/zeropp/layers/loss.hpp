@@ -46,7 +46,9 @@ class Loss {
     return other;
   }
   /// Waits for what a device is still computing and keeps it, or the error that it ends with, for who reads it later.
+  /// Several threads may read what is settled.
   void settle() const {
+    if (state_->pending.empty()) return;
     for (auto& one : std::exchange(state_->pending, {})) try {
         one(*state_);
       } catch (...) {
