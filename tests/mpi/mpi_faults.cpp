@@ -90,7 +90,10 @@ const std::map<std::string, Fault> faults{
      }},
     {"kill",
      [](const Comm& comm, bool culprit) {
-       if (culprit) std::raise(SIGKILL);
+       if (culprit) {
+         usleep(200'000);  // the others have read all that it sent: a reset connection may take the rest away
+         std::raise(SIGKILL);
+       }
        reduce(comm, 64);
      }},
     {"stop",
