@@ -45,10 +45,10 @@ if("mpi" IN_LIST zeropp_dependencies OR "mpi_if_found" IN_LIST zeropp_dependenci
 endif()
 
 if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies)
-  find_package(CUDAToolkit 12.4 QUIET)
+  find_package(CUDAToolkit 12.9 QUIET)
   if(NOT TARGET CUDA::cudart OR NOT TARGET CUDA::cublasLt)
     if("cuda" IN_LIST zeropp_dependencies)
-      string(APPEND zeropp_missing "zeropp::cuda needs the CUDA toolkit (12.4 or later, with cuBLAS), found "
+      string(APPEND zeropp_missing "zeropp::cuda needs the CUDA toolkit (12.9 or later, with cuBLAS), found "
              "'${CUDAToolkit_VERSION}'; set CUDAToolkit_ROOT to its folder, or do without (ZEROPP_CUDA=OFF). ")
     endif()
   elseif(NOT TARGET zeropp::nccl_library)
