@@ -152,10 +152,11 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
       for (std::size_t n = 0; n < sets.size(); ++n) forward(static_cast<int>(n));  // backward of its own outputs
       const double backward_ms = median_ms(gpu, backward);
       const double forward_rate = 2 * 2 * half / forward_ms * 1e-9, backward_rate = 5 * 2 * half / backward_ms * 1e-9;
-      std::printf("%4lld %5lld %3lld %4lld  %-25s %8.3f %7.0f %6.2f   %8.3f %7.0f %6.2f",
+      std::printf("%4lld %5lld %3lld %3lld %4lld  %-25s %8.3f %7.0f %6.2f   %8.3f %7.0f %6.2f",
                   static_cast<long long>(s.batch), static_cast<long long>(s.context), static_cast<long long>(s.heads),
-                  static_cast<long long>(s.head_size), contender.name.c_str(), forward_ms, forward_rate,
-                  forward_rate / ceiling, backward_ms, backward_rate, backward_rate / ceiling);
+                  static_cast<long long>(s.kv_heads), static_cast<long long>(s.head_size), contender.name.c_str(),
+                  forward_ms, forward_rate, forward_rate / ceiling, backward_ms, backward_rate,
+                  backward_rate / ceiling);
       if (contender.backend == AttentionBackend::cudnn) {  // what it asks for next to what a plan reckons with
         const Set& set = sets[0];
         const kernels::AttentionCall call{.s = s,
@@ -177,9 +178,10 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
       }
       std::printf("\n");
     } catch (const Error& e) {
-      std::printf("%4lld %5lld %3lld %4lld  %-25s %s\n", static_cast<long long>(s.batch),
+      std::printf("%4lld %5lld %3lld %3lld %4lld  %-25s %s\n", static_cast<long long>(s.batch),
                   static_cast<long long>(s.context), static_cast<long long>(s.heads),
-                  static_cast<long long>(s.head_size), contender.name.c_str(), e.what());
+                  static_cast<long long>(s.kv_heads), static_cast<long long>(s.head_size), contender.name.c_str(),
+                  e.what());
     }
     std::fflush(stdout);
   }
@@ -218,16 +220,16 @@ class Variants {
   template <class... Tiles>
   void forward() {
     (time("forward", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 2,
-          [&] { kernels::detail::forward_with<Tiles>(call_, gpu_.stream()); }),
+          [&] { kernels::detail::forward_with<Tiles, bf16>(call_, gpu_.stream()); }),
      ...);
-    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>>(
+    kernels::detail::backward_with<kernels::detail::KeyTile<bf16, D>, kernels::detail::QueryTile<bf16, D>, bf16>(
         call_, rows_.data(), gpu_.stream());
   }
   template <class... Tiles>
   void keys() {
     (time("dk, dv", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 4,
           [&] {
-            run(kernels::detail::attention_backward_keys<Tiles>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
+            run(kernels::detail::attention_backward_keys<Tiles, bf16>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
                 Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
@@ -236,32 +238,32 @@ class Variants {
   void queries() {
     (time("dq", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 3,
           [&] {
-            run(kernels::detail::attention_backward_queries<Tiles>, s_.heads * ceil_div(s_.context, Tiles::queries),
-                Tiles::threads, Tiles::shared_bytes);
+            run(kernels::detail::attention_backward_queries<Tiles, bf16>,
+                s_.heads * ceil_div(s_.context, Tiles::queries), Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
   }
 
   template <class... Tiles>
   void forward_by_warpgroups() {
-    (by_warpgroups<Tiles>("forward", kernels::detail::attention_forward_warpgroups<Tiles>, 2), ...);
+    (by_warpgroups<Tiles>("forward", kernels::detail::attention_forward_warpgroups<Tiles, bf16>, 2), ...);
   }
   template <class... Tiles>
   void backward_by_warpgroups() {
-    (by_warpgroups<Tiles>(Tiles::owns_keys ? "dk, dv" : "dq", kernels::detail::attention_backward_warpgroups<Tiles>,
-                          Tiles::owns_keys ? 4 : 3),
+    (by_warpgroups<Tiles>(Tiles::owns_keys ? "dk, dv" : "dq",
+                          kernels::detail::attention_backward_warpgroups<Tiles, bf16>, Tiles::owns_keys ? 4 : 3),
      ...);
   }
 
  private:
   void run(void (*kernel)(kernels::detail::AttentionTiles<bf16>), std::int64_t blocks, int threads, int shared_bytes) {
-    auto a = kernels::detail::tiles_of<bf16>(call_);
+    auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
     a.rows = rows_.data();
     kernels::detail::launch_attention(kernel, s_.batch * blocks, threads, shared_bytes, gpu_.stream(), a);
   }
   template <class Tile, class Kernel>
   void by_warpgroups(const char* name, Kernel* kernel, int products) {
-    auto a = kernels::detail::tiles_of<bf16>(call_);
+    auto a = kernels::detail::tiles_of<bf16, bf16>(call_);
     a.rows = rows_.data();
     const Tensor<unsigned, 1> counter(gpu_.pool(), {1});
     time(name, Tile::owns_keys ? Tile::moving : Tile::own, Tile::owns_keys ? Tile::own : Tile::moving, 12, 1, products,
@@ -333,11 +335,11 @@ int main(int argc, char** argv) {
     Cuda gpu;
     const double ceiling = product_tflops(gpu);
     std::printf("%s; product of 8192³ in bf16: %.0f TFLOP/s\n", gpu.properties().name.c_str(), ceiling);
-    std::printf("   B     T   H    D  %-25s %8s %7s %6s   %8s %7s %6s   workspace, of planned\n", "", "fwd ms",
+    std::printf("   B     T   H Hkv    D  %-25s %8s %7s %6s   %8s %7s %6s   workspace, of planned\n", "", "fwd ms",
                 "TFLOP/s", "of it", "bwd ms", "TFLOP/s", "of it");
     for (const AttentionShape& s : {AttentionShape{64, 1024, 12, 12, 64}, AttentionShape{16, 1024, 25, 25, 64},
                                     AttentionShape{4, 4096, 16, 16, 64}, AttentionShape{2, 4096, 16, 16, 128},
-                                    AttentionShape{2, 4096, 32, 8, 128}})
+                                    AttentionShape{2, 4096, 32, 32, 128}, AttentionShape{2, 4096, 32, 8, 128}})
       measure(gpu, s, ceiling);
     if (with_variants) variants(gpu);
   } catch (const Error& e) {

@@ -21,24 +21,30 @@ def median_ms(call, calls=20):
     return sorted(a.elapsed_time(b) for a, b in zip(events, events[1:]))[calls // 2]
 
 
-def attention(b, t, h, d):
+def attention(b, t, h, d, kv_heads=None):
+    kv_heads = kv_heads or h
     flops = 2 * 2 * b * h * t * (t + 1) / 2 * d
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        sets = [[torch.randn(b, t, h, d, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
-                 for _ in range(3)] for _ in range(4)]
+        sets = [[torch.randn(b, t, n, d, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+                 for n in (h, kv_heads, kv_heads)] for _ in range(4)]
+        options = {"is_causal": True, "enable_gqa": kv_heads != h}
         turn = [0]
 
         def forward():
             turn[0] += 1
             with sdpa_kernel(backend), torch.no_grad():
-                F.scaled_dot_product_attention(*sets[turn[0] % 4], is_causal=True)
+                F.scaled_dot_product_attention(*sets[turn[0] % 4], **options)
 
-        with sdpa_kernel(backend):
-            out = F.scaled_dot_product_attention(*sets[0], is_causal=True)
+        try:
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(*sets[0], **options)
+        except RuntimeError as refused:
+            print(f"{b:4} {t:5} {h:3} {kv_heads:3} {d:4}  torch {backend.name:20} {str(refused).splitlines()[0]}")
+            continue
         grad = torch.randn_like(out)
         ahead = median_ms(forward)
         back = median_ms(lambda: torch.autograd.grad(out, sets[0], grad, retain_graph=True))
-        print(f"{b:4} {t:5} {h:3} {d:4}  torch {backend.name:20} {ahead:8.3f} {flops / ahead * 1e-9:7.0f}"
+        print(f"{b:4} {t:5} {h:3} {kv_heads:3} {d:4}  torch {backend.name:20} {ahead:8.3f} {flops / ahead * 1e-9:7.0f}"
               f"          {back:8.3f} {2.5 * flops / back * 1e-9:7.0f}", flush=True)
 
 
@@ -81,7 +87,8 @@ def adam(count):
 
 
 print(torch.cuda.get_device_name(), "torch", torch.__version__)
-for shape in ((64, 1024, 12, 64), (16, 1024, 25, 64), (4, 4096, 16, 64), (2, 4096, 16, 128), (2, 4096, 32, 128)):
+for shape in ((64, 1024, 12, 64), (16, 1024, 25, 64), (4, 4096, 16, 64), (2, 4096, 16, 128), (2, 4096, 32, 128),
+              (2, 4096, 32, 128, 8)):
     attention(*shape)
 adam(40_000_000)
 head(65536, 768)

@@ -88,10 +88,10 @@ void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsV
     const auto backend = device.template companion<CudaAttention>().choose(call);
     if (backend == AttentionBackend::cudnn) return run_by_cudnn(device, cost, call);
     if (backend == AttentionBackend::tiles)
-      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T>(call, stream); });
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_tiles<T, R>(call, stream); });
     if (backend == AttentionBackend::warpgroups) {
       const Tensor<unsigned, 1> counter(device.pool(), {1}, Purpose::buffers);
-      return device.run(cost, [&](cudaStream_t stream) { forward_by_warpgroups<T>(call, counter.data(), stream); });
+      return device.run(cost, [&](cudaStream_t stream) { forward_by_warpgroups<T, R>(call, counter.data(), stream); });
     }
   }
   device.run(cost, [&](cudaStream_t stream) {
@@ -134,9 +134,9 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
       const Tensor<unsigned, 1> counters(device.pool(), {2}, Purpose::buffers);
       return device.run(cost, [&](cudaStream_t stream) {
         if (backend == AttentionBackend::tiles)
-          backward_by_tiles<T>(call, of_rows.data(), stream);
+          backward_by_tiles<T, R>(call, of_rows.data(), stream);
         else
-          backward_by_warpgroups<T>(call, of_rows.data(), counters.data(), stream);
+          backward_by_warpgroups<T, R>(call, of_rows.data(), counters.data(), stream);
       });
     }
   }

@@ -18,14 +18,14 @@
 
 namespace zeropp::kernels::detail {
 
-/// T is what the call's type says; rows: [B, H, T, 2]; counters: one forward, two backward.
-template <class T>
+/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2]; counters: one forward, two backward.
+template <class T, class R>
 void forward_by_warpgroups(const AttentionCall& c, unsigned* counter, cudaStream_t stream);
-template <class T>
+template <class T, class R>
 void backward_by_warpgroups(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream);
-template <class T>
+template <class T, class R>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
-template <class T>
+template <class T, class R>
 void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream);
 template <class T, class R>
 void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
@@ -63,66 +63,68 @@ void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
   launch_plain(attention_keys_plain<T, R>, a.s.batch * a.s.kv_heads * a.s.keys, stream, a);
 }
 
-template <class T>
-AttentionTiles<T> tiles_of(const AttentionCall& c) {
-  AttentionTiles<T> a{};
+template <class T, class R>
+AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
+  AttentionTiles<T, R> a{};
   const auto in = [](HeadsIn from) {
-    return typename AttentionTiles<T>::In{static_cast<const T*>(from.data), from.stride, from.sequence};
+    return typename AttentionTiles<T, R>::In{static_cast<const T*>(from.data), from.stride, from.sequence};
   };
-  const auto out = [](HeadsOut to) { return typename AttentionTiles<T>::Out{to.data, to.stride, to.sequence}; };
+  const auto out = [](HeadsOut to) {
+    return typename AttentionTiles<T, R>::Out{static_cast<R*>(to.data), to.stride, to.sequence};
+  };
   a.q = in(c.q), a.k = in(c.k), a.v = in(c.v), a.saved_out = in(c.saved_out), a.dout = in(c.dout);
   a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
   a.lse = c.lse, a.saved_lse = c.saved_lse;
   a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(c.s.key_count());
   a.offset = static_cast<int>(c.s.offset);
   a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
-  a.in_float = c.part;
   a.scale = 1 / std::sqrt(static_cast<float>(c.s.head_size));
   return a;
 }
 
 /// One block for as many rows as a tile owns.
-template <class Tile>
+template <class Tile, class R>
 void forward_with(const AttentionCall& c, cudaStream_t stream) {
-  launch_attention(attention_forward_tiles<Tile>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
-                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element>(c));
+  launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
+                   Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element, R>(c));
 }
-template <class T>
+template <class T, class R>
 void forward_by_tiles(const AttentionCall& c, cudaStream_t stream) {
-  if (c.s.head_size == 64) forward_with<ForwardTile<T, 64>>(c, stream);
-  if (c.s.head_size == 128) forward_with<ForwardTile<T, 128>>(c, stream);
+  if (c.s.head_size == 64) forward_with<ForwardTile<T, 64>, R>(c, stream);
+  if (c.s.head_size == 128) forward_with<ForwardTile<T, 128>, R>(c, stream);
 }
-template <class Keys, class Queries>
+template <class Keys, class Queries, class R>
 void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
   using T = typename Keys::Element;
-  auto a = tiles_of<T>(c);
+  auto a = tiles_of<T, R>(c);
   a.rows = rows;
   const auto count = c.s.batch * c.s.heads * c.s.context;
-  launch_attention(attention_backward_rows<Keys::head_size, T>, ceil_div(count, 2048 / Keys::head_size), 256, 0, stream,
-                   a, count);
-  launch_attention(attention_backward_keys<Keys>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
+  launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 2048 / Keys::head_size), 256, 0,
+                   stream, a, count);
+  launch_attention(attention_backward_keys<Keys, R>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
-  launch_attention(attention_backward_queries<Queries>, c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries),
-                   Queries::threads, Queries::shared_bytes, stream, a);
+  launch_attention(attention_backward_queries<Queries, R>,
+                   c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
+                   Queries::shared_bytes, stream, a);
 }
-template <class T>
+template <class T, class R>
 void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream) {
-  if (c.s.head_size == 64) backward_with<KeyTile<T, 64>, QueryTile<T, 64>>(c, rows, stream);
-  if (c.s.head_size == 128) backward_with<KeyTile<T, 128>, QueryTile<T, 128>>(c, rows, stream);
+  if (c.s.head_size == 64) backward_with<KeyTile<T, 64>, QueryTile<T, 64>, R>(c, rows, stream);
+  if (c.s.head_size == 128) backward_with<KeyTile<T, 128>, QueryTile<T, 128>, R>(c, rows, stream);
 }
 
 /// A kernel by warpgroups has barriers in its shared memory; compiled for something else than sm_90a it has none.
 template <class D>
 bool warpgroups_compiled() {
   cudaFuncAttributes found{};
-  cuda_check(cudaFuncGetAttributes(&found, attention_forward_warpgroups<ForwardWarpgroups<bf16, 64>>),
+  cuda_check(cudaFuncGetAttributes(&found, attention_forward_warpgroups<ForwardWarpgroups<bf16, 64>, bf16>),
              "cudaFuncGetAttributes");
   return found.sharedSizeBytes > 0;
 }
 
 /// Starts a kernel by warpgroups; `counter`: of its pieces, 0.
-template <class Tile, class Kernel>
-void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTiles<typename Tile::Element>& a,
+template <class Tile, class Kernel, class R>
+void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTiles<typename Tile::Element, R>& a,
                        unsigned* counter, cudaStream_t stream) {
   const auto map = [&](HeadsIn heads, bool of_keys) {
     return tensor_map(heads.data, heads.stride, heads.sequence, c.s.batch, of_keys ? c.s.key_count() : c.s.context,
@@ -147,31 +149,31 @@ void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTi
   launch_attention(kernel, std::min<std::int64_t>(pieces, multiprocessors), Tile::threads, Tile::shared_bytes, stream,
                    a, work);
 }
-template <class T, int D>
+template <class T, int D, class R>
 void forward_of(const AttentionCall& c, unsigned* counter, cudaStream_t stream) {
   using Tile = ForwardWarpgroups<T, D>;
-  launch_warpgroups<Tile>(attention_forward_warpgroups<Tile>, c, tiles_of<T>(c), counter, stream);
+  launch_warpgroups<Tile>(attention_forward_warpgroups<Tile, R>, c, tiles_of<T, R>(c), counter, stream);
 }
-template <class T, int D>
+template <class T, int D, class R>
 void backward_of(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream) {
   using Queries = QueryWarpgroups<T, D>;
   using Keys = KeyWarpgroups<T, D>;
-  auto a = tiles_of<T>(c);
+  auto a = tiles_of<T, R>(c);
   a.rows = rows;
-  launch_warpgroups<Queries>(attention_backward_warpgroups<Queries>, c, a, counters, stream);
-  launch_warpgroups<Keys>(attention_backward_warpgroups<Keys>, c, a, counters + 1, stream);
+  launch_warpgroups<Queries>(attention_backward_warpgroups<Queries, R>, c, a, counters, stream);
+  launch_warpgroups<Keys>(attention_backward_warpgroups<Keys, R>, c, a, counters + 1, stream);
 }
-template <class T>
+template <class T, class R>
 void forward_by_warpgroups(const AttentionCall& c, unsigned* counter, cudaStream_t stream) {
   cuda_check(cudaMemsetAsync(counter, 0, sizeof *counter, stream), "cudaMemsetAsync");
-  if (c.s.head_size == 64) forward_of<T, 64>(c, counter, stream);
-  if (c.s.head_size == 128) forward_of<T, 128>(c, counter, stream);
+  if (c.s.head_size == 64) forward_of<T, 64, R>(c, counter, stream);
+  if (c.s.head_size == 128) forward_of<T, 128, R>(c, counter, stream);
 }
-template <class T>
+template <class T, class R>
 void backward_by_warpgroups(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream) {
   cuda_check(cudaMemsetAsync(counters, 0, 2 * sizeof *counters, stream), "cudaMemsetAsync");
-  if (c.s.head_size == 64) backward_of<T, 64>(c, rows, counters, stream);
-  if (c.s.head_size == 128) backward_of<T, 128>(c, rows, counters, stream);
+  if (c.s.head_size == 64) backward_of<T, 64, R>(c, rows, counters, stream);
+  if (c.s.head_size == 128) backward_of<T, 128, R>(c, rows, counters, stream);
 }
 
 #endif

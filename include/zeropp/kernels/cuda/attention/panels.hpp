@@ -7,15 +7,16 @@
 
 namespace zeropp::kernels::detail {
 
-/// Rows and heads as attention on tensor cores gets them; all in elements.
-template <class T>
+/// Rows and heads as attention on tensor cores gets them; all in elements. Results are of type R: T, or the float that
+/// computes.
+template <class T, class R = T>
 struct AttentionTiles {
   struct In {
     const T* data;
     std::int64_t stride, sequence;
   };
   struct Out {
-    void* data;  ///< of type T, or float
+    R* data;
     std::int64_t stride, sequence;
   };
   In q, k, v;
@@ -27,8 +28,7 @@ struct AttentionTiles {
   Out dq, dk, dv;
   int context, keys, offset;  ///< positions of queries and of keys; query t sees the keys up to number t + offset
   int heads, kv_heads;
-  bool in_float;  ///< what type results have
-  float scale;    ///< 1 / √D
+  float scale;  ///< 1 / √D
 };
 
 inline constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
@@ -106,60 +106,50 @@ __device__ void multiply_add(float (&c)[Atoms][D / 8][4], const float (&a)[Atoms
   }
 }
 
-/// The rows of a head that results go to, as T or as float.
-struct HeadRows {
-  void* data;
-  std::int64_t stride;  ///< elements
-  int end;              ///< rows from here on do not exist
-  bool in_float;
-
-  template <class T>
-  HeadRows __device__ static of(const AttentionTiles<T>& a, const typename AttentionTiles<T>::Out& to, std::int64_t b,
-                                std::int64_t element, int end) {
-    const std::int64_t at = b * to.sequence + element;
-    void* const data = a.in_float ? static_cast<void*>(static_cast<float*>(to.data) + at)
-                                  : static_cast<void*>(static_cast<T*>(to.data) + at);
-    return {data, to.stride, end, a.in_float};
-  }
-  /// 8 elements from element 8 · piece of row `row` on, of 16 bits each.
-  __device__ void store(int row, int piece, const uint4& eight) const {
-    if (row < end) *reinterpret_cast<uint4*>(static_cast<unsigned short*>(data) + row * stride + piece * 8) = eight;
-  }
-  __device__ void store(int row, int element, float2 two) const {
-    if (row < end) *reinterpret_cast<float2*>(static_cast<float*>(data) + row * stride + element) = two;
-  }
-};
-
-/// Stores c [Atoms · 16, D], row r times factor[r / 16][r / 8 % 2], as rows [first, …) of `to`; those of 16 bits
-/// through `staging`: rows of a panel that this warp alone uses.
+/// Stores c [Atoms · 16, D], row r times factor[r / 16][r / 8 % 2], as rows [first, …) of `to` below `end`, through
+/// `staging`: rows of a panel that this warp alone uses.
 template <int D, int Atoms, class T>
-__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], T* staging,
-                            const HeadRows& to, int first) {
+__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], T* staging, T* to,
+                            std::int64_t stride, int first, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < Atoms; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = i * 16 + half * 8 + lane / 4;
-      T* const staged = staging + row * panel_stride<D> + lane % 4 * 2;
+      T* row = staging + (i * 16 + half * 8 + lane / 4) * panel_stride<D> + lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
-        const float2 two{c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]};
-        if (to.in_float)
-          to.store(first + row, n * 8 + lane % 4 * 2, two);
-        else
-          *reinterpret_cast<unsigned*>(staged + n * 8) = packed<T>(two.x, two.y);
-      }
+      for (int n = 0; n < D / 8; ++n)
+        *reinterpret_cast<unsigned*>(row + n * 8) =
+            packed<T>(c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]);
     }
-  if (to.in_float) return;
   __syncwarp();
   constexpr int pieces = D / 8;
 #pragma unroll
   for (int n = 0; n < Atoms * 16 * pieces / 32; ++n) {
     const int i = n * 32 + lane, row = i / pieces, piece = i % pieces;
-    to.store(first + row, piece, *reinterpret_cast<const uint4*>(staging + row * panel_stride<D> + piece * 8));
+    if (first + row < end)
+      *reinterpret_cast<uint4*>(to + (first + row) * stride + piece * 8) =
+          *reinterpret_cast<const uint4*>(staging + row * panel_stride<D> + piece * 8);
   }
+}
+
+/// The same in float: as the registers lie.
+template <int D, int Atoms, class T>
+__device__ void store_panel(const float (&c)[Atoms][D / 8][4], const float (&factor)[Atoms][2], T*, float* to,
+                            std::int64_t stride, int first, int end) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < Atoms; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + i * 16 + half * 8 + lane / 4;
+      if (row >= end) continue;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n)
+        *reinterpret_cast<float2*>(to + row * stride + n * 8 + lane % 4 * 2) = {
+            c[i][n][half * 2] * factor[i][half], c[i][n][half * 2 + 1] * factor[i][half]};
+    }
 }
 
 #endif

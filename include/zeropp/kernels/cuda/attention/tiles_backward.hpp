@@ -29,8 +29,8 @@ struct QueryTile {
 #ifdef __CUDACC__
 
 /// Computes the rows of AttentionTiles, D / 8 threads a row of `count`.
-template <int D, class T>
-__global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTiles<T> a, std::int64_t count) {
+template <int D, class T, class R>
+__global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTiles<T, R> a, std::int64_t count) {
   constexpr int threads = D / 8;
   const std::int64_t row = std::int64_t{blockIdx.x} * (256 / threads) + threadIdx.x / threads;  // b · T + t, then h
   if (row >= count) return;
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTi
 
 /// dk and dv. Grid: blocks of keys × B·Hkv; the first ones, which most queries see, come first. Scores are held
 /// transposed [keys, queries]. Queries beyond the sequence are zeros, and so are their parts of the sums.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_backward_keys(const AttentionTiles<typename Tile::Element> a) {
+    attention_backward_keys(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::queries, panel = count * panel_stride<D>;
@@ -132,14 +132,14 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float scale[atoms][2], one[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale, one[i][0] = one[i][1] = 1;
-  store_panel<D, atoms>(dk, scale, own_k, HeadRows::of(a, a.dk, b, kv * D, a.keys), first + row);
-  store_panel<D, atoms>(dv, one, own_v, HeadRows::of(a, a.dv, b, kv * D, a.keys), first + row);
+  store_panel<D, atoms>(dk, scale, own_k, a.dk.data + b * a.dk.sequence + kv * D, a.dk.stride, first + row, a.keys);
+  store_panel<D, atoms>(dv, one, own_v, a.dv.data + b * a.dv.sequence + kv * D, a.dv.stride, first + row, a.keys);
 }
 
 /// dq. Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_backward_queries(const AttentionTiles<typename Tile::Element> a) {
+    attention_backward_queries(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, count = Tile::keys, panel = count * panel_stride<D>;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float scale[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale;
-  store_panel<D, atoms>(dq, scale, own_q, HeadRows::of(a, a.dq, b, h * D, a.context), first + row);
+  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + b * a.dq.sequence + h * D, a.dq.stride, first + row, a.context);
 }
 
 #endif

@@ -67,9 +67,9 @@ __device__ void online_softmax(float (&s)[Atoms][Keys / 8][4], float (&top)[Atom
 }
 
 /// Grid: blocks of queries × B·H; the last blocks of a sequence, which see the most keys, come first.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
-    attention_forward_tiles(const AttentionTiles<typename Tile::Element> a) {
+    attention_forward_tiles(const AttentionTiles<typename Tile::Element, R> a) {
   using T = typename Tile::Element;
   constexpr int D = Tile::head_size;
   constexpr int atoms = Tile::atoms, keys = Tile::keys, panel = keys * panel_stride<D>;
@@ -125,8 +125,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       if (lane % 4 == 0 && query < a.context) lse[query] = top[i][half] * a.scale + logf(total);
       total = 1 / total;
     }
-  store_panel<D, atoms>(out, sum, queries + row * panel_stride<D>, HeadRows::of(a, a.out, b, h * D, a.context),
-                        first + row);
+  store_panel<D, atoms>(out, sum, queries + row * panel_stride<D>, a.out.data + b * a.out.sequence + h * D,
+                        a.out.stride, first + row, a.context);
 }
 
 #endif

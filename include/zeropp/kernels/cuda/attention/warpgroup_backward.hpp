@@ -21,9 +21,9 @@ __device__ inline void pass_turn(int group) { asm volatile("bar.arrive %0, 256;"
 /// dq, and the rows of AttentionTiles for the kernel of dk and dv, which runs after it. Grid: as many blocks as there
 /// are multiprocessors. Both have as many tiles, and so as many turns. Compiled for something else than sm_90a it is
 /// empty.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, 1)
-    attention_backward_warpgroups(const AttentionTiles<typename Tile::Element> a,
+    attention_backward_warpgroups(const AttentionTiles<typename Tile::Element, R> a,
                                   const __grid_constant__ WarpgroupWork work) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using T = typename Tile::Element;
@@ -152,9 +152,10 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
       int place = row;
       if constexpr (owns_keys) asm volatile("" : "+r"(place));  // addresses are computed here, not kept in registers
-      const auto store = [&](const auto& c, float factor, T* staging, const auto& to, int end) {
-        store_rows<D, Tile::own>(c, float2{factor, factor}, staging,
-                                 HeadRows::of(a, to, piece.b, std::int64_t{piece.head} * D, end), first, place);
+      const auto store = [&](const auto& c, float factor, T* through, const auto& to, int end) {
+        store_rows<D, Tile::own>(c, float2{factor, factor}, through,
+                                 to.data + std::int64_t{piece.b} * to.sequence + std::int64_t{piece.head} * D,
+                                 to.stride, first, place, end);
       };
       meet(1 + group, 128);  // nobody's products read what is now written over
       store(of_first, a.scale, own_0, owns_keys ? a.dk : a.dq, owns_keys ? a.keys : a.context);

@@ -11,9 +11,9 @@ namespace zeropp::kernels::detail {
 #ifdef __CUDACC__
 
 /// Grid: as many blocks as there are multiprocessors. Compiled for something else than sm_90a it is empty.
-template <class Tile>
+template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, 1)
-    attention_forward_warpgroups(const AttentionTiles<typename Tile::Element> a,
+    attention_forward_warpgroups(const AttentionTiles<typename Tile::Element, R> a,
                                  const __grid_constant__ WarpgroupWork work) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using T = typename Tile::Element;
@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       }
       meet(1 + group, 128);  // nobody's products read what is now written over
       store_rows<D, Tile::own>(out, float2{1 / sum[0], 1 / sum[1]}, queries,
-                               HeadRows::of(a, a.out, piece.b, std::int64_t{piece.head} * D, a.context), first, row);
+                               a.out.data + std::int64_t{piece.b} * a.out.sequence + std::int64_t{piece.head} * D,
+                               a.out.stride, first, row, a.context);
       fence_engines();
       rings.release_own(n);
     }

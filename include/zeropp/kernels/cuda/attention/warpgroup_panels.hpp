@@ -57,8 +57,8 @@ struct WarpgroupPiece {
   int begin, end;         ///< tiles of one head
   int partner, partners;  ///< first head of the tiles, and how many
 
-  template <class T>
-  __device__ WarpgroupPiece(const AttentionTiles<T>& a, const WarpgroupWork& work, int number) {
+  template <class T, class R>
+  __device__ WarpgroupPiece(const AttentionTiles<T, R>& a, const WarpgroupWork& work, int number) {
     const int group = a.heads / a.kv_heads, heads = Tile::owns_keys ? a.kv_heads : a.heads;
     const int blocks = ((Tile::owns_keys ? a.keys : a.context) + Tile::own - 1) / Tile::own;
     const int mixed = number / (work.together * blocks) * work.together, rest = number - mixed * blocks;
@@ -128,7 +128,8 @@ struct WarpgroupRings {
     for (int p = 0; p < Tile::panels; ++p) copy_panel(to + p * panel, map, p * 64, h, first, b, barrier);
   }
   /// By one warp: takes pieces until there are no more and brings what they need.
-  __device__ void bring(const AttentionTiles<T>& a, const WarpgroupWork& work) {
+  template <class R>
+  __device__ void bring(const AttentionTiles<T, R>& a, const WarpgroupWork& work) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     int step = 0;
     for (int n = 0;; ++n) {
@@ -186,29 +187,39 @@ __device__ T* piece_of_row(T* panel, int r, int number) {
   return panel + number / 8 * Rows * 64 + r * 64 + (number ^ r) % 8 * 8;
 }
 
-/// Stores a warpgroup's c [64, D], rows times `factor` (of this thread's rows `row` and row + 8), as rows [first, …) of
-/// `to`; those of 16 bits through `staging`: its rows of a panel of `Rows`, which nobody reads any more.
+/// Stores a warpgroup's c [64, D], rows times `factor` (of this thread's rows `row` and row + 8), as rows number
+/// first + … of `to` below `end`. `through`: its rows of a panel of `Rows` that nobody reads any more.
 template <int D, int Rows, class T>
-__device__ void store_rows(const float (&c)[D / 8][4], float2 factor, T* staging, const HeadRows& to, int first,
-                           int row) {
+__device__ void store_rows(const float (&c)[D / 8][4], float2 factor, T* through, T* to, std::int64_t stride, int first,
+                           int row, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int n = 0; n < D / 8; ++n) {
-    const float2 low{c[n][0] * factor.x, c[n][1] * factor.x}, high{c[n][2] * factor.y, c[n][3] * factor.y};
-    if (to.in_float) {
-      to.store(first + row, n * 8 + lane % 4 * 2, low);
-      to.store(first + row + 8, n * 8 + lane % 4 * 2, high);
-    } else {
-      *reinterpret_cast<unsigned*>(piece_of_row<Rows>(staging, row, n) + lane % 4 * 2) = packed<T>(low.x, low.y);
-      *reinterpret_cast<unsigned*>(piece_of_row<Rows>(staging, row + 8, n) + lane % 4 * 2) = packed<T>(high.x, high.y);
-    }
+    T* const low = piece_of_row<Rows>(through, row, n) + lane % 4 * 2;
+    T* const high = piece_of_row<Rows>(through, row + 8, n) + lane % 4 * 2;
+    *reinterpret_cast<unsigned*>(low) = packed<T>(c[n][0] * factor.x, c[n][1] * factor.x);
+    *reinterpret_cast<unsigned*>(high) = packed<T>(c[n][2] * factor.y, c[n][3] * factor.y);
   }
-  if (to.in_float) return;
   __syncwarp();
 #pragma unroll
   for (int n = 0; n < D / 16; ++n) {
     const int i = n * 32 + lane, r = row - lane / 4 + i / (D / 8), number = i % (D / 8);
-    to.store(first + r, number, *reinterpret_cast<const uint4*>(piece_of_row<Rows>(staging, r, number)));
+    if (first + r < end)
+      *reinterpret_cast<uint4*>(to + (first + r) * stride + number * 8) =
+          *reinterpret_cast<const uint4*>(piece_of_row<Rows>(through, r, number));
+  }
+}
+/// The same in float: as the registers lie.
+template <int D, int Rows, class T>
+__device__ void store_rows(const float (&c)[D / 8][4], float2 factor, T*, float* to, std::int64_t stride, int first,
+                           int row, int end) {
+  to += static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n) {
+    if (const int r = first + row; r < end)
+      *reinterpret_cast<float2*>(to + r * stride + n * 8) = {c[n][0] * factor.x, c[n][1] * factor.x};
+    if (const int r = first + row + 8; r < end)
+      *reinterpret_cast<float2*>(to + r * stride + n * 8) = {c[n][2] * factor.y, c[n][3] * factor.y};
   }
 }
 
