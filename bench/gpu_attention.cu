@@ -127,7 +127,8 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
     attention.options = {.backend = contender.backend, .deterministic = contender.deterministic};
     if (contender.backend == AttentionBackend::cudnn && !kernels::make_attention_provider) continue;
     const auto views = [&](const char* direction, int n, auto call) {
-      Pool::Program program(gpu.pool(), text(direction, contender.name, " ", s.batch, " ", s.heads, " ", s.head_size));
+      Pool::Program program(
+          gpu.pool(), text(direction, contender.name, " ", s.batch, " ", s.heads, " ", s.kv_heads, " ", s.head_size));
       const Set& set = sets[static_cast<std::size_t>(n) % sets.size()];
       bf16 *const x = set.qkv.data(), *const d = set.dqkv.data();
       call(set, x, d);

@@ -12,7 +12,8 @@
 //   --warmup-rate N                                steps of a linear warm-up of the learning rate
 //   --tokens train.bin --curve FILE [--weights W]  real tokens in order, from W on; the loss and norm of every step
 //   --save-weights W                               writes the first weights and stops
-//   --attention best|warpgroups|cudnn|tiles [--any-order]     which kernels attend; --any-order: cuDNN's backward may sum in any
+//   --attention best|warpgroups|cudnn|tiles        which kernels attend
+//   --any-order                                    cuDNN's backward may sum in any order
 #include <algorithm>
 #include <array>
 #include <cstdio>

@@ -161,11 +161,12 @@ class CudaAttention {
   }
 
  private:
-  /// Rows of all heads begin at multiples of 16 bytes.
+  /// Rows of all heads of all sequences begin at multiples of 16 bytes.
   static bool aligned(const AttentionCall& c) {
     bool all = c.s.head_size % 8 == 0;
     const auto check = [&](auto view) {
-      all = all && view.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+      all = all && view.stride % 8 == 0 && view.sequence % 8 == 0 &&
+            reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
     };
     check(c.q), check(c.k), check(c.v);
     if (!c.backward()) check(c.out);
