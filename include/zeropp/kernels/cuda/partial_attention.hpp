@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/partial_attention.hpp on a GPU: by our own tiles, or in the plain way.
+// kernels/partial_attention.hpp on a GPU: by our own warpgroups or tiles, or in the plain way.
 #pragma once
 
 #include <cmath>

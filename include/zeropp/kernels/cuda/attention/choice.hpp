@@ -130,7 +130,7 @@ class CudaAttention {
     return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
-  /// Why cuDNN does not run the last call that was chosen for under `best`; empty if it does, or is not linked.
+  /// What cuDNN answered when `best` asked it last; empty where it agreed, or was not asked.
   const std::string& refusal() const { return refusal_; }
 
   /// Bytes of workspace for a call by cuDNN, from the shape alone, so that a plan asks for as much as a run; more where
