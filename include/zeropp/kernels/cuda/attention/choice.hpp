@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which kernels run attention on a GPU: our own by warpgroups on Hopper, cuDNN's where a program has them, our own
-// tiles on other tensor cores, or the plain ones. Chosen here and nowhere else, from shapes and places, the same on the
-// device Cuda and on the dry one.
+// tiles on other tensor cores, or the plain ones. Chosen here and nowhere else, from shapes and places, the same on
+// the device Cuda and on the dry one, which takes it that programs for compute capability 9.0 are compiled for
+// sm_90a.
 #pragma once
 
 #include <algorithm>

@@ -18,9 +18,9 @@ __device__ inline void pass_turn(int group) { asm volatile("bar.arrive %0, 256;"
 
 #endif
 
-/// dq, and the rows of AttentionTiles for the kernel of dk and dv, which runs after it. Grid: as many blocks as there
-/// are multiprocessors. Both have as many tiles, and so as many turns. Compiled for something else than sm_90a it is
-/// empty.
+/// A tile that owns queries: dq, and the rows of AttentionTiles for the kernel of keys, which runs after it. One that
+/// owns keys: dk and dv. Grid: as many blocks as there are multiprocessors. The two warpgroups have as many tiles, and
+/// so as many turns. Compiled for something else than sm_90a it is empty.
 template <class Tile, class R>
 __global__ void __launch_bounds__(Tile::threads, 1)
     attention_backward_warpgroups(const AttentionTiles<typename Tile::Element, R> a,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How attention on Hopper is cut into work: a block of two warpgroups owns 128 rows of a head, 64 each, and meets rows
-// of the other side tile by tile; one warp more brings both from memory through the copy engine, always some tiles
-// ahead. Blocks stay on their multiprocessor and take pieces of work from a counter, so that none waits for its first
-// bytes; which block has a piece changes no bit of it.
+// of the other side tile by tile; one warp more (its warpgroup's other three end at once) brings both from memory
+// through the copy engine, always some tiles ahead. Blocks stay on their multiprocessor and take pieces of work from a
+// counter, so that none waits for its first bytes; which block has a piece changes no bit of it.
 #pragma once
 
 #include <algorithm>
