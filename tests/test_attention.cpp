@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -363,6 +364,56 @@ TEST_CASE("nothing in, nothing out") {
     c.forward(device);
     c.backward(device);
   }
+}
+
+namespace {
+
+/// What attention of 5 queries in 4 heads over 2 of 8 elements to `keys` says, forward and backward; poison where it
+/// says nothing.
+std::string partial(std::int64_t keys, std::int64_t offset, std::int64_t context = 5) {
+  const AttentionShape s{2, context, 4, 2, 8, keys, offset};
+  const auto q = numbers<float>(2 * context * 32, 1), dout = numbers<float>(2 * context * 32, 2),
+             kv = numbers<float>(2 * keys * 32, 3);
+  std::vector<float> out(q.size(), NAN), lse(static_cast<std::size_t>(2 * 4 * context), NAN), dq(out),
+      dkv(kv.size(), NAN);
+  const HeadsView<const float> k{kv.data(), 32}, v{kv.data() + 16, 32};
+  Cpu device;
+  partial_attention_forward<Cpu, float>(device, s, {q.data(), 32}, k, v, {out.data(), 32}, lse.data());
+  partial_attention_backward<Cpu, float>(device, s, {q.data(), 32}, k, v, {out.data(), 32}, lse.data(),
+                                         {dout.data(), 32}, {dq.data(), 32}, {dkv.data(), 32}, {dkv.data() + 16, 32});
+  return bytes(out) + bytes(lse) + bytes(dq) + bytes(dkv);
+}
+
+}  // namespace
+
+TEST_CASE("an offset of more than keys - 1 shows all keys, as keys - 1 does") {
+  const auto all = partial(7, 6);
+  CHECK(partial(7, 7) == all);
+  CHECK(partial(7, std::numeric_limits<std::int64_t>::max()) == all);
+}
+
+TEST_CASE("no queries: gradients of keys and values are zeros") {
+  CHECK(partial(3, 0, 0) == bytes(std::vector<float>(2 * 3 * 32)));
+}
+
+TEST_CASE("shapes that are none are refused in a sentence") {
+  CHECK_THROWS_WITH_AS(partial(7, -1),
+                       doctest::Contains("attention to 7 keys was asked for, of which the first query "
+                                         "sees those up to number -1; neither can be negative"),
+                       ConfigError);
+  const auto refused = [](const AttentionShape& s, const char* sentence) {
+    Dry dry;
+    const HeadsView<float> none{nullptr, 8};
+    const HeadsView<const float> in{nullptr, 8};
+    CHECK_THROWS_WITH_AS((partial_attention_forward<Dry, float>(dry, s, in, in, in, none, nullptr)),
+                         doctest::Contains(sentence), ConfigError);
+    CHECK_THROWS_WITH_AS(
+        (partial_attention_backward<Dry, float>(dry, s, in, in, in, in, nullptr, in, none, none, none)),
+        doctest::Contains(sentence), ConfigError);
+    CHECK(dry.flops() == 0);
+  };
+  refused({1, 5, 1, 1, 8, -3, 0}, "attention to -3 keys was asked for");
+  refused({1, 5, 4, 3, 8}, "4 query heads cannot share 3 key heads");
 }
 
 TEST_CASE("the dry device counts the causal half and touches nothing") {

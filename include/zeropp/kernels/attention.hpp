@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include <zeropp/base/dtype.hpp>
+#include <zeropp/base/error.hpp>
 #include <zeropp/device/device.hpp>
 #include <zeropp/kernels/attention_tiles.hpp>
 #include <zeropp/kernels/math.hpp>
@@ -17,6 +18,19 @@
 namespace zeropp::kernels {
 
 namespace detail {
+
+/// The shape as kernels take it: an offset that shows more than all keys is one that shows all, so that no sum of
+/// positions overflows. Throws ConfigError.
+inline AttentionShape checked(AttentionShape s) {
+  if (s.kv_heads < 1 || s.heads % s.kv_heads != 0)
+    throw ConfigError(text("attention: ", s.heads, " query heads cannot share ", s.kv_heads, " key heads evenly"));
+  if (s.keys < 0 || s.offset < 0)
+    throw ConfigError(text("attention to ", s.key_count(),
+                           " keys was asked for, of which the first query sees those up to number ", s.offset,
+                           "; neither can be negative: leave out queries that see no key"));
+  s.offset = std::min(s.offset, s.key_count());
+  return s;
+}
 
 /// One block of queries, packed as [D, queries] in `q`: leaves the output in `out` [D, queries], not yet divided by
 /// `sum`, and the greatest scores in `top`.
@@ -201,7 +215,7 @@ void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q
 template <Device D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
-  detail::attention_forward<T, T>(device, s, q, k, v, out, lse);
+  detail::attention_forward<T, T>(device, detail::checked(s), q, k, v, out, lse);
 }
 
 /// Overwrites dq, dk, dv. Key and value gradients add up over blocks of queries, and over the query heads that share
@@ -210,7 +224,7 @@ template <Device D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
-  detail::attention_backward<T, T>(device, s, q, k, v, out, lse, dout, dq, dk, dv);
+  detail::attention_backward<T, T>(device, detail::checked(s), q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 }  // namespace zeropp::kernels

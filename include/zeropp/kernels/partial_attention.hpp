@@ -13,21 +13,21 @@
 namespace zeropp::kernels {
 
 /// causal_attention_forward over a part of the keys (`keys` and `offset` of the shape): the output, and the log-sum-exp
-/// of the scores, in the type that computes.
+/// of the scores, in the type that computes. Throws ConfigError where keys or offset are negative.
 template <Device D, class T>
 void partial_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<compute_t<T>> out, compute_t<T>* lse) {
-  detail::attention_forward<T, compute_t<T>>(device, s, q, k, v, out, lse);
+  detail::attention_forward<T, compute_t<T>>(device, detail::checked(s), q, k, v, out, lse);
 }
 
 /// causal_attention_backward over a part of the keys: `out` and `lse` are those over all of them; what it writes to dq,
-/// dk and dv are parts of sums, in the type that computes.
+/// dk and dv are parts of sums, in the type that computes: 0 for keys that no query sees.
 template <Device D, class T>
 void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                 HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                 HeadsView<const T> dout, HeadsView<compute_t<T>> dq, HeadsView<compute_t<T>> dk,
                                 HeadsView<compute_t<T>> dv) {
-  detail::attention_backward<T, compute_t<T>>(device, s, q, k, v, out, lse, dout, dq, dk, dv);
+  detail::attention_backward<T, compute_t<T>>(device, detail::checked(s), q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 /// out [B, context, H, D] and lse [B, H, context], of queries [first, first + s.context), take in what `s` says of

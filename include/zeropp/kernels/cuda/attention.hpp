@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -16,14 +17,10 @@ namespace zeropp::kernels {
 
 namespace detail {
 
-inline void check_cuda_attention(const AttentionShape& s) {
-  if (s.kv_heads < 1 || s.heads % s.kv_heads != 0)
-    throw ConfigError(text("attention: ", s.heads, " query heads cannot share ", s.kv_heads, " key heads evenly"));
-}
 /// For kernels that know no other keys than those of the queries, and sequences one after the other only.
 template <class... Views>
-void check_whole_attention(const AttentionShape& s, const Views&... views) {
-  check_cuda_attention(s);
+AttentionShape checked_whole(const AttentionShape& s, const Views&... views) {
+  const auto whole = checked(s);
   if ((s.keys != 0 && s.keys != s.context) || s.offset != 0)
     throw ConfigError(text("causal attention on a GPU sees the keys of its own queries, asked for ", s.keys,
                            " keys from query ", s.offset, " on; partial_attention_forward takes these"));
@@ -33,6 +30,7 @@ void check_whole_attention(const AttentionShape& s, const Views&... views) {
                              " elements between them instead of ", s.context * view.stride));
   };
   (check(views), ...);
+  return whole;
 }
 
 /// A view that says how far apart sequences lie, of `rows` positions where it did not.
@@ -48,6 +46,15 @@ HeadsIn untyped(HeadsView<const T> view) {
 template <class T>
 HeadsOut untyped(HeadsView<T> view) {
   return {view.data, view.stride, view.sequence};
+}
+/// Gradients of keys or values where there are no queries.
+template <class R>
+void clear_heads(const AttentionShape& s, HeadsView<R> to, cudaStream_t stream) {
+  const auto row = static_cast<std::size_t>(s.kv_heads * s.head_size) * sizeof(R);
+  for (std::int64_t b = 0; b < s.batch; ++b)
+    cuda_check(cudaMemset2DAsync(to.data + b * to.sequence, static_cast<std::size_t>(to.stride) * sizeof(R), 0, row,
+                                 static_cast<std::size_t>(s.key_count()), stream),
+               "cudaMemset2DAsync");
 }
 template <class T, class R>
 AttentionPlain<T, R> plain_of(const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
@@ -105,12 +112,15 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
                             HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                             HeadsView<const T> dout, HeadsView<R> dq, HeadsView<R> dk, HeadsView<R> dv) {
   const auto rows = s.batch * s.heads * s.context;
-  if (rows == 0) return;
   q = with_sequence(q, s.context), out = with_sequence(out, s.context);
   dout = with_sequence(dout, s.context), dq = with_sequence(dq, s.context);
   k = with_sequence(k, s.key_count()), v = with_sequence(v, s.key_count());
   dk = with_sequence(dk, s.key_count()), dv = with_sequence(dv, s.key_count());
   const auto cost = attention_cost("attention backward", s, 5, sizeof(T));
+  if (rows == 0) {
+    if (s.batch * s.key_count() == 0) return;
+    return device.run(cost, [&](cudaStream_t stream) { clear_heads(s, dk, stream), clear_heads(s, dv, stream); });
+  }
   if constexpr (is_half<T>) {
     auto& attention = device.template companion<CudaAttention>();
     const AttentionCall call{.s = s,
@@ -155,8 +165,7 @@ void gpu_attention_backward(D& device, bool part, const AttentionShape& s, Heads
 template <CudaDevice D, class T>
 void causal_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                               HeadsView<const T> v, HeadsView<T> out, compute_t<T>* lse) {
-  detail::check_whole_attention(s, q, k, v, out);
-  detail::gpu_attention_forward(device, false, s, q, k, v, out, lse);
+  detail::gpu_attention_forward(device, false, detail::checked_whole(s, q, k, v, out), q, k, v, out, lse);
 }
 
 /// Overwrites dq, dk, dv; the same bits every time (cuDNN: unless options.deterministic is off).
@@ -164,8 +173,8 @@ template <CudaDevice D, class T>
 void causal_attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                HeadsView<const T> dout, HeadsView<T> dq, HeadsView<T> dk, HeadsView<T> dv) {
-  detail::check_whole_attention(s, q, k, v, out, dout, dq, dk, dv);
-  detail::gpu_attention_backward(device, false, s, q, k, v, out, lse, dout, dq, dk, dv);
+  const auto whole = detail::checked_whole(s, q, k, v, out, dout, dq, dk, dv);
+  detail::gpu_attention_backward(device, false, whole, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 }  // namespace zeropp::kernels

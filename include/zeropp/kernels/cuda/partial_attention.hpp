@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(256)
 template <CudaDevice D, class T>
 void partial_attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                                HeadsView<const T> v, HeadsView<compute_t<T>> out, compute_t<T>* lse) {
-  detail::check_cuda_attention(s);
-  detail::gpu_attention_forward(device, true, s, q, k, v, out, lse);
+  detail::gpu_attention_forward(device, true, detail::checked(s), q, k, v, out, lse);
 }
 
 template <CudaDevice D, class T>
@@ -48,8 +47,7 @@ void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<co
                                 HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                                 HeadsView<const T> dout, HeadsView<compute_t<T>> dq, HeadsView<compute_t<T>> dk,
                                 HeadsView<compute_t<T>> dv) {
-  detail::check_cuda_attention(s);
-  detail::gpu_attention_backward(device, true, s, q, k, v, out, lse, dout, dq, dk, dv);
+  detail::gpu_attention_backward(device, true, detail::checked(s), q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 #ifdef __CUDACC__
