@@ -12,10 +12,13 @@
 
 #include <zeropp/kernels/attention.hpp>
 
+#include "backends.hpp"
+
 using namespace zeropp;
 using kernels::AttentionBackend;
 using kernels::AttentionShape;
 using kernels::CudaAttention;
+using zeropp::test::name_of;
 
 namespace {
 
@@ -194,19 +197,9 @@ void compare(const Case<T>& c, const Reference& r, Bars bars) {
   CHECK(c.gaps_kept(c.dqkv, c.width()));
 }
 
-std::string name_of(AttentionBackend backend) {
-  return backend == AttentionBackend::cudnn        ? "cudnn"
-         : backend == AttentionBackend::warpgroups ? "warpgroups"
-         : backend == AttentionBackend::tiles      ? "tiles"
-         : backend == AttentionBackend::plain      ? "plain"
-                                                   : "best";
-}
 /// Those that can do heads of this size on this GPU; cuDNN's, which compiles something for every shape, if `slow`.
 std::vector<AttentionBackend> backends(const Cuda& gpu, std::int64_t size, bool slow = true) {
-  std::vector<AttentionBackend> all{AttentionBackend::plain};
-  if (size == 64 || size == 128) all.push_back(AttentionBackend::tiles);
-  if ((size == 64 || size == 128) && gpu.properties().compute_capability == 90)
-    all.push_back(AttentionBackend::warpgroups);
+  auto all = zeropp::test::own_backends(gpu, size);
   if (slow) all.push_back(AttentionBackend::best);
   if (slow && kernels::make_attention_provider) all.push_back(AttentionBackend::cudnn);
   return all;
@@ -294,9 +287,13 @@ TEST_CASE("large scores neither overflow nor lose the probabilities") {
 
 TEST_CASE("more pieces of work than multiprocessors, and heads that share keys: warpgroups as tiles") {
   Cuda gpu;
-  for (const AttentionShape& s : {AttentionShape{7, 700, 8, 8, 64}, AttentionShape{20, 1024, 8, 8, 64},
-                                  AttentionShape{7, 700, 8, 2, 128}, AttentionShape{4, 1500, 8, 4, 128}}) {
-    if (gpu.properties().compute_capability != 90) return;
+  if (gpu.properties().compute_capability != 90) return;
+  // 20 pieces and more for each multiprocessor are mixed in other ways than fewer; two pieces a head take little memory
+  // and differ in length.
+  const std::int64_t many = ceil_div(20 * gpu.properties().multiprocessors, 2 * 8) + 1;
+  for (const AttentionShape& s :
+       {AttentionShape{7, 700, 8, 8, 64}, AttentionShape{20, 1024, 8, 8, 64}, AttentionShape{7, 700, 8, 2, 128},
+        AttentionShape{4, 1500, 8, 4, 128}, AttentionShape{many, 130, 8, 8, 64}}) {
     CAPTURE(seed);
     INFO("B ", s.batch, " T ", s.context, " Hkv ", s.kv_heads, " D ", s.head_size);
     Case<bf16> c(s, seed);
@@ -374,6 +371,17 @@ TEST_CASE("a backend that cannot is refused in a sentence, and best finds one th
                        ConfigError);
   CHECK_NOTHROW(odd.run(gpu, AttentionBackend::best));
   compare(odd, Reference(odd), bf16_bars);
+  DryCuda older({}, {.compute_capability = 80});
+  CudaAttention attention(older);
+  attention.options.backend = AttentionBackend::tiles;
+  CHECK_THROWS_WITH_AS(attention.choose({.s = {1, 5, 1, 1, 64}, .k = {.stride = 68}}),
+                       doctest::Contains("heads whose rows begin at multiples of 16 bytes"), ConfigError);
+  CHECK_THROWS_WITH_AS(attention.choose({.s = {1, 1 << 29, 1, 1, 64}}),
+                       doctest::Contains("less than 2^30 queries and keys of a sequence, found 1073741824"),
+                       ConfigError);
+  attention.options.backend = AttentionBackend::warpgroups;
+  CHECK_THROWS_WITH_AS(attention.choose({.s = {1, 5, 1, 1, 64}}),
+                       doctest::Contains("a GPU of compute capability 9.0, found 8.0"), ConfigError);
   const AttentionShape uneven{1, 5, 4, 3, 16};
   float* const none = nullptr;
   CHECK_THROWS_WITH_AS((kernels::causal_attention_forward<Cuda, float>(gpu, uneven, {none, 16}, {none, 16}, {none, 16},

@@ -87,7 +87,8 @@ struct CudaAttentionOptions {
 class CudaAttention {
  public:
   template <CudaDevice D>
-  explicit CudaAttention(D& device) : dry_(D::dry), warpgroups_(device.properties().compute_capability == 90) {
+  explicit CudaAttention(D& device)
+      : dry_(D::dry), capability_(device.properties().compute_capability), warpgroups_(capability_ == 90) {
     if constexpr (!D::dry)
       warpgroups_ = warpgroups_ && detail::warpgroups_compiled<D>();  // a plan takes it for granted
   }
@@ -96,39 +97,39 @@ class CudaAttention {
 
   /// What runs this call. Throws ConfigError where the backend that was asked for cannot.
   AttentionBackend choose(const AttentionCall& call) {
+    std::string why;
     switch (call.part && options.backend == AttentionBackend::cudnn ? AttentionBackend::best : options.backend) {
       case AttentionBackend::plain: return AttentionBackend::plain;
       case AttentionBackend::warpgroups:
+        if (capability_ != 90)
+          throw ConfigError(
+              text("attention by warpgroups was asked for; it takes a GPU of compute capability 9.0, found ",
+                   capability_ / 10, ".", capability_ % 10, "; use best"));
         if (!warpgroups_)
           throw ConfigError(
-              "attention by warpgroups was asked for; it takes a GPU of compute capability 9.0 and a program compiled "
-              "for sm_90a (CMAKE_CUDA_ARCHITECTURES=90a); use best");
+              "attention by warpgroups was asked for, on a GPU that can run it, in a program that is not compiled for "
+              "sm_90a; set CMAKE_CUDA_ARCHITECTURES=90a, or use best");
         [[fallthrough]];
       case AttentionBackend::tiles:
-        if (!tiles_can(call))
-          throw ConfigError(
-              text("attention by tiles or warpgroups was asked for; it takes heads of 64 or 128 elements whose rows "
-                   "begin at multiples of 16 bytes, found ",
-                   call.s.head_size, "; use best"));
+        if (!tiles_can(call, why))
+          throw ConfigError(text("attention by tiles or warpgroups was asked for; it takes ", why, "; use best"));
         return options.backend;
-      case AttentionBackend::cudnn: {
+      case AttentionBackend::cudnn:
         if (!make_attention_provider)
           throw ConfigError(
               "attention by cuDNN was asked for, and this program has no cuDNN: link zeropp::cudnn and "
               "include zeropp/kernels/cuda/cudnn_attention.hpp in one source file, or use best");
-        std::string why;
         if (!cudnn_can(call, why)) throw ConfigError(text("attention by cuDNN was asked for; ", why, "; use best"));
         return AttentionBackend::cudnn;
-      }
       case AttentionBackend::best: break;
     }
-    const bool ours = warpgroups_ && tiles_can(call);
+    const bool tiles = tiles_can(call, why), ours = warpgroups_ && tiles;
     const bool short_forward = !call.backward() && call.s.head_size == 64 && call.s.context < 2048;
     refusal_.clear();
     if (!call.part && make_attention_provider && (!ours || short_forward) && cudnn_can(call, refusal_))
       return AttentionBackend::cudnn;
     if (ours) return AttentionBackend::warpgroups;
-    return tiles_can(call) ? AttentionBackend::tiles : AttentionBackend::plain;
+    return tiles ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
   /// What cuDNN answered when `best` asked it last; empty where it agreed, or was not asked.
@@ -156,11 +157,6 @@ class CudaAttention {
     return *provider_;
   }
 
-  static bool tiles_can(const AttentionCall& call) {
-    return (call.s.head_size == 64 || call.s.head_size == 128) && aligned(call) &&
-           call.s.context + call.s.key_count() < (1 << 30);
-  }
-
  private:
   /// Rows of all heads of all sequences begin at multiples of 16 bytes.
   static bool aligned(const AttentionCall& c) {
@@ -174,6 +170,17 @@ class CudaAttention {
     if (c.backward()) check(c.saved_out), check(c.dout), check(c.dq), check(c.dk), check(c.dv);
     return all;
   }
+  /// What tiles and warpgroups take and this call is not is left in `why`.
+  static bool tiles_can(const AttentionCall& call, std::string& why) {
+    const auto positions = call.s.context + call.s.key_count();
+    if (call.s.head_size != 64 && call.s.head_size != 128)
+      why = text("heads of 64 or 128 elements, found ", call.s.head_size);
+    else if (!aligned(call))
+      why = "heads whose rows begin at multiples of 16 bytes, found some that do not";
+    else if (positions >= 1 << 30)  // their kernels count in int
+      why = text("less than 2^30 queries and keys of a sequence, found ", positions);
+    return why.empty();
+  }
   bool cudnn_can(const AttentionCall& call, std::string& why) {
     if (call.s.head_size > 128 || call.s.context < 2 || !aligned(call)) {
       why = text("it takes 2 positions or more and heads of a multiple of 8 up to 128 elements whose rows begin at ",
@@ -183,7 +190,9 @@ class CudaAttention {
     return dry_ || provider().prepare(call, why);
   }
 
-  bool dry_, warpgroups_;
+  bool dry_;
+  int capability_;
+  bool warpgroups_;
   std::unique_ptr<AttentionProvider> provider_;
   std::string refusal_;
 };

@@ -118,7 +118,8 @@ template <class D>
 bool warpgroups_compiled() {
   cudaFuncAttributes found{};
   cuda_check(cudaFuncGetAttributes(&found, attention_forward_warpgroups<ForwardWarpgroups<bf16, 64>, bf16>),
-             "cudaFuncGetAttributes");
+             "looking up attention by warpgroups in this program, which must be compiled for this GPU "
+             "(CMAKE_CUDA_ARCHITECTURES),");
   return found.sharedSizeBytes > 0;
 }
 
