@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sequences shared by context ranks on a GPU: kernels that ask for positions, or attend to a part of the keys, are the
 // CPU's; Ulysses and the ring train to the CPU's losses, with the same bits over stages and runs.
+#include "backends.hpp"
 #include "buffers.hpp"
 
 #include <array>
+#include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -19,7 +22,9 @@
 #include "../support/tiny_gpt.hpp"
 
 using namespace zeropp;
+using kernels::AttentionBackend;
 using zeropp::test::doubles, zeropp::test::expect, zeropp::test::noise, zeropp::test::OnGpu, zeropp::test::same_bits;
+using zeropp::test::name_of, zeropp::test::own_backends;
 
 namespace {
 
@@ -168,8 +173,20 @@ TEST_CASE("a ring of ranks that share the GPU: the CPU's losses, the same bits o
 
 namespace {
 
-/// Attention to keys that need not be those of the queries, forward, joined with what is known, and backward, against
-/// the CPU's in double. Rows have gaps, sequences lie further apart than they are long.
+/// ‖found − expected‖ ≤ bar · ‖size‖: for sums of many rounded numbers, large and small ones side by side.
+template <class C>
+void expect_near(const std::vector<C>& found, const std::vector<double>& expected, const std::vector<double>& size,
+                 double bar) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const double d = static_cast<double>(found[i]) - expected[i];
+    difference += d * d, norm += size[i] * size[i];
+  }
+  CHECK(std::sqrt(difference) <= bar * std::sqrt(norm));
+}
+
+/// Attention to keys that need not be those of the queries, forward, joined with what is known, and backward, by every
+/// backend of ours against the CPU's in double. Rows have gaps, sequences lie further apart than they are long.
 template <class T>
 void check_part(const kernels::AttentionShape& s, double ulps) {
   const auto what = text(s.batch, " x ", s.context, " queries, ", s.keys, " keys, offset ", s.offset, ", ", s.heads,
@@ -182,59 +199,65 @@ void check_part(const kernels::AttentionShape& s, double ulps) {
   const std::int64_t q_stride = width + 8, k_stride = 2 * kv_width + 16;
   const std::int64_t q_sequence = (s.context + 3) * q_stride, k_sequence = (s.keys + 2) * k_stride;
   const auto n = [](std::int64_t size) { return static_cast<std::size_t>(size); };
-  const auto q = noise<T>(n(s.batch * q_sequence), 1, 2), kv = noise<T>(n(s.batch * k_sequence), 2, 2),
-             dout = noise<T>(n(s.batch * q_sequence), 3);
-  const auto q64 = doubles(q), kv64 = doubles(kv), dout64 = doubles(dout);
-  const OnGpu<T> q_gpu(gpu, q), kv_gpu(gpu, kv), dout_gpu(gpu, dout);
   const auto rows = [&](auto* data) { return kernels::HeadsView{data, q_stride, q_sequence}; };
   const auto keys = [&](auto* data) { return kernels::HeadsView{data, k_stride, k_sequence}; };
   const auto packed = [&](auto* data) { return kernels::HeadsView{data, width}; };
   using In = kernels::HeadsView<const T>;
 
+  const auto q = noise<T>(n(s.batch * q_sequence), 1, 2), kv = noise<T>(n(s.batch * k_sequence), 2, 2),
+             dout = noise<T>(n(s.batch * q_sequence), 3);
+  const auto q64 = doubles(q), kv64 = doubles(kv), dout64 = doubles(dout);
   std::vector<double> out64(n(s.batch * s.context * width)), lse64(n(s.batch * s.heads * s.context));
   kernels::partial_attention_forward<Cpu, double>(cpu, s, rows(q64.data()), keys(kv64.data()),
                                                   keys(kv64.data() + kv_width), packed(out64.data()), lse64.data());
-  const OnGpu<C> out(gpu, out64.size()), lse(gpu, lse64.size());
-  kernels::partial_attention_forward<Cuda, T>(
-      gpu, s, In(rows(static_cast<const T*>(q_gpu.data()))), In(keys(static_cast<const T*>(kv_gpu.data()))),
-      In(keys(static_cast<const T*>(kv_gpu.data() + kv_width))), packed(out.data()), lse.data());
-  const double loss =
-      is_half<T> ? 0x1p16 : 1;  // of bits: probabilities are rounded to T before they are summed in float
-  expect(out.values(), out64, ulps * loss);
-  expect(lse.values(), lse64, ulps * (is_half<T> ? 64 : 1));
-
   // of a whole with other keys before these: the output is rounded to T, the log-sum-exp is greater
-  auto whole_lse = lse.values();
-  for (auto& v : whole_lse) v += C(0.7);
   const auto whole = noise<T>(n(s.batch * q_sequence), 4);
+  std::vector<C> whole_lse;
+  for (double v : lse64) whole_lse.push_back(static_cast<C>(v + 0.7));
   const auto whole64 = doubles(whole), whole_lse64 = doubles(whole_lse);
-  const OnGpu<T> whole_gpu(gpu, whole);
-  const OnGpu<C> whole_lse_gpu(gpu, whole_lse);
   std::vector<double> dq64(out64.size()), dkv64(n(s.batch * k_sequence));
   kernels::partial_attention_backward<Cpu, double>(
       cpu, s, rows(q64.data()), keys(kv64.data()), keys(kv64.data() + kv_width), rows(whole64.data()),
       whole_lse64.data(), rows(dout64.data()), packed(dq64.data()), keys(dkv64.data()), keys(dkv64.data() + kv_width));
-  const std::vector<C> before(dkv64.size(), C(-77));
-  for (int run = 0; run < 2; ++run) {
-    const OnGpu<C> dq(gpu, dq64.size()), dkv(gpu, before);
-    kernels::partial_attention_backward<Cuda, T>(
-        gpu, s, In(rows(static_cast<const T*>(q_gpu.data()))), In(keys(static_cast<const T*>(kv_gpu.data()))),
-        In(keys(static_cast<const T*>(kv_gpu.data() + kv_width))), In(rows(static_cast<const T*>(whole_gpu.data()))),
-        whole_lse_gpu.data(), In(rows(static_cast<const T*>(dout_gpu.data()))), packed(dq.data()), keys(dkv.data()),
-        keys(dkv.data() + kv_width));
-    expect(dq.values(), dq64, ulps * loss * 8);
-    auto wanted = dkv64;
-    for (std::size_t i = 0; i < wanted.size(); ++i)  // gaps are left alone
-      if (static_cast<std::int64_t>(i) % k_stride >= 2 * kv_width ||
-          static_cast<std::int64_t>(i) % k_sequence / k_stride >= s.keys)
-        wanted[i] = -77;
-    expect(dkv.values(), wanted, ulps * loss * 8);
+  auto dkv_in_gaps = dkv64;
+  for (std::size_t i = 0; i < dkv64.size(); ++i)  // which are left alone
+    if (static_cast<std::int64_t>(i) % k_stride >= 2 * kv_width ||
+        static_cast<std::int64_t>(i) % k_sequence / k_stride >= s.keys)
+      dkv_in_gaps[i] = -77;
+
+  const OnGpu<T> q_gpu(gpu, q), kv_gpu(gpu, kv), dout_gpu(gpu, dout), whole_gpu(gpu, whole);
+  const OnGpu<C> whole_lse_gpu(gpu, whole_lse);
+  const T *const q_at = q_gpu.data(), *const kv_at = kv_gpu.data();
+  // Probabilities are rounded to T before they are summed in float.
+  const double loss = is_half<T> ? 0x1p16 : 1;  // of bits
+  const double bar = std::is_same_v<T, bf16> ? 1.2e-2 : 1.5e-3;
+  for (const auto backend : is_half<T> ? own_backends(gpu, s.head_size) : std::vector{AttentionBackend::plain}) {
+    INFO(name_of(backend));
+    gpu.companion<kernels::CudaAttention>().options.backend = backend;
+    const OnGpu<C> out(gpu, out64.size()), lse(gpu, lse64.size());
+    kernels::partial_attention_forward<Cuda, T>(gpu, s, In(rows(q_at)), In(keys(kv_at)), In(keys(kv_at + kv_width)),
+                                                packed(out.data()), lse.data());
+    expect(out.values(), out64, ulps * loss);
+    expect(lse.values(), lse64, ulps * (is_half<T> ? 64 : 1));
+    if (is_half<T>) expect_near(out.values(), out64, out64, bar);
+    for (int run = 0; run < 2; ++run) {
+      const OnGpu<C> dq(gpu, dq64.size()), dkv(gpu, std::vector<C>(dkv64.size(), C(-77)));
+      kernels::partial_attention_backward<Cuda, T>(gpu, s, In(rows(q_at)), In(keys(kv_at)), In(keys(kv_at + kv_width)),
+                                                   In(rows(static_cast<const T*>(whole_gpu.data()))),
+                                                   whole_lse_gpu.data(),
+                                                   In(rows(static_cast<const T*>(dout_gpu.data()))), packed(dq.data()),
+                                                   keys(dkv.data()), keys(dkv.data() + kv_width));
+      expect(dq.values(), dq64, ulps * loss * 8);
+      expect(dkv.values(), dkv_in_gaps, ulps * loss * 8);
+      if (is_half<T>) expect_near(dq.values(), dq64, dq64, bar);
+      if (is_half<T>) expect_near(dkv.values(), dkv_in_gaps, dkv64, bar);
+    }
   }
 }
 
 }  // namespace
 
-TEST_CASE("attention to a part of the keys: tiles and plain kernels against the CPU's in double") {
+TEST_CASE("attention to a part of the keys: every backend of ours against the CPU's in double") {
   for (const std::int64_t size : {64, 128, 24})
     for (const auto& [context, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
              {70, 70, 0}, {200, 200, 0}, {50, 130, 129}, {130, 50, 49}, {33, 90, 20}, {1, 1, 0}, {90, 33, 5}}) {
@@ -246,6 +269,38 @@ TEST_CASE("attention to a part of the keys: tiles and plain kernels against the 
         check_part<double>(shape, 256);
       }
     }
+}
+
+TEST_CASE("parts as a ring has them; keys that no query sees, of a block and of whole blocks") {
+  for (const std::int64_t size : {64, 128})
+    for (const auto& [context, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
+             {512, 512, 512}, {512, 256, 255}, {256, 512, 511}, {512, 512, 0}, {64, 512, 0}, {200, 600, 150}}) {
+      const kernels::AttentionShape shape{1, context, 4, 2, size, keys, offset};
+      check_part<bf16>(shape, 4);
+      check_part<f16>(shape, 4);
+    }
+}
+
+TEST_CASE("keys without queries have gradients of zeros") {
+  const kernels::AttentionShape none{2, 0, 4, 2, 64, 50, 0};
+  check_part<bf16>(none, 4);
+  check_part<float>(none, 4);
+}
+
+TEST_CASE("an offset that shows more than all keys shows all; what is negative is refused in a sentence") {
+  check_part<bf16>({2, 40, 2, 1, 64, 30, std::int64_t{1} << 40}, 4);
+  check_part<float>({2, 40, 2, 1, 64, 30, std::numeric_limits<std::int64_t>::max()}, 256);
+  Cuda gpu;
+  const kernels::HeadsView<const bf16> in{nullptr, 64};
+  const kernels::HeadsView<float> out{nullptr, 64};
+  for (const kernels::AttentionShape& s : {kernels::AttentionShape{1, 5, 1, 1, 64, -3, 0}, {1, 5, 1, 1, 64, 3, -2}}) {
+    const auto sentence = text("attention to ", s.keys, " keys was asked for");
+    CHECK_THROWS_WITH_AS((kernels::partial_attention_forward<Cuda, bf16>(gpu, s, in, in, in, out, nullptr)),
+                         doctest::Contains(sentence.c_str()), ConfigError);
+    CHECK_THROWS_WITH_AS(
+        (kernels::partial_attention_backward<Cuda, bf16>(gpu, s, in, in, in, in, nullptr, in, out, out, out)),
+        doctest::Contains(sentence.c_str()), ConfigError);
+  }
 }
 
 TEST_CASE_TEMPLATE("parts of attention are joined as on the CPU", C, float, double) {
