@@ -2,8 +2,8 @@
 // A training step of GPT-2 on GPUs, on random tokens: tokens a second, model FLOP/s, memory used and planned, and with
 // --profile where the time goes. Prints one line of JSON.
 //   gpu_step --model 124M --batch 64 --accumulate 2 --steps 20 --stage 0 [--recompute] [--recompute-gelu]
-//   [--bf16-gradients]
-//   [--profile]
+//   [--bf16-gradients] [--profile]
+//   --recompute-blocks N                           the first N blocks keep only their input; --recompute: all do
 //   --prefetch N                                   units gathered ahead at stage 3
 //   --reduce-once                                  sum gradients over ranks once a step, not after each accumulated
 //   pass
@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -36,11 +37,11 @@ namespace {
 struct Settings {
   std::string model = "124M", tokens, curve, weights, save_weights, trace;
   std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
-  std::int64_t batch = 8, accumulate = 1;
+  std::int64_t batch = 8, accumulate = 1, recompute_blocks = 0;
   std::optional<int> prefetch;
   int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
-  bool recompute = false, recompute_gelu = false, profile = false, bf16_gradients = false, fp32 = false,
-       any_order = false, reduce_once = false, graph = true;
+  bool recompute_gelu = false, profile = false, bf16_gradients = false, fp32 = false, any_order = false,
+       reduce_once = false, graph = true;
   kernels::AttentionBackend attention = kernels::AttentionBackend::best;
 };
 
@@ -51,31 +52,30 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<Lay
             {LayerNorm{h + "ln_2", s.width},
              Mlp{h + "mlp", s.width, 4 * s.width, {.recompute_gelu = s.recompute_gelu}}}} {}
 };
-template <class B>
-struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
+struct Gpt : Sequential<GptEmbedding, Repeat<Recompute<Block>>, LayerNorm, LmHead> {
   explicit Gpt(const Settings& s)
-      : Gpt::Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .context = s.context, .width = s.width}},
-                        {},
-                        LayerNorm{"ln_f", s.width},
-                        LmHead{"lm_head", s.vocabulary, s.width, {.tied_to = "wte.weight"}}} {
+      : Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .context = s.context, .width = s.width}},
+                   {},
+                   LayerNorm{"ln_f", s.width},
+                   LmHead{"lm_head", s.vocabulary, s.width, {.tied_to = "wte.weight"}}} {
     for (std::int64_t i = 0; i < s.layers; ++i)
-      std::get<1>(this->children).children.push_back(B{Block{s, text("h.", i, ".")}});
+      std::get<1>(this->children).children.push_back({Block{s, text("h.", i, ".")}, i < s.recompute_blocks});
   }
 };
 
-template <Stage S, class P, class G>
+template <Stage S, class P>
 void run(const Settings& s, const World& world) {
   const double started = steady_seconds();
   Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()),
             .profile = s.profile || !s.trace.empty(),
             .shared = world.size > cuda_devices()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
-  Sharded<G, S, P, Cuda> model{world.comm,
-                               gpu,
-                               G{s},
-                               {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch,
-                                .prefetch = s.prefetch,
-                                .graph = s.graph}};
+  Sharded<Gpt, S, P, Cuda> model{world.comm,
+                                 gpu,
+                                 Gpt{s},
+                                 {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch,
+                                  .prefetch = s.prefetch,
+                                  .graph = s.graph}};
   if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2()});
   if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
@@ -156,17 +156,13 @@ void run(const Settings& s, const World& world) {
         "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
         gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S), std::string(P::name).c_str(),
         static_cast<long long>(s.batch), static_cast<long long>(s.accumulate),
-        s.recompute        ? "blocks"
-        : s.recompute_gelu ? "gelu"
-                           : "",
+        (s.recompute_blocks ? text(s.recompute_blocks, " blocks")
+         : s.recompute_gelu ? "gelu"
+                            : "")
+            .c_str(),
         1e3 * median, 1e3 * seconds.front(), step_tokens / median, step_tokens / median * flops / 1e12,
         static_cast<double>(gpu.pool().planned()) / 0x1p30, static_cast<double>(gpu.pool().kept().total()) / 0x1p30,
         static_cast<double>(gpu.pool().arena()) / 0x1p30, first_step, loss, norm);
-}
-
-template <Stage S, class P>
-void with_blocks(const Settings& s, const World& world) {
-  s.recompute ? run<S, P, Gpt<Recompute<Block>>>(s, world) : run<S, P, Gpt<Block>>(s, world);
 }
 
 }  // namespace
@@ -206,20 +202,22 @@ int main(int argc, char** argv) {
     if (flag == "--reduce-once") s.reduce_once = true;
     if (flag == "--any-order") s.any_order = true;
     if (flag == "--no-graph") s.graph = false;
-    if (flag == "--recompute") s.recompute = true;
+    if (flag == "--recompute") s.recompute_blocks = std::numeric_limits<std::int64_t>::max();
+    if (flag == "--recompute-blocks") s.recompute_blocks = number(i);
     if (flag == "--recompute-gelu") s.recompute_gelu = true;
     if (flag == "--bf16-gradients") s.bf16_gradients = true;
     if (flag == "--fp32") s.fp32 = true;
     if (flag == "--profile") s.profile = true;
   }
+  s.recompute_blocks = std::min(s.recompute_blocks, s.layers);
   return launch(argc, argv, [&](World& world) {
-    if (s.fp32) return with_blocks<Stage::none, Fp32>(s, world);
-    if (s.bf16_gradients) return with_blocks<Stage::none, Bf16Gradients>(s, world);
+    if (s.fp32) return run<Stage::none, Fp32>(s, world);
+    if (s.bf16_gradients) return run<Stage::none, Bf16Gradients>(s, world);
     switch (s.stage) {
-      case 0: return with_blocks<Stage::none, Bf16>(s, world);
-      case 1: return with_blocks<Stage::optimizer_states, Bf16>(s, world);
-      case 2: return with_blocks<Stage::gradients, Bf16>(s, world);
-      default: return with_blocks<Stage::parameters, Bf16>(s, world);
+      case 0: return run<Stage::none, Bf16>(s, world);
+      case 1: return run<Stage::optimizer_states, Bf16>(s, world);
+      case 2: return run<Stage::gradients, Bf16>(s, world);
+      default: return run<Stage::parameters, Bf16>(s, world);
     }
   });
 }

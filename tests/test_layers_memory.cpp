@@ -154,6 +154,23 @@ TEST_CASE("recompute keeps one tensor a block") {
   CHECK(nine - two == 7);
 }
 
+TEST_CASE("of a repeat, each block that is not recomputed keeps as much as it would alone") {
+  const auto peak = [](int layers, int recomputed) {
+    int made = 0;
+    return peak_tensors(repeat<Recompute<Block>>(layers,
+                                                 [&](const std::string& h) {
+                                                   return Recompute<Block>{Block{h}, made++ < recomputed};
+                                                 }),
+                        Mode::training);
+  };
+  const auto block = [](const std::string& h) { return Block{h}; };
+  const double kept =
+      peak_tensors(repeat<Block>(5, block), Mode::training) - peak_tensors(repeat<Block>(4, block), Mode::training);
+  CHECK(peak(5, 0) == peak_tensors(repeat<Block>(5, block), Mode::training));
+  CHECK(peak(5, 5) < peak(5, 3));
+  for (int recomputed : {0, 1, 2, 3}) CHECK(peak(5, recomputed) - peak(5, recomputed + 1) == kept - 1);
+}
+
 TEST_CASE("an mlp that recomputes its gelu keeps four tensors less, and backward takes no more than they were") {
   const auto peak = [](int layers, bool recompute) {
     auto mlp = [&](const std::string& h) { return Mlp{h + "mlp", width, 4 * width, {.recompute_gelu = recompute}}; };

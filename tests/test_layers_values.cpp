@@ -270,6 +270,7 @@ TEST_CASE("recompute: the same bits of output, dx and gradients, dropout include
   const auto plain = step_bytes<Fp32>(Block{"h."});
   CHECK(step_bytes<Fp32>(Recompute<Block>{Block{"h."}}) == plain);
   CHECK(step_bytes<Fp32>(Sequential<Recompute<Sequential<Block>>>{{Sequential<Block>{Block{"h."}}}}) == plain);
+  CHECK(step_bytes<Fp32>(Recompute<Block>{Block{"h."}, false}) == plain);
   CHECK(step_bytes<Bf16>(Recompute<Block>{Block{"h."}}) == step_bytes<Bf16>(Block{"h."}));
   CHECK(step_bytes<Fp32>(Block{"g."}) != plain);
 }

@@ -16,6 +16,7 @@ struct ModelConfig {
   std::int64_t vocabulary = 2048;  ///< rows of the table
   std::int64_t tokens = 0;         ///< that they stand for; 0: all rows
   float dropout = 0;
+  std::int64_t recompute_blocks = 0;  ///< so many, the first ones, keep only their input
   bool recompute_gelu = false;
 
   /// nanoGPT's sizes. Throws ConfigError for another name.
@@ -55,20 +56,19 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
   static float projection(const ModelConfig& c) { return 0.02f / std::sqrt(2.0f * static_cast<float>(c.n_layer)); }
 };
 
-/// B is Block, or Recompute<Block>.
-template <class B>
-struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<B>, LayerNorm, LmHead> {
+struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<Recompute<Block>>, LayerNorm, LmHead> {
   explicit Gpt(const ModelConfig& c)
-      : Gpt::Sequential{
+      : Sequential{
             GptEmbedding{
                 {.vocabulary = c.vocabulary, .context = c.block_size, .width = c.n_embd, .vocabulary_used = c.tokens}},
             Dropout{"drop", c.dropout}, blocks(c), LayerNorm{"ln_f", c.n_embd},
             LmHead{"lm_head", c.vocabulary, c.n_embd, {.tied_to = "wte.weight", .vocabulary_used = c.tokens}}} {}
 
  private:
-  static Repeat<B> blocks(const ModelConfig& c) {
-    Repeat<B> all;
-    for (std::int64_t i = 0; i < c.n_layer; ++i) all.children.push_back(B{Block{c, text("h.", i, ".")}});
+  static Repeat<Recompute<Block>> blocks(const ModelConfig& c) {
+    Repeat<Recompute<Block>> all;
+    for (std::int64_t i = 0; i < c.n_layer; ++i)
+      all.children.push_back({Block{c, text("h.", i, ".")}, i < c.recompute_blocks});
     return all;
   }
 };

@@ -78,6 +78,7 @@ int parse(int argc, char** argv, Settings& s) {
   bool once = false;
   app.add_flag("--reduce-once", once, "sum gradients over ranks once a step, not after every micro-batch");
   app.add_flag("--recompute", s.recompute, "keep only the blocks' inputs");
+  auto* first_blocks = app.add_option("--recompute-blocks", s.model.recompute_blocks, "only those of so many");
   app.add_flag("--recompute-gelu", s.model.recompute_gelu, "keep a quarter less, for a pass over the rest");
   app.add_flag("--no-graph{false}", s.graph, "enqueue every kernel of a step, not all at once as a CUDA graph");
   app.add_option("--precision", s.precision,
@@ -106,6 +107,8 @@ int parse(int argc, char** argv, Settings& s) {
   if (s.simulation.empty() && !s.trace.empty()) throw ConfigError("--trace goes with --simulate mesh.json");
   if (!ranks->count() && s.implied_data_ranks) s.ranks = s.implied_ranks();
   if (s.model.vocabulary != rows) s.model.tokens = 0;
+  if (!first_blocks->count()) s.model.recompute_blocks = s.recompute ? s.model.n_layer : 0;
+  s.recompute = s.model.recompute_blocks > 0;
   if (once) s.reduction = Reduction::once;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
   if (s.precision == "auto") {
@@ -143,7 +146,9 @@ void Settings::check(int world_size) const {
   if (model.vocabulary < 256 && format == "auto")
     refuse("--vocab-size ", model.vocabulary, " is less than the 256 of single bytes");
   (void)rate(0);
-  (void)Gpt<Block>{model};  // widths and heads: the layers refuse
+  if (model.recompute_blocks < 0 || model.recompute_blocks > model.n_layer)
+    refuse("--recompute-blocks ", model.recompute_blocks, ": the model has ", model.n_layer, " blocks");
+  (void)Gpt{model};  // widths and heads: the layers refuse
 }
 
 }  // namespace mini_gpt

@@ -14,7 +14,8 @@ inline Settings settings_of(const SimulationFile& file) {
              .n_head = file.model.heads,
              .n_embd = file.model.width,
              .block_size = file.model.context,
-             .vocabulary = file.model.vocabulary};
+             .vocabulary = file.model.vocabulary,
+             .recompute_blocks = file.recompute ? file.model.layers : 0};
   s.zero = file.stage, s.recompute = file.recompute, s.sequence_parallel = file.sequence_parallel;
   s.pipeline_schedule = name_of(file.schedule), s.chunks = file.chunks;
   return s;

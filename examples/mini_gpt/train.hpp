@@ -21,19 +21,15 @@ struct Ceiling {
   double memory = 0;    ///< bytes of a device
 };
 
-/// Calls f.template operator()<Model type, Stage>() for the run's types.
+/// Calls f.template operator()<Stage>() for the run's stage.
 template <class F>
-auto with_types(const Settings& s, F f) {
-  const auto with_stage = [&]<class G>() {
-    switch (s.zero) {
-      case 0: return f.template operator()<G, Stage::none>();
-      case 1: return f.template operator()<G, Stage::optimizer_states>();
-      case 2: return f.template operator()<G, Stage::gradients>();
-      default: return f.template operator()<G, Stage::parameters>();
-    }
-  };
-  return s.recompute ? with_stage.template operator()<Gpt<Recompute<Block>>>()
-                     : with_stage.template operator()<Gpt<Block>>();
+auto with_stage(const Settings& s, F f) {
+  switch (s.zero) {
+    case 0: return f.template operator()<Stage::none>();
+    case 1: return f.template operator()<Stage::optimizer_states>();
+    case 2: return f.template operator()<Stage::gradients>();
+    default: return f.template operator()<Stage::parameters>();
+  }
 }
 
 /// Calls f.template operator()<P>() for the precision of this name, one of those in the list.
@@ -49,9 +45,8 @@ auto with_precision(const std::string& name, F f) {
 }
 
 /// The rank's part of the model.
-template <class G>
-Parallel<G> part_of(const Settings& s, const Mesh& mesh) {
-  return parallelize(mesh, G{s.model}, s.parallel(s.model.n_embd));
+inline Parallel<Gpt> part_of(const Settings& s, const Mesh& mesh) {
+  return parallelize(mesh, Gpt{s.model}, s.parallel(s.model.n_embd));
 }
 
 /// D: the dry device of the run.
@@ -59,23 +54,23 @@ template <class P, class D>
 Plan plan_of(const Settings& s, const Mesh& mesh) {
   const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
                             s.sharded(), s.adam()};
-  return with_types(s, [&]<class G, Stage S>() { return plan<S, P, D>(mesh, part_of<G>(s, mesh), options); });
+  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, part_of(s, mesh), options); });
 }
 
 template <class P>
 SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
-  return with_types(s, [&]<class G, Stage S>() {
+  return with_stage(s, [&]<Stage S>() {
     return simulate<S, P>(
-        simulation, [&](const Mesh& mesh) { return part_of<G>(s, mesh); }, trace);
+        simulation, [&](const Mesh& mesh) { return part_of(s, mesh); }, trace);
   });
 }
 
-template <class G, Stage S, class P, class D>
+template <Stage S, class P, class D>
 int train_with(const Settings& s, const World& world, const Corpus& corpus, D& device, const Ceiling& ceiling) {
   const double started = steady_seconds();
   Console console{world.rank == 0};
   const Mesh mesh{world.comm, s.mesh(world.size)};
-  Sharded<Parallel<G>, S, P, D> model{mesh, device, part_of<G>(s, mesh), s.sharded()};
+  Sharded<Parallel<Gpt>, S, P, D> model{mesh, device, part_of(s, mesh), s.sharded()};
   FusedAdam adam{model, s.adam()};
   LossScaler scaler{s.loss_scaling()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
@@ -168,7 +163,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
 
 template <class P, class D>
 int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
-  return with_types(s, [&]<class G, Stage S>() { return train_with<G, S, P>(s, world, data.get(), device, ceiling); });
+  return with_stage(s, [&]<Stage S>() { return train_with<S, P>(s, world, data.get(), device, ceiling); });
 }
 
 extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);

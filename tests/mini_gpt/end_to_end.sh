@@ -57,6 +57,10 @@ case $case in
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 3 --recompute --batch 2 --out r
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 1 --batch 2 --out m
     diff <(losses r) <(losses m) || fail 'recomputed micro-batches have other losses'
+    expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 3 --recompute-blocks 1 --batch 2 --out one
+    diff <(losses r) <(losses one) || fail 'with one block of two recomputed the losses are others'
+    bytes() { grep '"step":2,' "$1/metrics.jsonl" | sed 's/.*"bytes": *\([0-9]*\).*/\1/'; }
+    [ "$(bytes r)" -lt "$(bytes one)" ] || fail 'and its memory is not more than with both'
     expect 0 'validation' "$program" "${small[@]}" --ranks 3 --precision bf16 --out b3
     # fp16: a scale that is too large is seen and halved, at any stage alike
     printf '{"fp16": {"enabled": true, "initial_scale_power": 24, "hysteresis": 1}}' > fp16.json
@@ -172,6 +176,7 @@ case $case in
     expect 2 '--share-gpus goes with GPUs' "$program" "${small[@]}" --share-gpus
     expect 2 '--no-graph goes with GPUs' "$program" "${small[@]}" --no-graph
     expect 2 'a simulation is told everything by mesh.json' "$program" --simulate mesh.json --zero 3
+    expect 2 '--recompute-blocks 3: the model has 2 blocks' "$program" "${small[@]}" --recompute-blocks 3
     expect 2 '--bucket-size' "$program" "${small[@]}" --bucket-size -1
     expect 4 'nowhere.safetensors: there is no such file' "$program" "${small[@]}" --weights nowhere.safetensors
     [ -e out ] && fail 'a refused run leaves files behind'

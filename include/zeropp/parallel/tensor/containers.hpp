@@ -53,7 +53,7 @@ struct TensorParallel<Residual<Ls...>, SplitBy::none> : Residual<TensorParallel<
 template <class L>
 struct TensorParallel<Recompute<L>, SplitBy::none> : Recompute<TensorParallel<L>> {
   TensorParallel(const TensorOptions& o, Recompute<L> whole)
-      : Recompute<TensorParallel<L>>{TensorParallel<L>(o, std::move(whole.inner))} {}
+      : Recompute<TensorParallel<L>>{TensorParallel<L>(o, std::move(whole.inner)), whole.active} {}
 };
 
 namespace detail {
