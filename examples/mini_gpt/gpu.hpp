@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// mini_gpt on NVIDIA GPUs: gpu.cpp and two files for each precision, or where it is built without CUDA, no_gpu.cpp.
+// mini_gpt on NVIDIA GPUs: gpu.cpp and, for each precision, the engine in a file of nvcc and its loop in another; or
+// where it is built without CUDA, no_gpu.cpp.
 #pragma once
 
+#include "plan.hpp"
 #include "train.hpp"
 
 namespace mini_gpt::gpu {

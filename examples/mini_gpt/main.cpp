@@ -4,6 +4,10 @@
 #include <fstream>
 #include <future>
 
+#include <zeropp/train/log/timeline.hpp>
+#include <zeropp/train/log/trace_json.hpp>
+#include <zeropp/train/plan_report.hpp>
+
 #include "gpu.hpp"
 #include "simulate.hpp"
 

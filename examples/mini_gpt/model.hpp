@@ -5,7 +5,16 @@
 #include <cmath>
 #include <string>
 
-#include <zeropp/zero.hpp>
+#include <zeropp/layers/attention.hpp>
+#include <zeropp/layers/dropout.hpp>
+#include <zeropp/layers/embedding.hpp>
+#include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/layers/lm_head.hpp>
+#include <zeropp/layers/mlp.hpp>
+#include <zeropp/layers/recompute.hpp>
+#include <zeropp/layers/repeat.hpp>
+#include <zeropp/layers/residual.hpp>
+#include <zeropp/layers/sequential.hpp>
 
 namespace mini_gpt {
 

@@ -3,7 +3,8 @@
 #pragma once
 
 #include <string>
-#include <zeropp/train/deepspeed_config.hpp>
+
+#include <zeropp/train/settings.hpp>
 
 #include "model.hpp"
 

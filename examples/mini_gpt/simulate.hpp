@@ -4,7 +4,7 @@
 
 #include <zeropp/train/simulate_config.hpp>
 
-#include "train.hpp"
+#include "plan.hpp"
 
 namespace mini_gpt {
 

@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan and the training loop of mini_gpt, on any device. A file for each precision and device instantiates them, so
-// that they compile side by side.
+// The training loop of mini_gpt, on any device. A file for each precision and device instantiates it, so that they
+// compile side by side.
 #pragma once
 
 #include <fstream>
 #include <future>
 
+#include <zeropp/comm/launch.hpp>
 #include <zeropp/train/checkpoint.hpp>
-#include <zeropp/train/simulate.hpp>
+#include <zeropp/train/clip.hpp>
+#include <zeropp/train/data/corpus.hpp>
+#include <zeropp/train/evaluate.hpp>
+#include <zeropp/train/interrupt.hpp>
+#include <zeropp/train/log/console.hpp>
+#include <zeropp/train/log/curve.hpp>
+#include <zeropp/train/log/metrics.hpp>
+#include <zeropp/train/sampler.hpp>
 
-#include "settings.hpp"
+#include "engine.hpp"
 
 namespace mini_gpt {
 
@@ -20,17 +28,6 @@ struct Ceiling {
   double products = 1;  ///< floating-point operations a second, all ranks together
   double memory = 0;    ///< bytes of a device
 };
-
-/// Calls f.template operator()<Stage>() for the run's stage.
-template <class F>
-auto with_stage(const Settings& s, F f) {
-  switch (s.zero) {
-    case 0: return f.template operator()<Stage::none>();
-    case 1: return f.template operator()<Stage::optimizer_states>();
-    case 2: return f.template operator()<Stage::gradients>();
-    default: return f.template operator()<Stage::parameters>();
-  }
-}
 
 /// Calls f.template operator()<P>() for the precision of this name, one of those in the list.
 template <class First, class... Rest, class F>
@@ -44,41 +41,22 @@ auto with_precision(const std::string& name, F f) {
   return with_one_of<Fp32, Bf16, Fp16>(name, f);
 }
 
-/// The rank's part of the model.
-inline Parallel<Gpt> part_of(const Settings& s, const Mesh& mesh) {
-  return parallelize(mesh, Gpt{s.model}, s.parallel(s.model.n_embd));
-}
-
-/// D: the dry device of the run.
 template <class P, class D>
-Plan plan_of(const Settings& s, const Mesh& mesh) {
-  const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
-                            s.sharded(), s.adam()};
-  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, part_of(s, mesh), options); });
-}
-
-template <class P>
-SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
-  return with_stage(s, [&]<Stage S>() {
-    return simulate<S, P>(
-        simulation, [&](const Mesh& mesh) { return part_of(s, mesh); }, trace);
-  });
-}
-
-template <Stage S, class P, class D>
-int train_with(const Settings& s, const World& world, const Corpus& corpus, D& device, const Ceiling& ceiling) {
+int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
+  const Corpus& corpus = data.get();
   const double started = steady_seconds();
   Console console{world.rank == 0};
   const Mesh mesh{world.comm, s.mesh(world.size)};
-  Sharded<Parallel<Gpt>, S, P, D> model{mesh, device, part_of(s, mesh), s.sharded()};
-  FusedAdam adam{model, s.adam()};
+  const auto engine = build_engine<P, D>(s, mesh, device);
+  auto& model = *engine.model;
+  auto& adam = *engine.adam;
   LossScaler scaler{s.loss_scaling()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
   std::int64_t first = 0;
   std::string saved;
   if (s.resume != "none")
-    if (const auto found = store.resume(model, adam, s.resume == "auto" ? "" : s.resume)) {
+    if (const auto found = store.resume(model.state(), adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
       scaler.set_state(found->loss_scale);
       console.line(text("resumed after step ", first, " from ", found->path));
@@ -86,7 +64,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
     }
 
   if (!s.weights.empty() && saved.empty())
-    load_weights(s.weights, model, {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
+    load_weights(s.weights, model.state(), {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
   else if (!s.weights.empty())
     warn("--weights is for a run that begins; this one goes on from its checkpoint");
 
@@ -136,7 +114,7 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
     if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
     signal = Interrupt::signal(world.comm);
     if (done % s.save_every == 0 || last || signal)
-      saved = store.save(model, adam,
+      saved = store.save(model.state(), adam,
                          {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
     if (signal) break;
   }
@@ -161,17 +139,6 @@ int train_with(const Settings& s, const World& world, const Corpus& corpus, D& d
   return signal ? Interrupt::exit_code(signal) : 0;
 }
 
-template <class P, class D>
-int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
-  return with_stage(s, [&]<Stage S>() { return train_with<S, P>(s, world, data.get(), device, ceiling); });
-}
-
-extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
-extern template Plan plan_of<Bf16, Dry>(const Settings&, const Mesh&);
-extern template Plan plan_of<Fp16, Dry>(const Settings&, const Mesh&);
-extern template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
-extern template SimulatedStep simulate_of<Bf16>(const Settings&, const Simulation&, Trace*);
-extern template SimulatedStep simulate_of<Fp16>(const Settings&, const Simulation&, Trace*);
 extern template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 extern template int train<Bf16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);
 extern template int train<Fp16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);

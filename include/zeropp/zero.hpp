@@ -64,7 +64,9 @@
 #include <zeropp/parallel/context_parallel.hpp>
 #include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/sharded_model.hpp>
 #include <zeropp/parallel/sharded_options.hpp>
+#include <zeropp/parallel/sharded_state.hpp>
 #include <zeropp/parallel/stage.hpp>
 #include <zeropp/parallel/tensor_parallel.hpp>
 
@@ -88,6 +90,7 @@
 #include <zeropp/train/log/trace_json.hpp>
 #include <zeropp/train/loss_scale.hpp>
 #include <zeropp/train/machine.hpp>
+#include <zeropp/train/optimizer.hpp>
 #include <zeropp/train/plan.hpp>
 #include <zeropp/train/plan_report.hpp>
 #include <zeropp/train/sampler.hpp>

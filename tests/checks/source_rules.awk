@@ -101,6 +101,9 @@ header {
     fault(FNR, "a library neither ends the process nor prints: throw an Error, or let the caller log")
   if (code ~ /std::(cout|cerr|clog)/)
     fault(FNR, "a library neither ends the process nor prints: throw an Error, or let the caller log")
+  # Deduced from a pointer, nvcc's front end may spell the type as GCC 13 refuses it in every signature that has it.
+  if (code ~ /std::span[ \t]*[({][ \t]*(&|[A-Za-z_]+,)/)
+    fault(FNR, "name the elements of a span of a pointer: std::span<T>{p, n}")
   rest = code
   while (match(rest, /[A-Za-z_][A-Za-z0-9_]*/)) {
     word = substr(rest, RSTART, RLENGTH)

@@ -71,6 +71,7 @@ plant base '/* */ inline void f() { exit(1); }' '3: a library neither ends the p
 plant base 'inline void f() { std::exit(1); }' '3: a library neither ends the process nor prints'
 plant train 'inline void f() { printf("x"); }' '3: a library neither ends the process nor prints'
 plant train 'inline void f() { std::cout << 1; }' '3: a library neither ends the process nor prints'
+plant comm 'inline auto f(int& x) { return std::span{&x, 1}; }' '3: name the elements of a span of a pointer'
 plant base "$(yes 'int x;' | head -n 330)" '332: a header of 332 lines'
 
 echo '#pragma once' > "$tree/include/zeropp/base/a.hpp"

@@ -133,7 +133,7 @@ class SimulatedBackend final : public CommBackend {
   void recv(const Operation& op, int from, std::span<std::byte>) override {
     double arrival = 0;
     if (const int live = live_rank(from); live >= 0) {
-      live_.recv(live, std::span{&arrival, 1});
+      live_.recv(live, std::span<double>{&arrival, 1});
     } else {
       if (to_others_.empty())
         throw CommError(text(describe(op), ": rank ", from, " of ", size(), " is not simulated, and this one, which ",

@@ -140,7 +140,7 @@ class TcpConnection {
         if (begin < part.size() && used < vectors.size())
           vectors[used++] = {const_cast<std::byte*>(part.data() + begin), part.size() - begin};
       };
-      add(std::as_bytes(std::span{&frame, 1}));
+      add(std::as_bytes(std::span<const TcpFrame>{&frame, 1}));
       for (auto part : parts) add(part);
       return used;
     }

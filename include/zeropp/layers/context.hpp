@@ -94,7 +94,7 @@ class Context : public RunState {
   Gradient* gradient(Parameter& p) {
     auto* at = static_cast<Gradient*>(resident(p, p.gradient));
     if (std::exchange(p.gradient_unset, false))
-      kernels::fill(device, std::span{at, static_cast<std::size_t>(p.size())}, Gradient{});
+      kernels::fill(device, std::span<Gradient>{at, static_cast<std::size_t>(p.size())}, Gradient{});
     return at;
   }
   /// For a kernel that can overwrite gradients as well as add to them: what it does with those of `parameters`. Asked

@@ -10,7 +10,7 @@
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/elementwise.hpp>
-#include <zeropp/parallel/pipeline/pipeline_stage.hpp>
+#include <zeropp/layers/parameter.hpp>
 
 namespace zeropp {
 
@@ -24,9 +24,7 @@ auto over_gradients(Model& model, F&& f, Then&& then) {
   auto& device = model.device();
   const auto comms = model.comms();
   const bool in_parts = comms.tensor.size() > 1, in_stages = comms.pipeline.size() > 1;
-  int in_model = 0;
-  if constexpr (Pipelined<typename Model::Model>)
-    if (in_stages) in_model = model.layer().parameters_in_model();
+  const int in_model = in_stages ? model.parameters_in_order() : 0;
 
   std::vector<std::span<typename Model::Gradient>> parts;
   std::vector<int> places;

@@ -26,8 +26,8 @@ inline Loss loss_over_ranks(const Loss& mine, const Comm& comm, const Comm& pipe
   double sum = comm.sum(mine.sum());
   auto count = comm.sum(mine.count());
   if (pipeline.size() > 1) {
-    pipeline.host().broadcast(std::span{&sum, 1}, last_stage);
-    pipeline.host().broadcast(std::span{&count, 1}, last_stage);
+    pipeline.host().broadcast(std::span<double>{&sum, 1}, last_stage);
+    pipeline.host().broadcast(std::span<std::int64_t>{&count, 1}, last_stage);
   }
   Loss all;
   all.add(sum, count);

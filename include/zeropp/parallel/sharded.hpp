@@ -9,93 +9,60 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
-#include <map>
+#include <optional>
 #include <span>
-#include <string>
 #include <utility>
-#include <vector>
 
-#include <zeropp/comm/on_device.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
-#include <zeropp/layers/loss.hpp>
+#include <zeropp/kernels/reduce.hpp>
 #include <zeropp/parallel/agree.hpp>
-#include <zeropp/parallel/batch.hpp>
-#include <zeropp/parallel/context_parallel.hpp>
+#include <zeropp/parallel/gradient_sums.hpp>
 #include <zeropp/parallel/loss_over_ranks.hpp>
-#include <zeropp/parallel/model_comms.hpp>
-#include <zeropp/parallel/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
-#include <zeropp/parallel/sharded_options.hpp>
-#include <zeropp/parallel/step_count.hpp>
+#include <zeropp/parallel/sharded_state.hpp>
 #include <zeropp/parallel/step_graph.hpp>
 
 namespace zeropp {
 
+namespace detail {
+/// Has what all Sharded have.
+template <class L>
+inline constexpr bool is_sharded = requires(L& l) {
+  l.publish_weights();
+};
+}  // namespace detail
+
 template <class L, Stage S, Precision P = Fp32, Device D = Cpu>
-class Sharded {
-  static_assert(
-      !requires { L::stage; }, "Sharded<Sharded<L>>: state is partitioned once; write Sharded<L, Stage>");
-  static_assert(
-      detail::is_layer<L> || requires { L::stage; },
-      "Sharded<L, Stage>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
+class Sharded : public ShardedState<P, D> {
+  static_assert(!detail::is_sharded<L>, "Sharded<Sharded<L>>: state is partitioned once; write Sharded<L, Stage>");
+  static_assert(detail::is_layer<L> || detail::is_sharded<L>,
+                "Sharded<L, Stage>: L is not a layer. A layer declares parameters(), or holds layers; see "
+                "docs/own_layer.md");
+  using Base = ShardedState<P, D>;
 
  public:
-  using Device = D;
-  using Precision = P;
   using Context = zeropp::Context<D, P>;
-  using Gradient = typename P::Gradient;
-  static constexpr Stage stage = S;
   static constexpr bool around_model = true;
   using Model = L;
+  using Base::step, Base::guarded, Base::recorder, Base::part_of, Base::finish_gradients;
 
   /// Takes memory for the rank's part of the state and draws the first weights. `comms` is a Comm of data ranks, or a
   /// Mesh: the state is partitioned over its data and context axes; layers under TensorParallel or PipelineStage were
   /// built with its other axes; context ranks share sequences, and give the same batch each. A collective: ranks whose
   /// models differ are refused. Throws ConfigError, MemoryError, CommError.
   Sharded(const ModelComms& comms, D& device, L layer, ShardedOptions options = {})
-      : world_(comms.world),
-        comm_(on_device(comms.sharding, device)),
-        tensor_(on_device(comms.tensor, device)),
-        pipeline_(on_device(comms.pipeline, device)),
-        part_(on_device(comms.context, device), options.context_attention),
-        device_(device),
-        options_(options),
-        layer_(std::move(layer)),
-        units_((agree(), layer_), comm_, device, S),
-        reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {
+      : Base(comms, device, S, options), layer_(std::move(layer)) {
+    agree();
     if (prefetch() < 0) throw ConfigError(text("prefetch counts units, got ", prefetch()));
-    units_.initialise(options.seed, pipeline_);
+    if constexpr (Pipelined<L>)
+      this->find_units(layer_, layer_.model_parameters(), layer_.parameters_in_model());
+    else
+      this->find_units(layer_, parameters_of(layer_), 0);
   }
-  Sharded(const Sharded&) = delete;
-  Sharded& operator=(const Sharded&) = delete;
 
   L& layer() { return layer_; }
-  const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
-  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, part_.comm()}; }
-  D& device() { return device_; }
-  Recorder* recorder() const { return world_.recorder(); }  ///< of its passes: its ranks' communicator's; or null
-  const ShardedOptions& options() const { return options_; }
   bool captured() const { return graph_.captured(); }  ///< whether steps run as a graph now: ShardedOptions::graph
-  const ContextPart& part() const { return part_; }    ///< of every sequence that is on this rank
-  std::deque<Unit<P, D>>& units() { return units_.all(); }
-  /// Parameters by name, tied ones left out.
-  const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
-  /// The parameters of the whole model over all ranks, in the order of its forward; tied ones are left out.
-  std::vector<ModelParameter> model_parameters() {
-    if constexpr (Pipelined<L>)
-      return layer_.model_parameters();
-    else
-      return parameters_of(layer_);
-  }
-  std::int64_t parameters() { return count_of(model_parameters()); }  ///< the Ψ of the ZeRO paper
-
-  /// Optimizer steps done: enters dropout and schedules. Waits for the norm of the last one.
-  std::int64_t step() const { return steps_.done(); }
-  void set_step(std::int64_t step) { steps_.set(step); }
-  /// An optimizer's step was enqueued, which counts if `clip` is finite.
-  void add_step(const ClipResult& clip) { steps_.add(clip); }
 
   /// Forward and backward of the rank's part of a batch in `micro_batches` passes; gradients are summed over ranks.
   /// Returns the loss over all ranks. A collective.
@@ -124,6 +91,17 @@ class Sharded {
     });
   }
 
+  /// The norm of the gradients, and the factor that clips them: see clip_by_global_norm. A collective.
+  ClipResult clip(float max_norm) {
+    if (!(max_norm >= 0))
+      throw ConfigError(text("the gradients' norm is clipped to a value of at least 0, got ", max_norm));
+    return over_gradients(
+        *this, [&](auto parts, auto places, auto sums) { kernels::sums_of_squares(device_, parts, places, sums); },
+        [&](auto squares) {
+          return kernels::clip(device_, squares, static_cast<double>(loss_scale_), static_cast<double>(max_norm));
+        });
+  }
+
   /// Logits of some rows of `tokens` [B, T] (row b·T + t): out is [rows, vocabulary]. A collective.
   void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows, std::span<float> out) {
     SharedLogits shared(part_, tokens.shape(), rows, out);
@@ -149,9 +127,6 @@ class Sharded {
     run.seed = options_.seed, run.step = step(), run.part = part_;
     return Context(device_, std::move(run));
   }
-
-  /// This rank's positions of a batch: what forward takes where context ranks share sequences.
-  Batch part_of(const Batch& whole) { return zeropp::part_of(device_, whole, part_); }
 
   template <class X>
   auto forward(Context& context, X x) {
@@ -190,44 +165,6 @@ class Sharded {
     micro_batch_ = first ? 0 : micro_batch_ + 1;
     first_micro_batch_ = first;
     last_micro_batch_ = last;
-  }
-  /// After the last micro-batch: gradients over update() of all units are then sums over ranks, of a loss multiplied by
-  /// `loss_scale`. A collective.
-  void finish_gradients(float loss_scale = 1) {
-    loss_scale_ = loss_scale;
-    reducer_.flush();
-    units_.join_ties(pipeline_);
-    if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
-    if constexpr (S == Stage::none) units_.gradients_due();
-  }
-  float loss_scale() const { return loss_scale_; }  ///< what the gradients of the last pass are multiplied by
-  /// Sends what of them other ranks need, a unit after the other: before an optimizer reads them. A collective.
-  void publish_gradients() {
-    for (auto& unit : units()) unit.publish_gradients();
-  }
-  /// To be called when the weights over update() have changed on every rank. A collective.
-  void publish_weights() {
-    for (std::size_t i = 0; i < units().size(); ++i) publish_unit(i);
-    publish_others();
-  }
-  /// The same in parts: of a unit that has changed, which on GPUs is sent while others do; and in the end the rest.
-  void publish_unit(std::size_t i) { units_.publish_unit(i); }
-  void publish_others() { units_.publish_others(pipeline_); }
-
-  /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
-  template <class Body>
-  auto guarded(const std::string& name, Body body) {
-    try {
-      Pool::Program program(device_.pool(), name);
-      if (device_.pool().recording()) units_.settle();  // what records gives memory back: see NcclBackend::collective
-      auto result = body();
-      program.finish();
-      return result;
-    } catch (...) {
-      reducer_.drop();
-      units_.abandon();
-      throw;
-    }
   }
 
  private:
@@ -283,17 +220,11 @@ class Sharded {
         text("stage ", static_cast<int>(S), " ", P::name, " ", options_.words(), " prefetch ", prefetch(), "\n"));
   }
 
-  Comm world_, comm_, tensor_, pipeline_;
-  ContextPart part_;
-  D& device_;
-  ShardedOptions options_;
+  using Base::comm_, Base::device_, Base::loss_scale_, Base::options_, Base::part_, Base::pipeline_, Base::reducer_,
+      Base::steps_, Base::tensor_, Base::units_, Base::world_;
   L layer_;
-  Units<P, D> units_;
-  BucketedReducer<Gradient> reducer_;
-  StepCount steps_;
   StepGraph<D> graph_;
   std::int64_t micro_batch_ = 0;
-  float loss_scale_ = 1;
   bool first_micro_batch_ = true, last_micro_batch_ = true;
 };
 

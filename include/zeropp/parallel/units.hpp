@@ -27,8 +27,11 @@ class Units {
   using Weight = typename P::Weight;
   using Gradient = typename P::Gradient;
 
+  Units(Comm comm, D& device, Stage stage) : comm_(std::move(comm)), device_(&device), stage_(stage) {}
+
+  /// Finds those of `model`, and takes the memory that they keep. Once.
   template <class L>
-  Units(L& model, const Comm& comm, D& device, Stage stage) : comm_(comm), device_(&device) {
+  void find(L& model) {
     std::vector<std::vector<Parameter*>> sites;
     collect(model, sites);
     check(sites);
@@ -41,7 +44,7 @@ class Units {
     for (auto& site : sites) {
       std::vector<Parameter*> own;
       const auto make = [&] {
-        if (!own.empty()) units_.emplace_back(static_cast<int>(units_.size()), std::move(own), comm_, device, stage);
+        if (!own.empty()) units_.emplace_back(static_cast<int>(units_.size()), std::move(own), comm_, *device_, stage_);
         own.clear();
       };
       for (auto* p : site) {
@@ -53,7 +56,7 @@ class Units {
       }
       make();
     }
-    for (auto& site : sites) add_site(site, stage);
+    for (auto& site : sites) add_site(site);
   }
 
   std::deque<Unit<P, D>>& all() { return units_; }
@@ -151,22 +154,18 @@ class Units {
 
   /// Waits on the host for what has been sent and asked for: nothing of it is under way any more.
   void settle() {
-    for (auto* list : {&units_, &twins_})
-      for (auto& unit : *list) unit.settle();
+    each(&Unit<P, D>::settle);
     device_->synchronize();
   }
-
   /// After an error nothing stays gathered or half reduced.
-  void abandon() {
-    for (auto* list : {&units_, &twins_})
-      for (auto& unit : *list) unit.abandon();
-  }
-  void release() {
-    for (auto* list : {&units_, &twins_})
-      for (auto& unit : *list) unit.release();
-  }
+  void abandon() { each(&Unit<P, D>::abandon); }
+  void release() { each(&Unit<P, D>::release); }
 
  private:
+  void each(void (Unit<P, D>::*f)()) {
+    for (auto* list : {&units_, &twins_})
+      for (auto& unit : *list) (unit.*f)();
+  }
   template <class L>
   void collect(L& layer, std::vector<std::vector<Parameter*>>& sites) {
     if constexpr (ContainerOfUnits<L>)
@@ -225,7 +224,7 @@ class Units {
     if (!pieces.empty()) comm_.all_gather(dtype_of<Weight>, pieces);
   }
 
-  void add_site(const std::vector<Parameter*>& site, Stage stage) {
+  void add_site(const std::vector<Parameter*>& site) {
     using Role = typename Unit<P, D>::Role;
     Site found;
     const auto add = [](std::vector<Unit<P, D>*>& list, Unit<P, D>& unit) {
@@ -241,7 +240,7 @@ class Units {
       }
       const auto* owner = p->tied_stage >= 0 ? nullptr : by_name_.at(p->tied_to);
       auto* unit = owner ? &units_[static_cast<std::size_t>(owner->unit)] : nullptr;
-      auto& twin = twins_.emplace_back(owner ? owner->unit : -1, std::vector{p}, comm_, *device_, stage,
+      auto& twin = twins_.emplace_back(owner ? owner->unit : -1, std::vector{p}, comm_, *device_, stage_,
                                        owner ? Role::twin : Role::distant_twin);
       if (unit) unit->add_tied(*p, *owner);
       add(found.weights, unit ? *unit : twin);
@@ -280,6 +279,7 @@ class Units {
 
   Comm comm_;
   D* device_;
+  Stage stage_;
   struct Site {
     std::vector<Unit<P, D>*> weights, gradients;
   };

@@ -155,7 +155,7 @@ class Checkpoints {
     manifest.ranks = comm_.size();
     manifest.tensor = model.comms().tensor.size();
     manifest.pipeline = model.comms().pipeline.size();
-    manifest.stage = static_cast<std::int64_t>(Model::stage);
+    manifest.stage = static_cast<std::int64_t>(model.stage());
     manifest.precision = Model::Precision::name;
     manifest.naming = options_.naming.name;
     for (auto& p : model.model_parameters()) manifest.parameters.push_back({p.name, p.shape});

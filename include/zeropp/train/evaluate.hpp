@@ -2,7 +2,11 @@
 // The loss over all of a held-out range, the same on every number of ranks up to the order of sums.
 #pragma once
 
-#include <zeropp/parallel/sharded.hpp>
+#include <algorithm>
+#include <cstdint>
+
+#include <zeropp/layers/loss.hpp>
+#include <zeropp/parallel/batch.hpp>
 #include <zeropp/train/data/loader.hpp>
 
 namespace zeropp {

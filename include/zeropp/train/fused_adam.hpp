@@ -14,8 +14,9 @@
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/elementwise.hpp>
-#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/sharded_state.hpp>
 #include <zeropp/train/clip.hpp>
+#include <zeropp/train/optimizer.hpp>
 
 namespace zeropp {
 
@@ -25,12 +26,14 @@ struct AdamOptions {
   float weight_decay = 0.1f;  ///< for parameters that ask for it (Parameter::decay)
 };
 
+/// Of a Sharded, or of the ShardedState of any.
 template <class Model>
-class FusedAdam {
+class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
+  using Base = Optimizer<moment_t<typename Model::Precision>>;
+
  public:
   using Precision = typename Model::Precision;
-  /// Moments are float; double for double weights.
-  using Moment = std::conditional_t<std::is_same_v<typename Precision::Weight, double>, double, float>;
+  using typename Base::Moment;
 
   /// Takes 2 · sizeof(Moment) bytes a parameter that this rank updates. `model` must outlive it.
   explicit FusedAdam(Model& model, AdamOptions options = {}) : model_(model), options_(options) {
@@ -47,35 +50,17 @@ class FusedAdam {
     }
   }
 
-  /// Whether a step was done: known when the norm is. Who asks waits for it.
-  class Done {
-   public:
-    explicit Done(ClipResult clip) : clip_(std::move(clip)) {}
-    operator bool() const { return clip_.finite(); }
-
-   private:
-    ClipResult clip_;
-  };
-
-  /// Updates the weights with the gradients of the last train(), and sends them where they are needed. Where the clip
-  /// found a NaN or an infinity, all ranks skip the step together: it changes nothing. A collective.
-  Done step(float learning_rate, const ClipResult& clip = {}) {
-    const auto number = steps() + 1;
+  StepDone step(float learning_rate, const ClipResult& clip = {}) override {
+    const auto number = this->steps() + 1;
     if (clip.on_device() || clip.finite()) enqueue(learning_rate, clip, number);
-    steps_.add(clip);
+    this->steps_.add(clip);
     model_.add_step(clip);
-    return Done(clip);
+    return StepDone(clip);
   }
 
   const AdamOptions& options() const { return options_; }
-  std::int64_t steps() const { return steps_.done(); }
-  void set_steps(std::int64_t steps) { steps_.set(steps); }
-  /// Steps left out because of gradients that were not finite.
-  std::int64_t skipped() const { return steps_.skipped(); }
-
-  /// Moments of unit i over units()[i].update().
-  std::span<Moment> first(std::size_t i) { return view(states_.at(i).first, i); }
-  std::span<Moment> second(std::size_t i) { return view(states_.at(i).second, i); }
+  std::span<Moment> first(std::size_t i) override { return view(states_.at(i).first, i); }
+  std::span<Moment> second(std::size_t i) override { return view(states_.at(i).second, i); }
 
  private:
   static constexpr bool stochastic = rounds_stochastically<Precision>;
@@ -163,7 +148,6 @@ class FusedAdam {
   Model& model_;
   AdamOptions options_;
   std::vector<State> states_;
-  StepCount steps_;
 };
 
 }  // namespace zeropp

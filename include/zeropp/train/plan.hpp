@@ -8,6 +8,7 @@
 
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/device/dry.hpp>
+#include <zeropp/parallel/sharded.hpp>
 #include <zeropp/train/fused_adam.hpp>
 #include <zeropp/train/log/format.hpp>
 

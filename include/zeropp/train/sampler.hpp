@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <zeropp/base/random.hpp>
-#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/device/tensor.hpp>
 
 namespace zeropp {
 

@@ -22,6 +22,7 @@
 #include <zeropp/comm/simulated.hpp>
 #include <zeropp/comm/thread.hpp>
 #include <zeropp/device/dry.hpp>
+#include <zeropp/parallel/sharded.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/fused_adam.hpp>
 #include <zeropp/train/log/format.hpp>

@@ -59,13 +59,13 @@ class GpuMessages {
     message->free.store(false);
     // The receiver takes over one share of the ownership; a message that nobody receives is never freed.
     auto* shared = new std::shared_ptr<GpuMessage>(message);
-    host.send(to, std::as_bytes(std::span{&shared, 1}));
+    host.send(to, std::as_bytes(std::span<std::shared_ptr<GpuMessage>* const>{&shared, 1}));
   }
 
   /// The next message of rank `from`. Throws CommError unless it holds what `op` asks for.
   std::shared_ptr<GpuMessage> next(const Comm& host, const Operation& op, int from) {
     std::shared_ptr<GpuMessage>* shared = nullptr;
-    host.recv(from, std::as_writable_bytes(std::span{&shared, 1}));
+    host.recv(from, std::as_writable_bytes(std::span<std::shared_ptr<GpuMessage>*>{&shared, 1}));
     const std::unique_ptr<std::shared_ptr<GpuMessage>> owner(shared);
     auto message = *owner;
     expect_message(host, op, from, message->dtype, message->count);

@@ -24,7 +24,7 @@ std::shared_ptr<T> shared_state(const Comm& host, const Arguments&... arguments)
     const std::lock_guard lock(mutex);
     number = ++last;
   }
-  host.broadcast(std::span{&number, 1}, 0);
+  host.broadcast(std::span<std::int64_t>{&number, 1}, 0);
   const std::lock_guard lock(mutex);
   std::erase_if(all, [](const auto& one) { return one.second.expired(); });
   auto shared = all[number].lock();

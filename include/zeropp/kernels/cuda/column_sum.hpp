@@ -96,7 +96,7 @@ template <CudaDevice D, class X, class G>
 void column_sum(D& device, const X* x, G* sum, std::int64_t n, std::int64_t width, Into into = Into::add) {
   using C = compute_t<X>;
   if (n * width == 0) {
-    if (into == Into::overwrite) fill(device, std::span{sum, static_cast<std::size_t>(width)}, G{});
+    if (into == Into::overwrite) fill(device, std::span<G>{sum, static_cast<std::size_t>(width)}, G{});
     return;
   }
   const auto count = static_cast<double>(n * width);

@@ -37,7 +37,7 @@ void norm_backward(D& device, const Cost& cost, NormBackward<X, W> a, G* dgamma,
   using C = compute_t<X>;
   if (a.n * a.width == 0)
     for (auto* sum : {dgamma, dbeta})
-      if (sum && into == Into::overwrite) fill(device, std::span{sum, static_cast<std::size_t>(a.width)}, G{});
+      if (sum && into == Into::overwrite) fill(device, std::span<G>{sum, static_cast<std::size_t>(a.width)}, G{});
   if (a.n * a.width == 0 || (!a.dx && !dgamma)) return;
   constexpr int lanes = vector_lanes<X>, sums = Center ? 2 : 1;
   const bool whole = a.width % lanes == 0;

@@ -156,7 +156,7 @@ template <CudaDevice D, class T>
 double sum_of_squares(D& device, std::span<T> x) {
   Tensor<double, 1> place(device.pool(), {1}, Purpose::buffers);
   const int first = 0;
-  sums_of_squares(device, std::span<const std::span<T>>(&x, 1), std::span(&first, 1), place.span());
+  sums_of_squares(device, std::span<const std::span<T>>(&x, 1), std::span<const int>(&first, 1), place.span());
   double sum = 0;
   device.download(&sum, place.data(), sizeof sum);
   return sum;

@@ -84,7 +84,7 @@ void together(const Comm& comm, Work&& work) {
 /// Rank 0's text on every rank.
 inline std::string broadcast_text(const Comm& comm, std::string mine) {
   std::int64_t length = static_cast<std::int64_t>(mine.size());
-  comm.host().broadcast(std::span{&length, 1}, 0);
+  comm.host().broadcast(std::span<std::int64_t>{&length, 1}, 0);
   mine.resize(static_cast<std::size_t>(length));
   comm.host().broadcast(std::as_writable_bytes(std::span{mine}), 0);
   return mine;

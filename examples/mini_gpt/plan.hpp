@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run of mini_gpt will hold and how long its steps will take, without running it: --dry-run and --simulate.
+#pragma once
+
+#include <zeropp/train/plan.hpp>
+#include <zeropp/train/simulate.hpp>
+
+#include "build_engine.hpp"
+
+namespace mini_gpt {
+
+/// D: the dry device of the run.
+template <class P, class D>
+Plan plan_of(const Settings& s, const Mesh& mesh) {
+  const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
+                            s.sharded(), s.adam()};
+  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, part_of(s, mesh), options); });
+}
+
+template <class P>
+SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
+  return with_stage(s, [&]<Stage S>() {
+    return simulate<S, P>(
+        simulation, [&](const Mesh& mesh) { return part_of(s, mesh); }, trace);
+  });
+}
+
+extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
+extern template Plan plan_of<Bf16, Dry>(const Settings&, const Mesh&);
+extern template Plan plan_of<Fp16, Dry>(const Settings&, const Mesh&);
+extern template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
+extern template SimulatedStep simulate_of<Bf16>(const Settings&, const Simulation&, Trace*);
+extern template SimulatedStep simulate_of<Fp16>(const Settings&, const Simulation&, Trace*);
+
+}  // namespace mini_gpt
