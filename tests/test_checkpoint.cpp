@@ -5,6 +5,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <memory>
+
+#include <zeropp/parallel/sharded_model.hpp>
+#include <zeropp/train/optimizer.hpp>
+#include <zeropp/train/sampler.hpp>
 
 #include "support/checkpoints.hpp"
 #include "support/tiny_gpt.hpp"
@@ -104,23 +109,21 @@ std::vector<float> values(R& run, const std::string& name) {
   return out;
 }
 
-/// Six steps of a small GPT with dropout and Adam; a second one takes its steps 4 to 6 from a checkpoint.
+/// Six steps of a small GPT with dropout and Adam; a second one takes its steps 4 to 6 from a checkpoint, and so does a
+/// third one behind a ShardedModel and an Optimizer.
 template <Stage S, class P>
 void gpt_resumes(const std::string& folder, int ranks) {
   run_ranks(ranks, limit, [&](Comm comm) {
     const TinyConfig config{.layers = 2};
-    std::string bytes[2];
-    for (int resumes : {0, 1}) {
-      Cpu device;
-      Sharded<Plain, S, P> model{comm, device, Plain{config}, {.seed = 3}};
-      FusedAdam adam{model, {}};
+    std::string bytes[3];
+    const auto go = [&](int run, auto& model, auto& state, auto& adam) {
       Checkpoints store{comm, folder, {.naming = Naming::gpt2()}};
-      auto batch = Batch::on(device, 2, config.context);
+      auto batch = Batch::on(model.device(), 2, config.context);
       batch.first_sample = 2 * comm.rank();
-      auto put = [&](const auto& value) { bytes[resumes].append(reinterpret_cast<const char*>(&value), sizeof value); };
+      auto put = [&](const auto& value) { bytes[run].append(reinterpret_cast<const char*>(&value), sizeof value); };
       std::int64_t first = 0;
-      if (resumes) {
-        const auto resumed = store.resume(model, adam);
+      if (run > 0) {
+        const auto resumed = store.resume(state, adam);
         REQUIRE(resumed);
         first = resumed->step;
         CHECK(first == 3);
@@ -136,17 +139,36 @@ void gpt_resumes(const std::string& folder, int ranks) {
         const auto clip = clip_by_global_norm(model, 1.0f);
         adam.step(3e-3f, clip);
         if (step >= 3) put(loss), put(clip.norm());
-        if (!resumes && step == 2) store.save(model, adam, {.step = 3});
+        if (run == 0 && step == 2) store.save(state, adam, {.step = 3});
       }
-      for (auto& unit : model.units()) {
+      put(model.evaluate(batch).mean());
+      for (auto token : sample(model, {1, 2}, 5, config.context, config.vocabulary)) put(token);
+      for (auto& unit : state.units()) {
         auto lease = unit.lease();
         for (auto weight : unit.whole()) put(weight);
         for (auto kept : unit.masters()) put(kept);
       }
-      for (std::size_t u = 0; u < model.units().size(); ++u)
+      for (std::size_t u = 0; u < state.units().size(); ++u)
         for (auto moments : {adam.first(u), adam.second(u)})
           for (auto moment : moments) put(moment);
+    };
+    using Model = Sharded<Plain, S, P>;
+    const ShardedOptions options{.seed = 3};
+    for (int run : {0, 1}) {
+      Cpu device;
+      Model model{comm, device, Plain{config}, options};
+      FusedAdam adam{model, {}};
+      go(run, model, model, adam);
     }
+    Cpu device;
+    const std::unique_ptr<ShardedModel<P, Cpu>> model =
+        std::make_unique<ShardedModelOf<Model>>(comm, device, Plain{config}, options);
+    const std::unique_ptr<zeropp::Optimizer<moment_t<P>>> adam =
+        std::make_unique<FusedAdam<ShardedState<P, Cpu>>>(model->state());
+    CHECK(model->state().stage() == S);
+    CHECK(model->parameters() == model->state().parameters());
+    go(2, *model, model->state(), *adam);
+    CHECK(bytes[0] == bytes[2]);
     CHECK(bytes[0].size() > 1000);
     CHECK(bytes[0] == bytes[1]);
   });
