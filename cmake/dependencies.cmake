@@ -33,12 +33,13 @@ if("xxhash" IN_LIST zeropp_dependencies AND NOT TARGET zeropp::xxhash)
 endif()
 
 if("mpi" IN_LIST zeropp_dependencies OR "mpi_if_found" IN_LIST zeropp_dependencies)
-  if(NOT TARGET MPI::MPI_CXX)
+  if(NOT MPI_CXX_FOUND)
     set(MPI_CXX_SKIP_MPICXX ON)  # the C interface is enough; the C++ one was removed from MPI
     find_package(MPI QUIET COMPONENTS CXX)
     unset(MPI_CXX_SKIP_MPICXX)
   endif()
-  if(NOT TARGET MPI::MPI_CXX AND "mpi" IN_LIST zeropp_dependencies)
+  # FindMPI makes the target MPI::MPI_CXX even where it finds no mpi.h: only the variable says that MPI is there.
+  if(NOT MPI_CXX_FOUND AND "mpi" IN_LIST zeropp_dependencies)
     string(APPEND zeropp_missing "zeropp::mpi needs an MPI, found none: apt-get install libopenmpi-dev, or set "
            "MPI_CXX_COMPILER to its mpicxx, or do without (ZEROPP_MPI=OFF). ")
   endif()
