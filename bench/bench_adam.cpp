@@ -7,7 +7,7 @@
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/reduce.hpp>
-#include <zeropp/train/machine.hpp>
+#include <zeropp/app/machine.hpp>
 
 using namespace zeropp;
 

@@ -15,6 +15,8 @@
 #include <string>
 #include <thread>
 
+#include <zeropp/app/log/timeline.hpp>
+#include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/zero.hpp>
 
 #include "timed_layer.hpp"

@@ -2,8 +2,8 @@
 // Collectives of two thread ranks against a copy of the same bytes: what a rank sends and receives a second.
 #include <benchmark/benchmark.h>
 
-#include <zeropp/comm/thread.hpp>
-#include <zeropp/train/machine.hpp>
+#include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/app/machine.hpp>
 
 using namespace zeropp;
 

@@ -8,7 +8,7 @@
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/norm.hpp>
-#include <zeropp/train/machine.hpp>
+#include <zeropp/app/machine.hpp>
 
 using namespace zeropp;
 using namespace zeropp::kernels;

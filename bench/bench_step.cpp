@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <zeropp/app/machine.hpp>
 #include <zeropp/zero.hpp>
 
 using namespace zeropp;

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <zeropp/comm/on_device.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
 

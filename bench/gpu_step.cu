@@ -26,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/train/checkpoint/weights.hpp>
 #include <zeropp/zero.hpp>

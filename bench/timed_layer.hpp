@@ -12,7 +12,7 @@
 #include <zeropp/layers/sequential.hpp>
 #include <zeropp/parallel/pipeline/instructions.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
-#include <zeropp/train/simulate.hpp>
+#include <zeropp/train/simulate/simulate.hpp>
 
 namespace bench {
 

@@ -5,7 +5,7 @@
 
 #include <mutex>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include "support/apart.hpp"
 #include "support/mesh_gpt.hpp"

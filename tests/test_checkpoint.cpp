@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <memory>
 
-#include <zeropp/parallel/sharded_model.hpp>
-#include <zeropp/train/optimizer.hpp>
+#include <zeropp/parallel/sharding/sharded_model.hpp>
+#include <zeropp/train/optimizers/optimizer.hpp>
 #include <zeropp/train/sampler.hpp>
 
 #include "support/checkpoints.hpp"

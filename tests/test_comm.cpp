@@ -11,7 +11,7 @@
 #include <doctest/doctest.h>
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/on_device.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/dry.hpp>
 

@@ -2,7 +2,7 @@
 // Settings from JSON: what DeepSpeed's keys amount to, and every way in which a file is refused, with its line.
 #include <doctest/doctest.h>
 
-#include <zeropp/train/deepspeed_config.hpp>
+#include <zeropp/app/config/deepspeed_config.hpp>
 
 using namespace zeropp;
 

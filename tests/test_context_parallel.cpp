@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <zeropp/comm/dry.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/layers/swiglu.hpp>
 #include <zeropp/train/sampler.hpp>
 

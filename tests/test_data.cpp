@@ -10,7 +10,7 @@
 #include <set>
 #include <tuple>
 
-#include <zeropp/train/data/corpus.hpp>
+#include <zeropp/app/data/corpus.hpp>
 
 using namespace zeropp;
 

@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include <zeropp/base/random.hpp>
-#include <zeropp/train/log/console.hpp>
-#include <zeropp/train/log/curve.hpp>
+#include <zeropp/app/log/console.hpp>
+#include <zeropp/app/log/curve.hpp>
 
 using namespace zeropp;
 

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/train/loss_scale.hpp>
 
 #include "support/checkpoints.hpp"

@@ -3,7 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <zeropp/comm/dry.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/dry.hpp>
 
 #include <zeropp/parallel/parallelize.hpp>

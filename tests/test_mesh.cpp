@@ -9,7 +9,7 @@
 #include <doctest/doctest.h>
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/mesh.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 using namespace zeropp;
 

@@ -8,7 +8,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include "support/tiny_gpt.hpp"
 

@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include <zeropp/base/random.hpp>
-#include <zeropp/comm/thread.hpp>
-#include <zeropp/parallel/bucketed_reducer.hpp>
+#include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/parallel/sharding/bucketed_reducer.hpp>
 
 using namespace zeropp;
 

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include "support/tiny_gpt.hpp"
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/parallel/tensor_parallel.hpp>
-#include <zeropp/train/simulate_config.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
+#include <zeropp/app/config/simulate_config.hpp>
 
 #include "../bench/timed_layer.hpp"
 #include "support/tiny_gpt.hpp"

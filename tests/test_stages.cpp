@@ -3,7 +3,7 @@
 // number of ranks and micro-batches. Ten rows over eight ranks and three micro-batches: some passes are empty.
 #include <doctest/doctest.h>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include "support/tiny_gpt.hpp"
 

@@ -10,11 +10,11 @@
 
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/mesh.hpp>
-#include <zeropp/comm/thread.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 #include <zeropp/train/clip.hpp>
-#include <zeropp/train/fused_adam.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
 
 #include "support/placed.hpp"
 

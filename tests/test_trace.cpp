@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 #include <zeropp/train/clip.hpp>
-#include <zeropp/train/fused_adam.hpp>
-#include <zeropp/train/log/timeline.hpp>
-#include <zeropp/train/log/trace_json.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
+#include <zeropp/app/log/timeline.hpp>
+#include <zeropp/app/log/trace_json.hpp>
 
 #include "support/tiny_gpt.hpp"
 

@@ -4,8 +4,8 @@
 
 #include <utility>
 
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/train/fused_adam.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
 
 #include "engine.hpp"
 

@@ -5,8 +5,8 @@
 
 #include <memory>
 
-#include <zeropp/parallel/sharded_model.hpp>
-#include <zeropp/train/optimizer.hpp>
+#include <zeropp/parallel/sharding/sharded_model.hpp>
+#include <zeropp/train/optimizers/optimizer.hpp>
 
 #include "settings.hpp"
 

@@ -4,9 +4,9 @@
 #include <fstream>
 #include <future>
 
-#include <zeropp/train/log/timeline.hpp>
-#include <zeropp/train/log/trace_json.hpp>
-#include <zeropp/train/plan_report.hpp>
+#include <zeropp/app/log/timeline.hpp>
+#include <zeropp/app/log/trace_json.hpp>
+#include <zeropp/app/log/plan_report.hpp>
 
 #include "gpu.hpp"
 #include "simulate.hpp"

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <zeropp/train/plan.hpp>
-#include <zeropp/train/simulate.hpp>
+#include <zeropp/train/simulate/simulate.hpp>
 
 #include "build_engine.hpp"
 

@@ -4,7 +4,7 @@
 #include <filesystem>
 
 #include <CLI/CLI.hpp>
-#include <zeropp/train/deepspeed_config.hpp>
+#include <zeropp/app/config/deepspeed_config.hpp>
 
 #include "gpu.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include <zeropp/train/settings.hpp>
+#include <zeropp/app/config/settings.hpp>
 
 #include "model.hpp"
 

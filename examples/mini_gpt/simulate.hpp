@@ -2,7 +2,7 @@
 // The model and the mesh of a mesh.json, as settings of mini_gpt.
 #pragma once
 
-#include <zeropp/train/simulate_config.hpp>
+#include <zeropp/app/config/simulate_config.hpp>
 
 #include "plan.hpp"
 

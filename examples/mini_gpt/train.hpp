@@ -7,14 +7,14 @@
 #include <future>
 
 #include <zeropp/comm/launch.hpp>
-#include <zeropp/train/checkpoint.hpp>
+#include <zeropp/train/checkpoint/checkpoint.hpp>
 #include <zeropp/train/clip.hpp>
-#include <zeropp/train/data/corpus.hpp>
-#include <zeropp/train/evaluate.hpp>
-#include <zeropp/train/interrupt.hpp>
-#include <zeropp/train/log/console.hpp>
-#include <zeropp/train/log/curve.hpp>
-#include <zeropp/train/log/metrics.hpp>
+#include <zeropp/app/data/corpus.hpp>
+#include <zeropp/app/data/evaluate.hpp>
+#include <zeropp/app/interrupt.hpp>
+#include <zeropp/app/log/console.hpp>
+#include <zeropp/app/log/curve.hpp>
+#include <zeropp/app/log/metrics.hpp>
 #include <zeropp/train/sampler.hpp>
 
 #include "engine.hpp"

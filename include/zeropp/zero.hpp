@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// All of zeropp, room by room. What parses JSON (train/checkpoint.hpp, train/deepspeed_config.hpp) is included by name:
-// it takes a second to compile.
+// The library, room by room. Included by name: zeropp/train/checkpoint/checkpoint.hpp, which parses JSON and takes a
+// second to compile; the backends of MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are made.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/error.hpp>
+#include <zeropp/base/format.hpp>
 #include <zeropp/base/random.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/base/trace.hpp>
@@ -19,8 +20,8 @@
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/launch.hpp>
 #include <zeropp/comm/mesh.hpp>
-#include <zeropp/comm/simulated.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/simulated/simulated.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/adam_stochastic.hpp>
@@ -60,40 +61,25 @@
 #include <zeropp/layers/swiglu.hpp>
 
 #include <zeropp/parallel/batch.hpp>
-#include <zeropp/parallel/bucketed_reducer.hpp>
-#include <zeropp/parallel/context_parallel.hpp>
+#include <zeropp/parallel/context/context_parallel.hpp>
 #include <zeropp/parallel/parallelize.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/parallel/sharded_model.hpp>
-#include <zeropp/parallel/sharded_options.hpp>
-#include <zeropp/parallel/sharded_state.hpp>
-#include <zeropp/parallel/stage.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/sharding/bucketed_reducer.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded_model.hpp>
+#include <zeropp/parallel/sharding/sharded_options.hpp>
+#include <zeropp/parallel/sharding/sharded_state.hpp>
+#include <zeropp/parallel/sharding/stage.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 #include <zeropp/train/checkpoint/naming.hpp>
 #include <zeropp/train/checkpoint/place.hpp>
 #include <zeropp/train/checkpoint/together.hpp>
 #include <zeropp/train/checkpoint/whole_tensors.hpp>
 #include <zeropp/train/clip.hpp>
-#include <zeropp/train/data/corpus.hpp>
-#include <zeropp/train/data/loader.hpp>
-#include <zeropp/train/data/text.hpp>
-#include <zeropp/train/data/tokenizer.hpp>
-#include <zeropp/train/data/tokens.hpp>
-#include <zeropp/train/evaluate.hpp>
-#include <zeropp/train/fused_adam.hpp>
-#include <zeropp/train/interrupt.hpp>
-#include <zeropp/train/log/console.hpp>
-#include <zeropp/train/log/curve.hpp>
-#include <zeropp/train/log/metrics.hpp>
-#include <zeropp/train/log/timeline.hpp>
-#include <zeropp/train/log/trace_json.hpp>
 #include <zeropp/train/loss_scale.hpp>
-#include <zeropp/train/machine.hpp>
-#include <zeropp/train/optimizer.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
+#include <zeropp/train/optimizers/optimizer.hpp>
 #include <zeropp/train/plan.hpp>
-#include <zeropp/train/plan_report.hpp>
 #include <zeropp/train/sampler.hpp>
 #include <zeropp/train/schedule.hpp>
-#include <zeropp/train/settings.hpp>
-#include <zeropp/train/simulate.hpp>
+#include <zeropp/train/simulate/simulate.hpp>

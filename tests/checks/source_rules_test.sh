@@ -16,7 +16,7 @@ clean() {
   header include/zeropp/base/a.hpp <<< '#include <vector>'
   header include/zeropp/kernels/k.hpp <<< '#include <zeropp/base/a.hpp>'
   header include/zeropp/comm/c.hpp <<< '#include <zeropp/base/a.hpp>'
-  header include/zeropp/comm/mpi.hpp <<< '#include <zeropp/comm/c.hpp>'
+  header include/zeropp/comm/mpi/mpi.hpp <<< '#include <zeropp/comm/c.hpp>'
   header include/zeropp/train/t.hpp <<'EOT'
 #include <filesystem>
 #include <zeropp/comm/c.hpp>
@@ -27,7 +27,7 @@ clean() {
 inline const char* text = "exit(1) and // __this \" printf(";
 inline int snprintf_like(int vprintf_count) { return vprintf_count + 1'000'000 + __builtin_ctz(8); }
 EOT
-  header include/zeropp/train/config.hpp <<< '#include <nlohmann/json.hpp>'
+  header include/zeropp/app/config/config.hpp <<< '#include <nlohmann/json.hpp>'
   header include/zeropp/zero.hpp <<< '#include <zeropp/train/t.hpp>'
 }
 expect() {  # expect sentence: the tree as it stands must be refused with it
@@ -57,6 +57,7 @@ plant comm '  #  include <zeropp/kernels/k.hpp>' '3: comm may not include kernel
 plant layers '#include <zeropp/parallel/p.hpp>' '3: layers may not include parallel'
 plant parallel '#include <zeropp/train/t.hpp>' '3: parallel may not include train'
 plant train '#include <zeropp/zero.hpp>' '3: train may not include zero'
+plant train '#include <zeropp/app/config/config.hpp>' '3: train may not include app'
 plant attic 'int x;' '1: there is no room attic'
 plant base '#include "a.hpp"' '3: include with angle brackets'
 for name in regex filesystem iostream ranges; do
@@ -80,8 +81,8 @@ sed -i 's/#pragma once/int x;/' "$tree/include/zeropp/base/a.hpp"
 expect 'include/zeropp/base/a.hpp:1: #pragma once is missing'
 header include/zeropp/base/alone.hpp <<< 'int x;'
 expect 'include/zeropp/base/alone.hpp:1: zero.hpp does not reach it'
-header include/zeropp/train/config.hpp <<< '#include <nlohmann/json.hpp>'
-header include/zeropp/train/more.hpp <<< '#include <zeropp/train/config.hpp>'
+header include/zeropp/train/json.hpp <<< '#include <nlohmann/json.hpp>'
+header include/zeropp/train/more.hpp <<< '#include <zeropp/train/json.hpp>'
 echo '#include <zeropp/train/more.hpp>' >> "$tree/include/zeropp/zero.hpp"
 expect 'include/zeropp/zero.hpp:1: zero.hpp reaches nlohmann/json.hpp'
 mkdir "$tree/tests" && printf '#!/bin/bash\necho\n' > "$tree/tests/x.sh"

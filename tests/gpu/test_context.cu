@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <zeropp/comm/mesh.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/partial_attention.hpp>

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cuda.hpp>
 
 #include "../support/apart.hpp"

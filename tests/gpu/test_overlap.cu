@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <zeropp/comm/dry.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cuda.hpp>
 
 #include "../support/tiny_gpt.hpp"

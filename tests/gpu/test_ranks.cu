@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <zeropp/comm/launch.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 
 #include "collectives.hpp"
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/train/loss_scale.hpp>
 

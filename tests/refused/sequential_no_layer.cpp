@@ -3,7 +3,7 @@
 #include <array>
 
 #include <zeropp/layers/sequential.hpp>
-#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
 
 using namespace zeropp;
 

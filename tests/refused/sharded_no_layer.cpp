@@ -2,7 +2,7 @@
 // A type that is no layer cannot be sharded.
 #include <array>
 
-#include <zeropp/parallel/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
 
 using namespace zeropp;
 

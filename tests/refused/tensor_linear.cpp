@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Linear can be split in two ways; in a Sequential it does not say in which.
 #include <zeropp/device/cpu.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 using namespace zeropp;
 

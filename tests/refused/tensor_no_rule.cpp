@@ -2,8 +2,8 @@
 // Tensor ranks cannot guess how to share a layer that has no rule.
 #include <array>
 
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 using namespace zeropp;
 

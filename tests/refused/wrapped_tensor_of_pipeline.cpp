@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers shared among tensor ranks after stages were cut.
 #include <zeropp/layers/layer_norm.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 using namespace zeropp;
 

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/comm/thread.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/train/checkpoint.hpp>
+#include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/train/checkpoint/checkpoint.hpp>
 
 namespace test {
 

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 #include "tiny_gpt.hpp"
 

@@ -19,8 +19,8 @@
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/residual.hpp>
 #include <zeropp/layers/sequential.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/train/fused_adam.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
 
 namespace test {
 

@@ -7,7 +7,7 @@
 //     world.record(&trace.rank(world.rank()));   // before a Mesh or a model is built on it
 //     ... train ...
 //   });
-//   std::ofstream("trace.json") << trace_json(trace);  // train/log/trace_json.hpp; timeline_svg draws it
+//   std::ofstream("trace.json") << trace_json(trace);  // app/log/trace_json.hpp; timeline_svg draws it
 #pragma once
 
 #include <array>

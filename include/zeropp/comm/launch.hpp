@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One body on every rank, whatever started them: threads of this process (`--ranks N`); processes of torchrun, srun or
-// anything else that says RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, joined by TCP (comm/tcp_place.hpp); or those
+// anything else that says RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, joined by TCP (comm/tcp/place.hpp); or those
 // of mpirun, or srun with MPI, in a program that links zeropp::mpi. Errors end in one sentence and an exit code.
 //
 //   int main(int argc, char** argv) {
@@ -14,10 +14,10 @@
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/comm/ranks.hpp>
 #include <zeropp/comm/report.hpp>
-#include <zeropp/comm/tcp_launch.hpp>
-#include <zeropp/comm/thread.hpp>
+#include <zeropp/comm/tcp/launch.hpp>
+#include <zeropp/comm/threads/threads.hpp>
 #ifdef ZEROPP_MPI
-#include <zeropp/comm/mpi_launch.hpp>
+#include <zeropp/comm/mpi/launch.hpp>
 #endif
 
 namespace zeropp {

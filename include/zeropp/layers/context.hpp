@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where and how a layer runs: device, precision, randomness, the labels of the batch. Containers call their children
-// through it, so a wrapper can stand in between by deriving from it (see parallel/residency.hpp).
+// through it, so a wrapper can stand in between by deriving from it (see parallel/sharding/residency.hpp).
 #pragma once
 
 #include <array>

@@ -12,7 +12,7 @@
 
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/parallel/pipeline/pipeline_stage.hpp>
-#include <zeropp/parallel/tensor_parallel.hpp>
+#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 
 namespace zeropp {
 

@@ -8,9 +8,9 @@
 
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/device/dry.hpp>
-#include <zeropp/parallel/sharded.hpp>
-#include <zeropp/train/fused_adam.hpp>
-#include <zeropp/train/log/format.hpp>
+#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
+#include <zeropp/base/format.hpp>
 
 namespace zeropp {
 

@@ -21,7 +21,7 @@
 #include <zeropp/comm/cuda/thread_gpu.hpp>
 #include <zeropp/device/cuda.hpp>
 #ifdef ZEROPP_NCCL
-#include <zeropp/comm/nccl.hpp>
+#include <zeropp/comm/cuda/nccl.hpp>
 #endif
 
 namespace zeropp::detail {

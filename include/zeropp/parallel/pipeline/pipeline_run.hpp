@@ -14,7 +14,7 @@
 
 #include <zeropp/parallel/micro_batches.hpp>
 #include <zeropp/parallel/pipeline/pipeline_stage.hpp>
-#include <zeropp/parallel/residency.hpp>
+#include <zeropp/parallel/sharding/residency.hpp>
 
 namespace zeropp {
 

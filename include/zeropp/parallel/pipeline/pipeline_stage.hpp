@@ -19,7 +19,7 @@
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/sequential.hpp>
-#include <zeropp/parallel/model_parameters.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
 #include <zeropp/parallel/pipeline/cut.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 

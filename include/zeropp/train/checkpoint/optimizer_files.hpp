@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/parallel/model_parameters.hpp>
-#include <zeropp/parallel/stage.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
+#include <zeropp/parallel/sharding/stage.hpp>
 #include <zeropp/train/checkpoint/host_copy.hpp>
 #include <zeropp/train/checkpoint/manifest.hpp>
 #include <zeropp/train/checkpoint/place.hpp>

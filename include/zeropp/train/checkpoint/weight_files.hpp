@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/parallel/model_parameters.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
 #include <zeropp/train/checkpoint/naming.hpp>
 #include <zeropp/train/checkpoint/read_ahead.hpp>
 

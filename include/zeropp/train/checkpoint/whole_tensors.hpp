@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/parallel/model_parameters.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
 #include <zeropp/train/checkpoint/host_copy.hpp>
 #include <zeropp/train/checkpoint/place.hpp>
 #include <zeropp/train/checkpoint/together.hpp>

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run says while it trains: one line a step, plain where it is piped, over a progress bar on a terminal.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include <zeropp/base/format.hpp>
+#include <zeropp/app/log/metrics.hpp>
+#include <zeropp/app/machine.hpp>
+
+namespace zeropp {
+
+/// `step  120/2000 | loss 2.3145 | norm 0.91 | lr 3.0e-04 | 84.2 ms | 48,610 tok/s | mfu 31.4% | mem 3.1/80 GiB | eta
+/// 2m38s`
+inline std::string step_line(const StepMetrics& m, std::int64_t steps, double memory_available, double eta_seconds) {
+  const auto total = std::to_string(steps), step = std::to_string(m.step);
+  const auto in_gib = [](double bytes) { return fixed(bytes / (1 << 30), bytes < 100.0 * (1 << 20) ? 3 : 1); };
+  return "step " + std::string(total.size() > step.size() ? total.size() - step.size() : 0, ' ') + step + "/" + total +
+         " | loss " + fixed(m.loss, 4) + " | norm " + fixed(m.grad_norm, 2) + " | lr " +
+         scientific(m.learning_rate, 1) + " | " + fixed(m.milliseconds, 1) + " ms | " +
+         grouped(static_cast<std::int64_t>(m.tokens_per_second)) + " tok/s | mfu " + fixed(100 * m.mfu, 1) +
+         "% | mem " + in_gib(static_cast<double>(m.bytes)) + "/" + fixed(memory_available / (1 << 30), 0) +
+         " GiB | eta " + duration_text(eta_seconds);
+}
+
+class Console {
+ public:
+  /// `active` is false on ranks that stay silent.
+  explicit Console(bool active, int descriptor = STDOUT_FILENO)
+      : active_(active), descriptor_(descriptor), terminal_(active && ::isatty(descriptor)) {
+    const char* no_color = std::getenv("NO_COLOR");
+    color_ = terminal_ && !(no_color && *no_color);
+  }
+  ~Console() { clear_bar(); }
+  Console(const Console&) = delete;
+  Console& operator=(const Console&) = delete;
+
+  bool terminal() const { return terminal_; }
+
+  void line(std::string_view words) {
+    if (!active_) return;
+    clear_bar();
+    put(std::string(words) + "\n");
+  }
+  /// A line that stands out where there is color.
+  void heading(std::string_view words) {
+    line(color_ ? "\033[1m" + std::string(words) + "\033[0m" : std::string(words));
+  }
+
+  /// A step: a line of its own where piped or `keep`; on a terminal the newest stands under the bar.
+  void step(const std::string& words, double done, bool keep) {
+    if (!active_) return;
+    if (!terminal_) {
+      if (keep) put(words + "\n");
+      return;
+    }
+    clear_bar();
+    if (keep) put(words + "\n");
+    constexpr int cells = 40;
+    const int full = static_cast<int>(done * cells);
+    std::string bar = "[";
+    for (int i = 0; i < cells; ++i) bar += i < full ? '=' : i == full ? '>' : ' ';
+    put((color_ ? "\033[36m" : "") + bar + "]" + (color_ ? "\033[0m " : " ") + fixed(100 * done, 0) + "% " +
+        (keep ? "" : words));
+    bar_ = true;
+  }
+
+ private:
+  void clear_bar() {
+    if (std::exchange(bar_, false)) put("\r\033[K");
+  }
+  /// A reader that went away (EPIPE) silences the console; the training goes on.
+  void put(std::string_view bytes) {
+    while (active_ && !bytes.empty()) {
+      const auto written = ::write(descriptor_, bytes.data(), bytes.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) active_ = false;
+      if (written > 0) bytes.remove_prefix(static_cast<std::size_t>(written));
+    }
+  }
+
+  bool active_;
+  int descriptor_;
+  bool terminal_, color_ = false, bar_ = false;
+};
+
+/// The steps of a run on the console: about fifty lines of them are kept, the first and the last among them.
+class Progress {
+ public:
+  /// Steps (first, steps] are to come, in `memory` bytes.
+  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory())
+      : console_(console), first_(first), steps_(steps), memory_(memory) {}
+
+  void show(const StepMetrics& m) {
+    const double left =
+        (steady_seconds() - begin_) / static_cast<double>(m.step - first_) * static_cast<double>(steps_ - m.step);
+    const bool keep = m.step % std::max<std::int64_t>(1, steps_ / 50) == 0 || m.step == first_ + 1 || m.step == steps_;
+    console_.step(step_line(m, steps_, memory_, left),
+                  static_cast<double>(m.step) / static_cast<double>(steps_), keep);
+    if (m.validation_loss >= 0) console_.line("validation loss " + fixed(m.validation_loss, 4));
+  }
+
+ private:
+  Console& console_;
+  std::int64_t first_, steps_;
+  double memory_;
+  double begin_ = steady_seconds();
+};
+
+}  // namespace zeropp

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// What of a sharded model depends on neither its layers nor its stage: communicators, units, and when what is sent. It
+// is what optimizers and checkpoints work on; `Sharded` adds the passes.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <zeropp/comm/on_device.hpp>
+#include <zeropp/parallel/batch.hpp>
+#include <zeropp/parallel/context/context_parallel.hpp>
+#include <zeropp/parallel/sharding/model_comms.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
+#include <zeropp/parallel/sharding/sharded_options.hpp>
+#include <zeropp/parallel/sharding/step_count.hpp>
+#include <zeropp/parallel/sharding/units.hpp>
+
+namespace zeropp {
+
+template <Precision P, Device D>
+class ShardedState {
+ public:
+  using Device = D;
+  using Precision = P;
+  using Gradient = typename P::Gradient;
+
+  ShardedState(const ShardedState&) = delete;
+  ShardedState& operator=(const ShardedState&) = delete;
+
+  Stage stage() const { return stage_; }
+  const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
+  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, part_.comm()}; }
+  D& device() { return device_; }
+  Recorder* recorder() const { return world_.recorder(); }  ///< of its passes: its ranks' communicator's; or null
+  const ShardedOptions& options() const { return options_; }
+  const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
+  std::deque<Unit<P, D>>& units() { return units_.all(); }
+  /// Parameters by name, tied ones left out.
+  const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
+  /// The parameters of the whole model over all ranks, in the order of its forward; tied ones are left out.
+  const std::vector<ModelParameter>& model_parameters() const { return model_parameters_; }
+  std::int64_t parameters() const { return count_of(model_parameters_); }  ///< the Ψ of the ZeRO paper
+  /// Of a model that a pipeline cuts: its parameters with the tied ones, which Parameter::order counts; otherwise 0.
+  int parameters_in_order() const { return parameters_in_order_; }
+
+  /// Optimizer steps done: enters dropout and schedules. Waits for the norm of the last one.
+  std::int64_t step() const { return steps_.done(); }
+  void set_step(std::int64_t step) { steps_.set(step); }
+  /// An optimizer's step was enqueued, which counts if `clip` is finite.
+  void add_step(const ClipResult& clip) { steps_.add(clip); }
+
+  /// This rank's positions of a batch: what forward takes where context ranks share sequences.
+  Batch part_of(const Batch& whole) { return zeropp::part_of(device_, whole, part_); }
+
+  /// After the last micro-batch: gradients over update() of all units are then sums over ranks, of a loss multiplied by
+  /// `loss_scale`. A collective.
+  void finish_gradients(float loss_scale = 1) {
+    loss_scale_ = loss_scale;
+    reducer_.flush();
+    units_.join_ties(pipeline_);
+    if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
+    if (stage_ == Stage::none) units_.gradients_due();
+  }
+  float loss_scale() const { return loss_scale_; }  ///< what the gradients of the last pass are multiplied by
+  /// Sends what of them other ranks need, a unit after the other: before an optimizer reads them. A collective.
+  void publish_gradients() {
+    for (auto& unit : units()) unit.publish_gradients();
+  }
+  /// To be called when the weights over update() have changed on every rank. A collective.
+  void publish_weights() {
+    for (std::size_t i = 0; i < units().size(); ++i) publish_unit(i);
+    publish_others();
+  }
+  /// The same in parts: of a unit that has changed, which on GPUs is sent while others do; and in the end the rest.
+  void publish_unit(std::size_t i) { units_.publish_unit(i); }
+  void publish_others() { units_.publish_others(pipeline_); }
+
+  /// Runs `body` as a program of the pool; after an exception nothing stays gathered or half reduced.
+  template <class Body>
+  auto guarded(const std::string& name, Body body) {
+    try {
+      Pool::Program program(device_.pool(), name);
+      if (device_.pool().recording()) units_.settle();  // what records gives memory back: see NcclBackend::collective
+      auto result = body();
+      program.finish();
+      return result;
+    } catch (...) {
+      reducer_.drop();
+      units_.abandon();
+      throw;
+    }
+  }
+
+ protected:
+  /// Takes no memory yet: who derives compares the ranks' models, then calls find_units.
+  ShardedState(const ModelComms& comms, D& device, Stage stage, const ShardedOptions& options)
+      : world_(comms.world),
+        comm_(on_device(comms.sharding, device)),
+        tensor_(on_device(comms.tensor, device)),
+        pipeline_(on_device(comms.pipeline, device)),
+        part_(on_device(comms.context, device), options.context_attention),
+        device_(device),
+        stage_(stage),
+        options_(options),
+        units_(comm_, device, stage),
+        reducer_(comm_, {.bucket_bytes = options.bucket_bytes}) {}
+
+  ~ShardedState() = default;
+
+  /// Takes memory for the rank's part of the state of `layer`, which must stay where it is, and draws the first
+  /// weights.
+  template <class L>
+  void find_units(L& layer, std::vector<ModelParameter> of_model, int in_order) {
+    model_parameters_ = std::move(of_model);
+    parameters_in_order_ = in_order;
+    units_.find(layer);
+    units_.initialise(options_.seed, pipeline_);
+  }
+
+  Comm world_, comm_, tensor_, pipeline_;
+  ContextPart part_;
+  D& device_;
+  Stage stage_;
+  ShardedOptions options_;
+  Units<P, D> units_;
+  BucketedReducer<Gradient> reducer_;
+  StepCount steps_;
+  std::vector<ModelParameter> model_parameters_;
+  int parameters_in_order_ = 0;
+  float loss_scale_ = 1;
+};
+
+}  // namespace zeropp
