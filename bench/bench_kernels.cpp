@@ -90,13 +90,13 @@ struct Attention {
   std::vector<T> qkv, out, dout, dqkv;
   std::vector<compute_t<T>> lse;
 
-  explicit Attention(std::int64_t context)
-      : shape{1, context, 12, 12, 64},
-        qkv(noise<T>(context * 3 * width, 1)),
-        out(static_cast<std::size_t>(context * width)),
-        dout(noise<T>(context * width, 2)),
+  explicit Attention(std::int64_t sequence)
+      : shape{1, sequence, 12, 12, 64},
+        qkv(noise<T>(sequence * 3 * width, 1)),
+        out(static_cast<std::size_t>(sequence * width)),
+        dout(noise<T>(sequence * width, 2)),
         dqkv(qkv.size()),
-        lse(static_cast<std::size_t>(12 * context)) {}
+        lse(static_cast<std::size_t>(12 * sequence)) {}
 
   HeadsView<const T> of(const std::vector<T>& packed, int which) const {
     return {packed.data() + which * width, 3 * width};
@@ -112,7 +112,7 @@ struct Attention {
                                       {dout.data(), width}, of(dqkv, 0), of(dqkv, 1), of(dqkv, 2));
   }
   /// Of one product of a head's scores, all heads, below the diagonal.
-  double product() const { return 12.0 * 64 * static_cast<double>(shape.context) * static_cast<double>(shape.context); }
+  double product() const { return 12.0 * 64 * static_cast<double>(shape.sequence) * static_cast<double>(shape.sequence); }
 };
 
 template <class T>

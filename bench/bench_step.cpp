@@ -2,7 +2,7 @@
 // One training step, measured: the overhead of each stage over stage 0, and a GPT-2 step against the GEMM rate of the
 // same run. A table on standard output; one JSON object a line in the file given with --json.
 //
-//   bench_step [--model small|124M] [--ranks N] [--batch B] [--context T] [--steps N] [--json FILE]
+//   bench_step [--model small|124M] [--ranks N] [--batch B] [--sequence T] [--steps N] [--json FILE]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +20,7 @@ namespace {
 struct Settings {
   std::string model = "small", json;
   int ranks = 2, steps = 5;
-  std::int64_t batch = 4, context = 256, vocabulary = 512, width = 256, heads = 4, layers = 4;
+  std::int64_t batch = 4, sequence = 256, vocabulary = 512, width = 256, heads = 4, layers = 4;
 };
 
 struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<LayerNorm, Mlp>> {
@@ -31,7 +31,7 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<Lay
 };
 struct Gpt : Sequential<GptEmbedding, Repeat<Block>, LayerNorm, LmHead> {
   explicit Gpt(const Settings& s)
-      : Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .context = s.context, .width = s.width}},
+      : Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .sequence = s.sequence, .width = s.width}},
                    {},
                    LayerNorm{"ln_f", s.width},
                    LmHead{"lm_head", s.vocabulary, s.width, {.tied_to = "wte.weight"}}} {
@@ -47,7 +47,7 @@ struct Engine {
         adam{model},
         batch{Batch::on(
             device, part_begin(s.batch, comm.rank() + 1, comm.size()) - part_begin(s.batch, comm.rank(), comm.size()),
-            s.context)} {
+            s.sequence)} {
     for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
       batch.tokens.data()[i] = static_cast<std::int32_t>(i * 7919 % s.vocabulary);
       batch.labels.data()[i] = static_cast<std::int32_t>(i * 104729 % s.vocabulary);
@@ -114,8 +114,8 @@ Settings parse(int argc, char** argv) {
       s.ranks = std::atoi(value.c_str());
     else if (flag == "--batch")
       s.batch = std::atoll(value.c_str());
-    else if (flag == "--context")
-      s.context = std::atoll(value.c_str());
+    else if (flag == "--sequence")
+      s.sequence = std::atoll(value.c_str());
     else if (flag == "--steps")
       s.steps = std::atoi(value.c_str());
     else if (flag == "--json")
@@ -144,16 +144,16 @@ int main(int argc, char** argv) {
   return launch(LaunchOptions{.ranks = s.ranks}, [&](World& world) {
     std::int64_t parameters = 0;
     Cpu device;
-    const double rate = gemm_rate(world.comm, device, s.batch * s.context / world.size, s.width, 20);
+    const double rate = gemm_rate(world.comm, device, s.batch * s.sequence / world.size, s.width, 20);
     const auto rows = s.model == "124M" ? std::vector{measure<Stage::gradients>(world.comm, s, "stage 2", parameters)}
                                         : compare_stages(world.comm, s, parameters);
     if (world.rank != 0) return;
-    const double tokens = static_cast<double>(s.batch * s.context);
+    const double tokens = static_cast<double>(s.batch * s.sequence);
     const double flops =
-        tokens * (6.0 * static_cast<double>(parameters) + 6.0 * static_cast<double>(s.layers * s.width * s.context));
+        tokens * (6.0 * static_cast<double>(parameters) + 6.0 * static_cast<double>(s.layers * s.width * s.sequence));
     std::printf("GPT %s, %.1f M parameters, B %lld T %lld, %d thread ranks; products in the same run: %.1f GFLOP/s\n",
                 s.model.c_str(), static_cast<double>(parameters) / 1e6, static_cast<long long>(s.batch),
-                static_cast<long long>(s.context), world.size, rate / 1e9);
+                static_cast<long long>(s.sequence), world.size, rate / 1e9);
     std::printf("%-8s %10s %12s %14s %10s %12s\n", "", "ms/step", "tokens/s", "of GEMM rate", "/ stage 0",
                 "MiB a rank");
     std::ofstream json(s.json.empty() ? "/dev/null" : s.json, std::ios::app);
@@ -162,7 +162,7 @@ int main(int argc, char** argv) {
                   tokens / row.seconds, 100 * flops / row.seconds / rate, row.seconds / rows[0].seconds,
                   static_cast<double>(row.planned) / (1 << 20));
       json << text("{\"model\":\"", s.model, "\",\"name\":\"", row.name, "\",\"ranks\":", world.size,
-                   ",\"batch\":", s.batch, ",\"context\":", s.context, ",\"seconds\":", row.seconds,
+                   ",\"batch\":", s.batch, ",\"sequence\":", s.sequence, ",\"seconds\":", row.seconds,
                    ",\"gemm_flops\":", rate, ",\"fraction_of_gemm\":", flops / row.seconds / rate,
                    ",\"over_first\":", row.seconds / rows[0].seconds, ",\"bytes\":", row.planned, "}\n");
     }

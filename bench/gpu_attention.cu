@@ -108,7 +108,7 @@ struct Contender {
 
 void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
   const auto width = (s.heads + 2 * s.kv_heads) * s.head_size, heads = s.heads * s.head_size;
-  const auto rows = s.batch * s.context;
+  const auto rows = s.batch * s.sequence;
   std::vector<Set> sets;
   const auto count =
       std::max<std::int64_t>(2, ceil_div(static_cast<std::int64_t>(2 * gpu.properties().l2_cache), rows * width * 2));
@@ -116,9 +116,9 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
     sets.push_back({random_tensor(gpu, rows * width, 10 + static_cast<std::uint64_t>(i)),
                     random_tensor(gpu, rows * heads, 20), random_tensor(gpu, rows * heads, 30),
                     random_tensor(gpu, rows * width, 40),
-                    Tensor<float, 1>(gpu.pool(), {s.batch * s.heads * s.context})});
-  const double half = static_cast<double>(s.batch * s.heads) * static_cast<double>(s.context) *
-                      (static_cast<double>(s.context) + 1) / 2 * static_cast<double>(s.head_size);
+                    Tensor<float, 1>(gpu.pool(), {s.batch * s.heads * s.sequence})});
+  const double half = static_cast<double>(s.batch * s.heads) * static_cast<double>(s.sequence) *
+                      (static_cast<double>(s.sequence) + 1) / 2 * static_cast<double>(s.head_size);
   auto& attention = gpu.companion<CudaAttention>();
   for (const auto& contender : {Contender{"cuDNN, deterministic", AttentionBackend::cudnn, true},
                                 Contender{"cuDNN, not deterministic", AttentionBackend::cudnn, false},
@@ -154,7 +154,7 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
       const double backward_ms = median_ms(gpu, backward);
       const double forward_rate = 2 * 2 * half / forward_ms * 1e-9, backward_rate = 5 * 2 * half / backward_ms * 1e-9;
       std::printf("%4lld %5lld %3lld %3lld %4lld  %-25s %8.3f %7.0f %6.2f   %8.3f %7.0f %6.2f",
-                  static_cast<long long>(s.batch), static_cast<long long>(s.context), static_cast<long long>(s.heads),
+                  static_cast<long long>(s.batch), static_cast<long long>(s.sequence), static_cast<long long>(s.heads),
                   static_cast<long long>(s.kv_heads), static_cast<long long>(s.head_size), contender.name.c_str(),
                   forward_ms, forward_rate, forward_rate / ceiling, backward_ms, backward_rate,
                   backward_rate / ceiling);
@@ -180,7 +180,7 @@ void measure(Cuda& gpu, const AttentionShape& s, double ceiling) {
       std::printf("\n");
     } catch (const Error& e) {
       std::printf("%4lld %5lld %3lld %3lld %4lld  %-25s %s\n", static_cast<long long>(s.batch),
-                  static_cast<long long>(s.context), static_cast<long long>(s.heads),
+                  static_cast<long long>(s.sequence), static_cast<long long>(s.heads),
                   static_cast<long long>(s.kv_heads), static_cast<long long>(s.head_size), contender.name.c_str(),
                   e.what());
     }
@@ -194,13 +194,13 @@ class Variants {
  public:
   Variants(Cuda& gpu, const AttentionShape& s)
       : gpu_(gpu), s_(s), width_((s.heads + 2 * s.kv_heads) * D), heads_(s.heads * D) {
-    const auto rows = s.batch * s.context;
+    const auto rows = s.batch * s.sequence;
     qkv_ = random_tensor(gpu, rows * width_, 1), dqkv_ = random_tensor(gpu, rows * width_, 2);
     out_ = random_tensor(gpu, rows * heads_, 3), dout_ = random_tensor(gpu, rows * heads_, 4);
     lse_ = Tensor<float, 1>(gpu.pool(), {rows * s.heads}), rows_ = Tensor<float, 1>(gpu.pool(), {2 * rows * s.heads});
     bf16 *const x = qkv_.data(), *const d = dqkv_.data();
     const auto key_at = heads_, value_at = heads_ + s.kv_heads * D;
-    const auto of_packed = s.context * width_, of_output = s.context * heads_;
+    const auto of_packed = s.sequence * width_, of_output = s.sequence * heads_;
     call_ = {.s = s,
              .q = {x, width_, of_packed},
              .k = {x + key_at, width_, of_packed},
@@ -214,7 +214,7 @@ class Variants {
              .dk = {d + key_at, width_, of_packed},
              .dv = {d + value_at, width_, of_packed}};
     std::printf("\n%lld x %lld, %lld heads (%lld of keys) of %d\n", static_cast<long long>(s.batch),
-                static_cast<long long>(s.context), static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
+                static_cast<long long>(s.sequence), static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
                 D);
   }
 
@@ -230,7 +230,7 @@ class Variants {
   void keys() {
     (time("dk, dv", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 4,
           [&] {
-            run(kernels::detail::attention_backward_keys<Tiles, bf16>, s_.kv_heads * ceil_div(s_.context, Tiles::keys),
+            run(kernels::detail::attention_backward_keys<Tiles, bf16>, s_.kv_heads * ceil_div(s_.sequence, Tiles::keys),
                 Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
@@ -240,7 +240,7 @@ class Variants {
     (time("dq", Tiles::queries, Tiles::keys, Tiles::warps, Tiles::blocks, 3,
           [&] {
             run(kernels::detail::attention_backward_queries<Tiles, bf16>,
-                s_.heads * ceil_div(s_.context, Tiles::queries), Tiles::threads, Tiles::shared_bytes);
+                s_.heads * ceil_div(s_.sequence, Tiles::queries), Tiles::threads, Tiles::shared_bytes);
           }),
      ...);
   }
@@ -278,7 +278,7 @@ class Variants {
     try {
       const double ms = median_ms(gpu_, [&](int) { f(); });
       const double half =
-          static_cast<double>(s_.batch * s_.heads * s_.context) * (static_cast<double>(s_.context) + 1) / 2 * D;
+          static_cast<double>(s_.batch * s_.heads * s_.sequence) * (static_cast<double>(s_.sequence) + 1) / 2 * D;
       std::printf("%-8s %3d queries x %3d keys, %d warps, %d blocks: %8.3f ms %6.0f TFLOP/s\n", name, queries, keys,
                   warps, blocks, ms, products * 2 * half / ms * 1e-9);
     } catch (const Error& e) {

@@ -206,11 +206,11 @@ void norms(Cuda& gpu, std::int64_t n, std::int64_t width) {
 }
 
 void embeddings(Cuda& gpu, std::int64_t n, std::int64_t width) {
-  constexpr std::int64_t vocabulary = 50304, context = 1024;
+  constexpr std::int64_t vocabulary = 50304, sequence = 1024;
   const auto size = n * width;
   const Rotating<bf16> y(gpu, size, 1);
-  const auto table = random_tensor<bf16>(gpu, vocabulary * width), places = random_tensor<bf16>(gpu, context * width);
-  const auto dplaces = random_tensor<bf16>(gpu, context * width);
+  const auto table = random_tensor<bf16>(gpu, vocabulary * width), places = random_tensor<bf16>(gpu, sequence * width);
+  const auto dplaces = random_tensor<bf16>(gpu, sequence * width);
   const Random random(7, RandomPurpose::test);
   for (const bool often : {true, false}) {
     std::vector<std::int32_t> host(static_cast<std::size_t>(n));
@@ -228,17 +228,17 @@ void embeddings(Cuda& gpu, std::int64_t n, std::int64_t width) {
       row(gpu, "check tokens " + std::to_string(n), 4.0 * static_cast<double>(n),
           [&](int) { kernels::check_tokens(gpu, all, 50257); });
     row(gpu, "embedding" + shape, 3 * b, [&](int i) {
-      kernels::embedding_forward(gpu, all, table.data(), 50257, places.data(), context, y.at(i), width);
+      kernels::embedding_forward(gpu, all, table.data(), 50257, places.data(), sequence, y.at(i), width);
     });
     row(gpu, "embedding backward, bf16" + shape, 4 * b,
-        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), table.data(), dplaces.data(), context, width); });
+        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), table.data(), dplaces.data(), sequence, width); });
     const auto sums = random_tensor<float>(gpu, vocabulary * width),
-               place_sums = random_tensor<float>(gpu, context * width);
+               place_sums = random_tensor<float>(gpu, sequence * width);
     row(gpu, "embedding backward, float" + shape, 6 * b,
-        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), sums.data(), place_sums.data(), context, width); });
+        [&](int i) { kernels::embedding_backward(gpu, all, y.at(i), sums.data(), place_sums.data(), sequence, width); });
   }
   row(gpu, "add rows " + std::to_string(n) + " x " + std::to_string(width), 4.0 * static_cast<double>(size),
-      [&](int i) { kernels::add_rows(gpu, places.data(), context, y.at(i), n, width); });
+      [&](int i) { kernels::add_rows(gpu, places.data(), sequence, y.at(i), n, width); });
 }
 
 }  // namespace

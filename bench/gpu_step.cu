@@ -37,7 +37,7 @@ namespace {
 
 struct Settings {
   std::string model = "124M", tokens, curve, weights, save_weights, trace;
-  std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, context = 1024;
+  std::int64_t layers = 12, heads = 12, width = 768, vocabulary = 50304, sequence = 1024;
   std::int64_t batch = 8, accumulate = 1, recompute_blocks = 0;
   std::optional<int> prefetch;
   int steps = 20, warmup = 4, warmup_rate = 0, stage = 0;
@@ -55,7 +55,7 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention>, Residual<Lay
 };
 struct Gpt : Sequential<GptEmbedding, Repeat<Recompute<Block>>, LayerNorm, LmHead> {
   explicit Gpt(const Settings& s)
-      : Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .context = s.context, .width = s.width}},
+      : Sequential{GptEmbedding{{.vocabulary = s.vocabulary, .sequence = s.sequence, .width = s.width}},
                    {},
                    LayerNorm{"ln_f", s.width},
                    LmHead{"lm_head", s.vocabulary, s.width, {.tied_to = "wte.weight"}}} {
@@ -81,8 +81,8 @@ void run(const Settings& s, const World& world) {
   if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
   const auto rows = s.batch * s.accumulate;
-  auto batch = Batch::on(gpu, rows, s.context);
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows * s.context)), labels(tokens.size());
+  auto batch = Batch::on(gpu, rows, s.sequence);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows * s.sequence)), labels(tokens.size());
   const Random random(1, RandomPurpose::data, static_cast<std::uint64_t>(world.rank));
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     tokens[i] = static_cast<std::int32_t>(random.bits(2 * i) % 50257);
@@ -146,9 +146,9 @@ void run(const Settings& s, const World& world) {
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double step_tokens = static_cast<double>(rows * s.context) * world.size;
+  const double step_tokens = static_cast<double>(rows * s.sequence) * world.size;
   const double flops = 6.0 * static_cast<double>(model.parameters()) +
-                       6.0 * static_cast<double>(s.layers * s.context * s.width);  // a token, causal half counted
+                       6.0 * static_cast<double>(s.layers * s.sequence * s.width);  // a token, causal half counted
   if (world.rank == 0)
     std::printf(
         "{\"program\": \"zeropp\", \"gpu\": \"%s\", \"gpus\": %d, \"model\": \"%s\", \"stage\": %d, \"precision\": "
@@ -182,7 +182,7 @@ int main(int argc, char** argv) {
     }
     if (flag == "--batch") s.batch = number(i);
     if (flag == "--accumulate") s.accumulate = number(i);
-    if (flag == "--context") s.context = number(i);
+    if (flag == "--sequence") s.sequence = number(i);
     if (flag == "--steps") s.steps = static_cast<int>(number(i));
     if (flag == "--warmup") s.warmup = static_cast<int>(number(i));
     if (flag == "--prefetch") s.prefetch = static_cast<int>(number(i));

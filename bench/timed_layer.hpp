@@ -82,7 +82,7 @@ inline SimulatedStep timed_step(PipelineKind kind, int stages, std::int64_t micr
                               .ranks = stages,
                               .mesh = {.pipeline = stages},
                               .rows = micro_batches,
-                              .context = 4,
+                              .sequence = 4,
                               .micro_batches = micro_batches};
   return simulate<Stage::none, Fp32>(
       simulation, [&](const Mesh& mesh) { return TimedModel::stage(mesh.pipeline(), kind, chunks, blocks, times); },

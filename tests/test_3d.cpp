@@ -64,14 +64,14 @@ TEST_CASE("each mesh of up to eight ranks: the same bytes at every stage, and th
 TEST_CASE("a pipeline of tensor-parallel stages has the bytes of tensor-parallel ranks without one") {
   const auto o = mesh_options();
   for (bool sequence : {false, true}) {
-    const auto flat = steps_of<Plain>(Stage::gradients, {.data = 2, .tensor = 2, .sequence = sequence}, o);
+    const auto flat = steps_of<Plain>(Stage::gradients, {.data = 2, .tensor = 2, .sequence_parallel = sequence}, o);
     for (auto [kind, chunks] : {std::pair{PipelineKind::gpipe, 1},
                                 {PipelineKind::interleaved, 2},
                                 {PipelineKind::zb_h1, 1},
                                 {PipelineKind::zb_v, 2}})
       CHECK(steps_of<Recomputed>(
                 Stage::parameters,
-                {.data = 2, .tensor = 2, .pipeline = 2, .sequence = sequence, .schedule = kind, .chunks = chunks},
+                {.data = 2, .tensor = 2, .pipeline = 2, .sequence_parallel = sequence, .schedule = kind, .chunks = chunks},
                 o) == flat);
   }
 }
@@ -86,7 +86,7 @@ TEST_CASE("in double, tensor ranks agree with one to 1e-12, with and without a s
         CAPTURE(sequence);
         CAPTURE(pipeline);
         CHECK(apart(steps_of<Plain, Fp64>(Stage::parameters,
-                                          {.tensor = tensor, .pipeline = pipeline, .sequence = sequence}, o),
+                                          {.tensor = tensor, .pipeline = pipeline, .sequence_parallel = sequence}, o),
                     one) < 1e-12);
       }
 }
@@ -94,13 +94,13 @@ TEST_CASE("in double, tensor ranks agree with one to 1e-12, with and without a s
 namespace {
 RunOptions context_options(int steps = 4) {
   auto o = mesh_options();
-  o.config.context = 16;  // eight chunks
+  o.config.sequence = 16;  // eight chunks
   o.steps = steps;
   return o;
 }
 std::string describe(const Layout& l) {
   return text(zeropp::name_of(l.attention), " ", l.context, " context ", l.data, " data ", l.tensor, " tensor ",
-              l.pipeline, " pipeline ", l.sequence ? "shared sequence" : "");
+              l.pipeline, " pipeline ", l.sequence_parallel ? "shared sequence" : "");
 }
 }  // namespace
 
@@ -145,10 +145,10 @@ TEST_CASE("in double, context ranks agree with one to 1e-12; in float over 20 st
   const auto one_longer = steps_of<Plain>(Stage::none, {}, longer);
   constexpr auto ring = ContextAttention::ring;
   for (const auto& layout :
-       {Layout{.context = 2}, Layout{.context = 4}, Layout{.data = 2, .tensor = 2, .sequence = true, .context = 2},
+       {Layout{.context = 2}, Layout{.context = 4}, Layout{.data = 2, .tensor = 2, .sequence_parallel = true, .context = 2},
         Layout{.context = 2, .attention = ring}, Layout{.context = 4, .attention = ring},
         Layout{.context = 8, .attention = ring},
-        Layout{.tensor = 2, .pipeline = 2, .sequence = true, .context = 2, .attention = ring}}) {
+        Layout{.tensor = 2, .pipeline = 2, .sequence_parallel = true, .context = 2, .attention = ring}}) {
     CAPTURE(describe(layout));
     CHECK(apart(steps_of<Plain, Fp64>(Stage::parameters, layout, o), one) < 1e-12);
     CHECK(apart(steps_of<Recomputed>(Stage::gradients, layout, longer), one_longer) < 1e-5);
@@ -162,7 +162,7 @@ TEST_CASE("sixteen ranks: 2 context x 2 data x 2 tensor x 2 pipeline, stage 3, r
     const Layout layout{.data = 2,
                         .tensor = 2,
                         .pipeline = 2,
-                        .sequence = true,
+                        .sequence_parallel = true,
                         .schedule = PipelineKind::zb_v,
                         .chunks = 2,
                         .context = 2,

@@ -162,7 +162,7 @@ TEST_CASE("a clip in the device's memory counts as the factor it holds; where it
   Cpu cpu;
   const auto g = normals(n, 3);
   Buffers given(n), read(n);
-  const Clip clip{.norm = 3, .factor = 0.37f}, broken{.finite = false};
+  const GradientNorm clip{.norm = 3, .factor = 0.37f}, broken{.finite = false};
   auto s = step_of(1, 0.1f, 0.25f * 0.37f);
   given.step(cpu, g, s, 0, n);
   s.gradient_scale = 0.25f;
@@ -178,13 +178,13 @@ TEST_CASE("a clip in the device's memory counts as the factor it holds; where it
 }
 
 TEST_CASE("a norm above the limit is clipped to it, as PyTorch does; NaN and infinity are not finite") {
-  CHECK(Clip::of(2, 1).factor == static_cast<float>(1 / (2 + 1e-6)));
-  CHECK(Clip::of(0.5, 1).factor == 1);
-  CHECK(Clip::of(2, 0).factor == 1);
-  CHECK(Clip::of(2, 1).finite);
+  CHECK(GradientNorm::of(2, 1).factor == static_cast<float>(1 / (2 + 1e-6)));
+  CHECK(GradientNorm::of(0.5, 1).factor == 1);
+  CHECK(GradientNorm::of(2, 0).factor == 1);
+  CHECK(GradientNorm::of(2, 1).finite);
   for (const double bad : {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
-    CHECK(!Clip::of(bad, 1).finite);
-    CHECK(Clip::of(bad, 1).factor == 1);
+    CHECK(!GradientNorm::of(bad, 1).finite);
+    CHECK(GradientNorm::of(bad, 1).factor == 1);
   }
 }
 

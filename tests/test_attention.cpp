@@ -48,9 +48,9 @@ struct Case {
         out(static_cast<std::size_t>(rows() * heads_width())),
         dout(numbers<T>(rows() * heads_width(), 2)),
         dqkv(qkv.size()),
-        lse(static_cast<std::size_t>(s.batch * s.heads * s.context)) {}
+        lse(static_cast<std::size_t>(s.batch * s.heads * s.sequence)) {}
 
-  std::int64_t rows() const { return s.batch * s.context; }
+  std::int64_t rows() const { return s.batch * s.sequence; }
   std::int64_t heads_width() const { return s.heads * s.head_size; }
   std::int64_t width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
   std::int64_t key_at() const { return heads_width(); }
@@ -81,14 +81,14 @@ struct Reference {
     const auto& s = c.s;
     const auto size = s.head_size, group = s.heads / s.kv_heads;
     const double scale = 1 / std::sqrt(static_cast<double>(size));
-    std::vector<double> p(static_cast<std::size_t>(s.context));
+    std::vector<double> p(static_cast<std::size_t>(s.sequence));
     for (std::int64_t b = 0; b < s.batch; ++b)
       for (std::int64_t h = 0; h < s.heads; ++h)
-        for (std::int64_t t = 0; t < s.context; ++t) {
-          const auto q = (b * s.context + t) * c.width() + h * size,
-                     o = (b * s.context + t) * c.heads_width() + h * size;
-          auto key = [&](std::int64_t j) { return (b * s.context + j) * c.width() + c.key_at() + h / group * size; };
-          auto val = [&](std::int64_t j) { return (b * s.context + j) * c.width() + c.value_at() + h / group * size; };
+        for (std::int64_t t = 0; t < s.sequence; ++t) {
+          const auto q = (b * s.sequence + t) * c.width() + h * size,
+                     o = (b * s.sequence + t) * c.heads_width() + h * size;
+          auto key = [&](std::int64_t j) { return (b * s.sequence + j) * c.width() + c.key_at() + h / group * size; };
+          auto val = [&](std::int64_t j) { return (b * s.sequence + j) * c.width() + c.value_at() + h / group * size; };
           auto in = [&](std::int64_t at) { return value(c.qkv[static_cast<std::size_t>(at)]); };
           auto d = [&](std::int64_t at) -> double& { return dqkv[static_cast<std::size_t>(at)]; };
           double highest = -INFINITY, sum = 0, delta = 0;
@@ -99,7 +99,7 @@ struct Reference {
             highest = std::max(highest, score);
           }
           for (std::int64_t j = 0; j <= t; ++j) sum += std::exp(p[static_cast<std::size_t>(j)] - highest);
-          lse[static_cast<std::size_t>((b * s.heads + h) * s.context + t)] = highest + std::log(sum);
+          lse[static_cast<std::size_t>((b * s.heads + h) * s.sequence + t)] = highest + std::log(sum);
           for (std::int64_t j = 0; j <= t; ++j) {
             auto& pj = p[static_cast<std::size_t>(j)];
             pj = std::exp(pj - highest) / sum;
@@ -141,7 +141,7 @@ std::string bytes(const std::vector<T>& v) {
 
 template <class T>
 void against_reference(AttentionShape s, float size = 1) {
-  INFO(text(s.batch, " sequences of ", s.context, ", ", s.heads, " heads over ", s.kv_heads, " of ", s.head_size));
+  INFO(text(s.batch, " sequences of ", s.sequence, ", ", s.heads, " heads over ", s.kv_heads, " of ", s.head_size));
   const double tolerance = std::is_same_v<T, double>  ? 1e-13
                            : std::is_same_v<T, float> ? 2e-5
                            : std::is_same_v<T, f16>   ? 0x1p-11
@@ -158,8 +158,8 @@ void against_reference(AttentionShape s, float size = 1) {
 
 template <class T>
 void over_shapes() {
-  for (std::int64_t context : {1, 2, 3, 17, 47, 48, 49, 64, 65, 95, 97, 130, 193})
-    for (std::int64_t head_size : {1, 3, 16, 64, 65}) against_reference<T>({1, context, 1, 1, head_size});
+  for (std::int64_t sequence : {1, 2, 3, 17, 47, 48, 49, 64, 65, 95, 97, 130, 193})
+    for (std::int64_t head_size : {1, 3, 16, 64, 65}) against_reference<T>({1, sequence, 1, 1, head_size});
   against_reference<T>({2, 33, 4, 4, 8});
   against_reference<T>({2, 70, 6, 2, 20});
   against_reference<T>({3, 50, 5, 1, 80});
@@ -232,10 +232,10 @@ TEST_CASE("the bits do not depend on threads, on alignment, or on the other sequ
     }
     // the second sequence alone, one element further on
     const auto s = one.s;
-    Case<T> alone({1, s.context, s.heads, s.kv_heads, s.head_size});
+    Case<T> alone({1, s.sequence, s.heads, s.kv_heads, s.head_size});
     auto shifted = [&](const std::vector<T>& all, std::int64_t width) {
-      std::vector<T> part(static_cast<std::size_t>(s.context * width + 1));
-      std::copy_n(all.begin() + s.context * width, s.context * width, part.begin() + 1);
+      std::vector<T> part(static_cast<std::size_t>(s.sequence * width + 1));
+      std::copy_n(all.begin() + s.sequence * width, s.sequence * width, part.begin() + 1);
       return part;
     };
     auto qkv = shifted(one.qkv, one.width()), dout = shifted(one.dout, one.heads_width());
@@ -269,28 +269,28 @@ TEST_CASE("what comes later in a sequence changes no bit of what came before") {
 }
 
 TEST_CASE("queries and keys in parts: what attention to each part says, joined, is attention to all") {
-  const std::int64_t context = 130, cut = 70, rest = context - cut;
+  const std::int64_t sequence = 130, cut = 70, rest = sequence - cut;
   auto check = [&](auto type, double tolerance) {
     using T = decltype(type);
     using C = compute_t<T>;
-    Case<T> whole({2, context, 4, 2, 24});
+    Case<T> whole({2, sequence, 4, 2, 24});
     Cpu device;
     whole.forward(device);
     whole.backward(device);
     const auto& s = whole.s;
     const auto width = whole.width(), across = whole.heads_width();
     const auto at = [&](const std::vector<T>& v, std::int64_t column, std::int64_t first, std::int64_t stride) {
-      return HeadsView<const T>{v.data() + first * stride + column, stride, context * stride};
+      return HeadsView<const T>{v.data() + first * stride + column, stride, sequence * stride};
     };
     const auto lse_from = [&](std::int64_t first) {
       std::vector<C> part;
       for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
-        part.insert(part.end(), whole.lse.begin() + row * context + first, whole.lse.begin() + (row + 1) * context);
+        part.insert(part.end(), whole.lse.begin() + row * sequence + first, whole.lse.begin() + (row + 1) * sequence);
       return part;
     };
 
     // The later queries, over all keys at once: the place of the first among the keys is the offset.
-    const AttentionShape later{s.batch, rest, s.heads, s.kv_heads, s.head_size, context, cut};
+    const AttentionShape later{s.batch, rest, s.heads, s.kv_heads, s.head_size, sequence, cut};
     std::vector<C> out(static_cast<std::size_t>(s.batch * rest * across)), lse(lse_from(cut).size());
     const HeadsView<C> to{out.data(), across};
     partial_attention_forward<Cpu, T>(device, later, at(whole.qkv, 0, cut, width),
@@ -298,7 +298,7 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
                                       at(whole.qkv, whole.value_at(), 0, width), to, lse.data());
     std::vector<double> expected;
     for (std::int64_t b = 0; b < s.batch; ++b)
-      for (auto i = (b * context + cut) * across; i < (b + 1) * context * across; ++i)
+      for (auto i = (b * sequence + cut) * across; i < (b + 1) * sequence * across; ++i)
         expected.push_back(value(whole.out[static_cast<std::size_t>(i)]));
     const auto expected_lse = lse_from(cut);
     CHECK(apart(out, expected) <= tolerance);
@@ -307,24 +307,24 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
     // The same from two parts of the keys: those before the cut, seen by every query, and those behind it.
     const AttentionShape before{s.batch, rest, s.heads, s.kv_heads, s.head_size, cut, cut - 1},
         own{s.batch, rest, s.heads, s.kv_heads, s.head_size};
-    std::vector<C> joined(static_cast<std::size_t>(s.batch * context * across), C{7}), part(out.size()), part_lse(lse);
-    std::vector<C> joined_lse(static_cast<std::size_t>(s.batch * s.heads * context), C{7});
+    std::vector<C> joined(static_cast<std::size_t>(s.batch * sequence * across), C{7}), part(out.size()), part_lse(lse);
+    std::vector<C> joined_lse(static_cast<std::size_t>(s.batch * s.heads * sequence), C{7});
     partial_attention_forward<Cpu, T>(device, own, at(whole.qkv, 0, cut, width),
                                       at(whole.qkv, whole.key_at(), cut, width),
                                       at(whole.qkv, whole.value_at(), cut, width),
-                                      {joined.data() + cut * across, across, context * across}, part_lse.data());
+                                      {joined.data() + cut * across, across, sequence * across}, part_lse.data());
     for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
-      std::copy_n(part_lse.begin() + row * rest, rest, joined_lse.begin() + row * context + cut);
+      std::copy_n(part_lse.begin() + row * rest, rest, joined_lse.begin() + row * sequence + cut);
     partial_attention_forward<Cpu, T>(
         device, before, at(whole.qkv, 0, cut, width), at(whole.qkv, whole.key_at(), 0, width),
         at(whole.qkv, whole.value_at(), 0, width), {part.data(), across}, part_lse.data());
-    merge_partial_attention(device, before, part.data(), part_lse.data(), joined.data(), joined_lse.data(), context,
+    merge_partial_attention(device, before, part.data(), part_lse.data(), joined.data(), joined_lse.data(), sequence,
                             cut);
     std::vector<C> late;
     for (std::int64_t b = 0; b < s.batch; ++b) {
-      late.insert(late.end(), joined.begin() + (b * context + cut) * across,
-                  joined.begin() + (b + 1) * context * across);
-      CHECK(joined[static_cast<std::size_t>(b * context * across)] == C{7});  // other queries are left alone
+      late.insert(late.end(), joined.begin() + (b * sequence + cut) * across,
+                  joined.begin() + (b + 1) * sequence * across);
+      CHECK(joined[static_cast<std::size_t>(b * sequence * across)] == C{7});  // other queries are left alone
     }
     CHECK(apart(late, expected) <= tolerance);
 
@@ -333,13 +333,13 @@ TEST_CASE("queries and keys in parts: what attention to each part says, joined, 
     const auto add = [&](const AttentionShape& shape, std::int64_t query, std::int64_t key) {
       std::vector<C> d(whole.dqkv.size());
       const auto in = [&](std::int64_t column, std::int64_t first) {
-        return HeadsView<C>{d.data() + first * width + column, width, context * width};
+        return HeadsView<C>{d.data() + first * width + column, width, sequence * width};
       };
       const auto shift = query ? lse_from(query) : whole.lse;
       std::vector<C> compact;
       for (std::int64_t row = 0; row < s.batch * s.heads; ++row)
-        compact.insert(compact.end(), shift.begin() + row * (context - query),
-                       shift.begin() + row * (context - query) + shape.context);
+        compact.insert(compact.end(), shift.begin() + row * (sequence - query),
+                       shift.begin() + row * (sequence - query) + shape.sequence);
       partial_attention_backward<Cpu, T>(
           device, shape, at(whole.qkv, 0, query, width), at(whole.qkv, whole.key_at(), key, width),
           at(whole.qkv, whole.value_at(), key, width), at(whole.out, 0, query, across), compact.data(),
@@ -370,11 +370,11 @@ namespace {
 
 /// What attention of 5 queries in 4 heads over 2 of 8 elements to `keys` says, forward and backward; poison where it
 /// says nothing.
-std::string partial(std::int64_t keys, std::int64_t offset, std::int64_t context = 5) {
-  const AttentionShape s{2, context, 4, 2, 8, keys, offset};
-  const auto q = numbers<float>(2 * context * 32, 1), dout = numbers<float>(2 * context * 32, 2),
+std::string partial(std::int64_t keys, std::int64_t offset, std::int64_t sequence = 5) {
+  const AttentionShape s{2, sequence, 4, 2, 8, keys, offset};
+  const auto q = numbers<float>(2 * sequence * 32, 1), dout = numbers<float>(2 * sequence * 32, 2),
              kv = numbers<float>(2 * keys * 32, 3);
-  std::vector<float> out(q.size(), NAN), lse(static_cast<std::size_t>(2 * 4 * context), NAN), dq(out),
+  std::vector<float> out(q.size(), NAN), lse(static_cast<std::size_t>(2 * 4 * sequence), NAN), dq(out),
       dkv(kv.size(), NAN);
   const HeadsView<const float> k{kv.data(), 32}, v{kv.data() + 16, 32};
   Cpu device;
@@ -419,7 +419,7 @@ TEST_CASE("shapes that are none are refused in a sentence") {
 TEST_CASE("the dry device counts the causal half and touches nothing") {
   Dry dry;
   const AttentionShape s{8, 1024, 12, 12, 64};
-  auto memory = dry.pool().take(std::size_t{1} << 40, Purpose::buffers);
+  auto memory = dry.pool().take_temporary(std::size_t{1} << 40, Purpose::buffers);
   auto* p = reinterpret_cast<float*>(memory.get());
   const HeadsView<float> view{p, 3 * 768};
   const HeadsView<const float> in{p, 3 * 768};

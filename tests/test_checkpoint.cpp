@@ -118,7 +118,7 @@ void gpt_resumes(const std::string& folder, int ranks) {
     std::string bytes[3];
     const auto go = [&](int run, auto& model, auto& state, auto& adam) {
       Checkpoints store{comm, folder, {.naming = Naming::gpt2()}};
-      auto batch = Batch::on(model.device(), 2, config.context);
+      auto batch = Batch::on(model.device(), 2, config.sequence);
       batch.first_sample = 2 * comm.rank();
       auto put = [&](const auto& value) { bytes[run].append(reinterpret_cast<const char*>(&value), sizeof value); };
       std::int64_t first = 0;
@@ -142,7 +142,7 @@ void gpt_resumes(const std::string& folder, int ranks) {
         if (run == 0 && step == 2) store.save(state, adam, {.step = 3});
       }
       put(model.evaluate(batch).mean());
-      for (auto token : sample(model, {1, 2}, 5, config.context, config.vocabulary)) put(token);
+      for (auto token : sample(model, {1, 2}, 5, config.sequence, config.vocabulary)) put(token);
       for (auto& unit : state.units()) {
         auto lease = unit.lease();
         for (auto weight : unit.whole()) put(weight);
@@ -191,7 +191,7 @@ std::string rounded(int ranks, Stage stage, int steps, const std::string& load, 
         for (auto& unit : model.units()) {
           const Random random(6, RandomPurpose::test, static_cast<std::uint64_t>(unit.index()),
                               static_cast<std::uint64_t>(model.step()));
-          auto at = unit.update().begin;
+          auto at = unit.updated().begin;
           for (auto& g : unit.gradients())
             g = bf16(at < unit.size() ? random.uniform(static_cast<std::uint64_t>(at)) - 0.5f : 0.0f), ++at;
         }
@@ -499,7 +499,7 @@ TEST_CASE("a file of PyTorch's GPT-2 tensors loads, and exports to the same byte
   const std::string fixture = ZEROPP_TEST_SOURCE "/parity/gpt2_small.safetensors";
   Cpu device;
   Sharded<Plain, Stage::parameters> model{
-      Comm{}, device, Plain{{.vocabulary = 96, .context = 24, .width = 32, .heads = 4, .layers = 2}}};
+      Comm{}, device, Plain{{.vocabulary = 96, .sequence = 24, .width = 32, .heads = 4, .layers = 2}}};
   load_weights(fixture, model, {.naming = Naming::gpt2()});
   save_weights(folder / "ours", model, {.naming = Naming::gpt2()});
   Safetensors a(FileSystem::system(), fixture), b(FileSystem::system(), folder / "ours");

@@ -86,9 +86,9 @@ void collect(Model& model, Adam& adam, Whole& into) {
         into.add<T>(p->name + kind, *p, values, held);
       };
       add("/weight", unit.weights(), unit.held());
-      if (!unit.masters().empty()) add("/masters", unit.masters(), unit.update());
-      add("/first", adam.first(u), unit.update());
-      add("/second", adam.second(u), unit.update());
+      if (!unit.masters().empty()) add("/masters", unit.masters(), unit.updated());
+      add("/first", adam.first(u), unit.updated());
+      add("/second", adam.second(u), unit.updated());
     }
   }
 }
@@ -103,7 +103,7 @@ Seen run(const Layout& layout, const Session& session) {
     const Mesh mesh{world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
     auto part = parallelize(
         mesh, Plain{o.config},
-        {.schedule = layout.schedule, .chunks = layout.chunks, .sequence = layout.sequence, .width = o.config.width});
+        {.schedule = layout.schedule, .chunks = layout.chunks, .sequence_parallel = layout.sequence_parallel, .width = o.config.width});
     Sharded<decltype(part), S, P> model{mesh, device, std::move(part), {.seed = session.load.empty() ? 7u : 8u}};
     FusedAdam adam{model, {}};
     if (!session.load.empty()) REQUIRE(Checkpoints{world, session.load}.resume(model, adam));
@@ -111,14 +111,14 @@ Seen run(const Layout& layout, const Session& session) {
 
     const auto rows = part_begin(o.rows, mesh.data().rank() + 1, mesh.data().size()) -
                       part_begin(o.rows, mesh.data().rank(), mesh.data().size());
-    auto batch = Batch::on(device, rows, o.config.context);
+    auto batch = Batch::on(device, rows, o.config.sequence);
     batch.first_sample = part_begin(o.rows, mesh.data().rank(), mesh.data().size());
     std::string losses;
     const auto train = [&](int steps) {
       for (int step = 0; step < steps; ++step) {
         const Random random(5, RandomPurpose::test, 0, static_cast<std::uint64_t>(model.step()));
         for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
-          const auto at = static_cast<std::uint64_t>(batch.first_sample * o.config.context + i);
+          const auto at = static_cast<std::uint64_t>(batch.first_sample * o.config.sequence + i);
           batch.tokens.data()[i] = static_cast<std::int32_t>(random.bits(at) % 64);
           batch.labels.data()[i] = static_cast<std::int32_t>(random.bits(at + 1) % 64);
         }
@@ -164,9 +164,9 @@ const Place places[] = {
     {Stage::parameters, {.data = 3}},
     {Stage::optimizer_states, {.data = 2, .tensor = 4}},
     {Stage::gradients, {.data = 2, .pipeline = 4}},
-    {Stage::parameters, {.data = 2, .tensor = 2, .pipeline = 2, .sequence = true}},
+    {Stage::parameters, {.data = 2, .tensor = 2, .pipeline = 2, .sequence_parallel = true}},
     {Stage::none, {.tensor = 2, .pipeline = 2, .schedule = PipelineKind::zb_v, .chunks = 2}},
-    {Stage::parameters, {.tensor = 4, .sequence = true}},
+    {Stage::parameters, {.tensor = 4, .sequence_parallel = true}},
     {Stage::optimizer_states, {.data = 3, .pipeline = 2, .schedule = PipelineKind::interleaved, .chunks = 2}},
 };
 

@@ -66,7 +66,7 @@ TEST_CASE("DeepSpeed's keys") {
   const auto parallel = mesh.parallel(768);
   CHECK(parallel.schedule == PipelineKind::interleaved);
   CHECK(parallel.chunks == 3);
-  CHECK(parallel.sequence);
+  CHECK(parallel.sequence_parallel);
   CHECK(parallel.width == 768);
   CHECK(read(R"({"pipeline": {"schedule": "zb-v"}})").parallel(1).chunks == 2);
   CHECK(TrainSettings{}.parallel(1).chunks == 1);

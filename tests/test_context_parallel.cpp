@@ -30,15 +30,15 @@ void on_ranks(int ranks, F f) {
 
 /// This rank's positions of [B, T, ...].
 template <class C, class T, int R>
-Tensor<T, R> here(C& ctx, const Tensor<T, R>& whole, const ContextPart& part) {
+Tensor<T, R> here(C& ctx, const Tensor<T, R>& whole, const ContextShard& part) {
   auto shape = whole.shape();
-  const auto context = shape[1];
-  shape[1] = part.share(context);
-  const auto row = whole.size() / (shape[0] * context);
+  const auto sequence = shape[1];
+  shape[1] = part.share(sequence);
+  const auto row = whole.size() / (shape[0] * sequence);
   auto mine = ctx.template make<R, T>(shape);
   for (std::int64_t b = 0; b < shape[0]; ++b)
     for (std::int64_t t = 0; t < shape[1]; ++t)
-      std::copy_n(whole.data() + (b * context + part.positions(shape[1])[t]) * row, row,
+      std::copy_n(whole.data() + (b * sequence + part.positions(shape[1])[t]) * row, row,
                   mine.data() + (b * shape[1] + t) * row);
   return mine;
 }
@@ -59,7 +59,7 @@ double apart(const A& got, const B& expected) {
 
 struct Case {
   int ranks;
-  std::int64_t context;
+  std::int64_t sequence;
   AttentionOptions attention;
 };
 
@@ -67,14 +67,14 @@ struct Case {
 template <class P>
 void against_whole(const Case& c, ContextAttention attention, double tolerance, std::int64_t batch = 2) {
   INFO(text(name_of(attention), ", ", c.ranks, " ranks, ", c.attention.heads, " heads over ", c.attention.kv_heads,
-            ", ", batch, " x ", c.context, " tokens"));
+            ", ", batch, " x ", c.sequence, " tokens"));
   on_ranks(c.ranks, [&](Comm comm) {
     Cpu cpu;
-    const ContextPart part{comm, attention};
-    const Extents<3> shape{batch, c.context, c.attention.width};
+    const ContextShard part{comm, attention};
+    const Extents<3> shape{batch, c.sequence, c.attention.width};
     Placed<CausalSelfAttention, P> whole{cpu, {"attn", c.attention}, {.noise = 0.2f}};
     Placed<CausalSelfAttention, P> shared{cpu, {"attn", c.attention}, {.noise = 0.2f}};
-    auto ctx = whole.context(), mine = shared.context({.part = part});
+    auto ctx = whole.context(), mine = shared.context({.context_shard = part});
     const auto x = normal_tensor(ctx, shape, 3), dy = normal_tensor(ctx, shape, 4);
     auto [y, saved] = ctx.forward(whole.layer(), x);
     const auto dx = ctx.backward(whole.layer(), dy, std::move(saved));
@@ -106,7 +106,7 @@ std::vector<Case> cases() {
 TEST_CASE("attention on context ranks is that of whole sequences") {
   for (const auto& c : cases()) {
     against_whole<Fp64>(c, ulysses, 1e-12);
-    if (c.context % (2 * c.ranks) == 0) against_whole<Fp64>(c, ring, 1e-12);
+    if (c.sequence % (2 * c.ranks) == 0) against_whole<Fp64>(c, ring, 1e-12);
   }
   const auto grouped = cases()[3];
   for (auto attention : {ulysses, ring}) {
@@ -123,10 +123,10 @@ TEST_CASE("gradients on context ranks against finite differences") {
     CAPTURE(name_of(attention));
     on_ranks(attention == ring ? 2 : 3, [&](Comm comm) {
       Cpu cpu;
-      const ContextPart part{comm, attention};
+      const ContextShard part{comm, attention};
       Placed<CausalSelfAttention, Fp64> model{
           cpu, {"attn", {.width = 12, .heads = 3, .kv_heads = 1, .rope_base = 100}}, {.noise = 0.5f}};
-      auto ctx = model.context({.part = part});
+      auto ctx = model.context({.context_shard = part});
       auto x = normal_tensor(ctx, Extents<3>{2, 12, 12}, 3);
       const auto r = normal_tensor(ctx, x.shape(), 4);
       const auto objective = [&] {
@@ -197,7 +197,7 @@ TEST_CASE("heads of ranks: every query head once, with the key head that it uses
 
 TEST_CASE("calls and bytes of attention are those of the papers") {
   const AttentionOptions o{.width = 48, .heads = 8, .kv_heads = 4};
-  const std::int64_t batch = 2, context = 32, key_width = 24;
+  const std::int64_t batch = 2, sequence = 32, key_width = 24;
   for (auto attention : {ulysses, ring})
     for (int ranks : {2, 4}) {
       CAPTURE(name_of(attention));
@@ -205,18 +205,18 @@ TEST_CASE("calls and bytes of attention are those of the papers") {
       on_ranks(ranks, [&](Comm comm) {
         Cpu cpu;
         Placed<CausalSelfAttention, Bf16> model{cpu, {"attn", o}};
-        auto ctx = model.context({.part = ContextPart{comm, attention}});
+        auto ctx = model.context({.context_shard = ContextShard{comm, attention}});
         const auto at = [&](Collective kind) {
           return std::pair{comm.traffic().calls_of(kind), comm.traffic().bytes_of(kind)};
         };
         const auto kind = attention == ring ? Collective::send : Collective::all_to_all;
-        auto x = normal_tensor(ctx, Extents<3>{batch, context / ranks, o.width}, 3);
+        auto x = normal_tensor(ctx, Extents<3>{batch, sequence / ranks, o.width}, 3);
         const auto begin = at(kind);
         auto saved = ctx.forward(model.layer(), x).saved;
         const auto middle = at(kind);
         ctx.backward(model.layer(), x, std::move(saved));
         const auto end = at(kind);
-        const std::int64_t rows = batch * context / ranks, n = ranks, bf16_bytes = 2, float_bytes = 4;
+        const std::int64_t rows = batch * sequence / ranks, n = ranks, bf16_bytes = 2, float_bytes = 4;
         if (attention == ulysses) {
           // q and the output of width C, k and v of the key heads' width; each rank keeps 1/n of its own
           const auto bytes = rows * (2 * o.width + 2 * key_width) * (n - 1) / n * bf16_bytes;
@@ -239,24 +239,24 @@ TEST_CASE("calls and bytes of attention are those of the papers") {
 
 TEST_CASE("the ring's work is the same on every rank, and together that of whole sequences") {
   const AttentionOptions o{.width = 64, .heads = 4};
-  const std::int64_t context = 8192;
-  const auto flops = [&](const ContextPart& part, std::int64_t here) {
+  const std::int64_t sequence = 8192;
+  const auto flops = [&](const ContextShard& part, std::int64_t here) {
     Dry dry;
     Placed<CausalSelfAttention, Fp32, Dry> model{dry, {"attn", o}};
-    auto ctx = model.context({.part = part});
+    auto ctx = model.context({.context_shard = part});
     const auto begin = dry.flops();
     auto x = ctx.make<3>({1, here, o.width});
     auto saved = ctx.forward(model.layer(), x).saved;
     ctx.backward(model.layer(), x, std::move(saved));
     return dry.flops() - begin;
   };
-  const double one = flops({}, context);
+  const double one = flops({}, sequence);
   for (int ranks : {2, 4, 8}) {
-    const auto of_rank = [&](int rank) { return flops(ContextPart{dry_comm(rank, ranks), ring}, context / ranks); };
+    const auto of_rank = [&](int rank) { return flops(ContextShard{dry_comm(rank, ranks), ring}, sequence / ranks); };
     for (int rank = 1; rank < ranks; ++rank) CHECK(of_rank(rank) == doctest::Approx(of_rank(0)).epsilon(1e-3));
     CHECK(of_rank(0) * ranks >= one);
     CHECK(of_rank(0) * ranks < 1.001 * one);  // joins of what was computed in parts are linear in T
-    if (ranks <= 4) CHECK(flops(ContextPart{dry_comm(1, ranks), ulysses}, context / ranks) * ranks == one);
+    if (ranks <= 4) CHECK(flops(ContextShard{dry_comm(1, ranks), ulysses}, sequence / ranks) * ranks == one);
   }
 }
 
@@ -272,7 +272,7 @@ Sent sent_in_a_step(const Comm& world, const MeshOptions& options, ContextAttent
   const Mesh mesh{world, options};
   Sharded<Plain, S> model{mesh,
                           device,
-                          Plain{{.vocabulary = 64, .context = 16, .width = 24, .heads = 4}},
+                          Plain{{.vocabulary = 64, .sequence = 16, .width = 24, .heads = 4}},
                           {.bucket_bytes = 1 << 12, .context_attention = attention}};
   FusedAdam adam{model, {}};
   auto batch = Batch::on(device, 4 / mesh.data().size(), 16);
@@ -334,12 +334,12 @@ TEST_CASE("embedding and dropout: the bits of whole sequences, each rank its pos
     on_ranks(4, [&](Comm world) {
       Cpu cpu;
       const Mesh mesh{world, {.tensor = 2, .context = 2}};
-      const ContextPart part{mesh.context(), attention};
-      Placed<GptEmbedding> embedding{cpu, GptEmbedding{{.vocabulary = 20, .context = 16, .width = 6}}, {.noise = 1}};
+      const ContextShard part{mesh.context(), attention};
+      Placed<GptEmbedding> embedding{cpu, GptEmbedding{{.vocabulary = 20, .sequence = 16, .width = 6}}, {.noise = 1}};
       auto ctx = embedding.context({.step = 3, .first_sample = 5});
       const auto tokens = token_tensor(cpu, {3, 16}, 20, 1);
       const auto whole = ctx.forward(embedding.layer(), tokens).output;
-      auto mine = embedding.context({.step = 3, .first_sample = 5, .part = part});
+      auto mine = embedding.context({.step = 3, .first_sample = 5, .context_shard = part});
       const auto y = mine.forward(embedding.layer(), here(ctx, tokens, part)).output;
       CHECK(bytes_of(y) == bytes_of(here(ctx, whole, part)));
 
@@ -349,7 +349,7 @@ TEST_CASE("embedding and dropout: the bits of whole sequences, each rank its pos
       std::copy_n(y.data(), y.size(), copy.data());
       CHECK(bytes_of(dropout.forward(mine, copy).output) == bytes_of(dropped));
       // tensor ranks that share this rank's 8 positions
-      const TensorParallel<Dropout> shared{{.comm = mesh.tensor(), .sequence = true}, dropout};
+      const TensorParallel<Dropout> shared{{.comm = mesh.tensor(), .sequence_parallel = true}, dropout};
       auto quarter = ctx.make<3>({3, 4, 6});
       auto expected = ctx.make<3>({3, 4, 6});
       for (std::int64_t b = 0; b < 3; ++b) {
@@ -428,7 +428,7 @@ TEST_CASE("what cannot run on context ranks is refused in one sentence, before m
 TEST_CASE("sequences that the chunks do not divide, or longer than the table of positions, are refused by name") {
   on_ranks(4, [](Comm comm) {
     Cpu cpu;
-    const TinyConfig config{.context = 16, .heads = 4};
+    const TinyConfig config{.sequence = 16, .heads = 4};
     const Mesh mesh{comm, {.context = 4}};
     Sharded<Plain, Stage::gradients> model{mesh, cpu, Plain{config}, {.context_attention = ring}};
     Sharded<Plain, Stage::gradients> other{mesh, cpu, Plain{config}};
@@ -467,7 +467,7 @@ TEST_CASE("context ranks that were given different rows end with a sentence rath
       on_ranks(4, [&](Comm comm) {
         Cpu cpu;
         const Mesh mesh{comm, {.context = 2}};
-        Sharded<Plain, Stage::none> model{mesh, cpu, Plain{{.context = 16, .heads = 4}}};
+        Sharded<Plain, Stage::none> model{mesh, cpu, Plain{{.sequence = 16, .heads = 4}}};
         auto batch = Batch::on(cpu, 2, 16);
         std::vector<std::int32_t> tokens(32, 1);
         if (by_place)
@@ -484,7 +484,7 @@ TEST_CASE("context ranks that were given different rows end with a sentence rath
 }
 
 TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
-  const TinyConfig config{.context = 16, .heads = 4, .dropout = 0.2f};
+  const TinyConfig config{.sequence = 16, .heads = 4, .dropout = 0.2f};
   const std::vector<std::int64_t> rows{31, 0, 7, 8, 16};
   struct Seen {
     double loss, own_loss;
@@ -503,8 +503,8 @@ TEST_CASE("evaluation, logits, and a loop of one's own on context ranks") {
     for (std::int64_t row = 0; row < 32; ++row)  // on another rank each time, in one recorded program
       model.logits(batch.tokens, {&row, 1}, seen.last);
     seen.text = sample(model, {5, 3}, 20, 16, 61, {.temperature = 0});
-    const auto part = model.part_of(batch);
-    auto ctx = model.context({.loss_scale = 1.0 / 26, .labels = part.labels});
+    const auto part = model.local_batch(batch);
+    auto ctx = model.context({.loss_weight = 1.0 / 26, .labels = part.labels});
     auto [loss, saved] = model.forward(ctx, part.tokens);
     model.backward(ctx, 1.0f, std::move(saved));
     model.finish_gradients();
@@ -532,7 +532,7 @@ TEST_CASE("micro-batches without rows take part in every exchange") {
   for (auto attention : {ulysses, ring})
     on_ranks(2, [&](Comm comm) {
       Cpu cpu;
-      const TinyConfig config{.context = 16, .heads = 4, .dropout = 0};
+      const TinyConfig config{.sequence = 16, .heads = 4, .dropout = 0};
       Sharded<Plain, Stage::parameters> model{
           Mesh{comm, {.context = 2}}, cpu, Plain{config}, {.context_attention = attention}};
       auto batch = Batch::on(cpu, 1, 16);
@@ -549,7 +549,7 @@ TEST_CASE("the dry plan is the use, to the byte") {
     using D = std::decay_t<decltype(device)>;
     const Mesh mesh{world, {.data = 1, .context = 4}};
     Sharded<Recomputed, Stage::gradients, Fp32, D> model{
-        mesh, device, Recomputed{{.context = 16, .heads = 4}}, {.context_attention = attention}};
+        mesh, device, Recomputed{{.sequence = 16, .heads = 4}}, {.context_attention = attention}};
     auto batch = Batch::on(device, 4, 16);
     if constexpr (!D::dry) {
       std::fill_n(batch.tokens.data(), batch.tokens.size(), 3);

@@ -131,7 +131,7 @@ TEST_CASE("text: files, folders in the order of names, nothing") {
 TEST_CASE("a batch depends on the step only; ranks take its rows in order") {
   const auto source = std::make_shared<MemoryTokens>(numbers(1000));
   for (std::int64_t step : {0, 1, 17, 1000}) {
-    const TokenLoader whole({source, 100, 900}, {.batch = 7, .context = 16});
+    const TokenLoader whole({source, 100, 900}, {.batch = 7, .sequence = 16});
     const auto all = whole.at(step);
     REQUIRE(all.rows == 7);
     for (std::size_t i = 0; i < all.tokens.size(); ++i) {
@@ -143,7 +143,7 @@ TEST_CASE("a batch depends on the step only; ranks take its rows in order") {
       std::vector<std::int32_t> together;
       for (int rank = 0; rank < ranks; ++rank) {
         const auto part =
-            TokenLoader({source, 100, 900}, {.batch = 7, .context = 16, .rank = rank, .ranks = ranks}).at(step);
+            TokenLoader({source, 100, 900}, {.batch = 7, .sequence = 16, .rank = rank, .ranks = ranks}).at(step);
         CHECK(part.first_sample * 16 == static_cast<std::int64_t>(together.size()));
         together.insert(together.end(), part.tokens.begin(), part.tokens.end());
       }
@@ -153,7 +153,7 @@ TEST_CASE("a batch depends on the step only; ranks take its rows in order") {
 }
 
 TEST_CASE("an epoch visits every window once, each epoch in an order of its own") {
-  const TokenLoader loader({std::make_shared<MemoryTokens>(numbers(1000)), 0, 1000}, {.batch = 4, .context = 7});
+  const TokenLoader loader({std::make_shared<MemoryTokens>(numbers(1000)), 0, 1000}, {.batch = 4, .sequence = 7});
   std::vector<std::int64_t> first, second;
   for (std::int64_t i = 0; i < loader.windows(); ++i) {
     first.push_back(loader.position(i));
@@ -171,11 +171,11 @@ TEST_CASE("validation covers the held-out tokens once, the training none of them
   std::vector<std::int32_t> predicted;
   for (int ranks : {1, 3}) {
     predicted.clear();
-    const EvaluationLoader count(cut.validation, {.batch = 4, .context = 8});
+    const EvaluationLoader count(cut.validation, {.batch = 4, .sequence = 8});
     for (std::int64_t i = 0; i < count.batches(); ++i)
       for (int rank = 0; rank < ranks; ++rank)
         for (auto label :
-             EvaluationLoader(cut.validation, {.batch = 4, .context = 8, .rank = rank, .ranks = ranks}).at(i).labels)
+             EvaluationLoader(cut.validation, {.batch = 4, .sequence = 8, .rank = rank, .ranks = ranks}).at(i).labels)
           if (label >= 0) predicted.push_back(label);
     CHECK(static_cast<std::int64_t>(predicted.size()) == count.labels());
     CHECK(predicted.front() == 901);
@@ -186,10 +186,10 @@ TEST_CASE("validation covers the held-out tokens once, the training none of them
 
 TEST_CASE("too little data and sizes that cannot be are refused") {
   const auto source = std::make_shared<MemoryTokens>(numbers(50));
-  CHECK_THROWS_WITH_AS(TokenLoader({source, 0, 50}, {.batch = 8, .context = 16}),
+  CHECK_THROWS_WITH_AS(TokenLoader({source, 0, 50}, {.batch = 8, .sequence = 16}),
                        doctest::Contains("less than one batch of 8 x 16"), DataError);
-  CHECK_THROWS_AS(TokenLoader({source, 0, 50}, {.batch = 0, .context = 16}), ConfigError);
-  CHECK_THROWS_AS(EvaluationLoader({source, 50, 50}, {.batch = 1, .context = 16}), DataError);
+  CHECK_THROWS_AS(TokenLoader({source, 0, 50}, {.batch = 0, .sequence = 16}), ConfigError);
+  CHECK_THROWS_AS(EvaluationLoader({source, 50, 50}, {.batch = 1, .sequence = 16}), DataError);
   CHECK_THROWS_AS(split(source, 1.0), ConfigError);
 }
 
@@ -250,7 +250,7 @@ TEST_CASE("a tokenizer on disk: the same again, and every damage refused") {
 
 TEST_CASE("a loader for no rows, no tokens, or a rank that is not there is refused") {
   const TokenRange range{std::make_shared<MemoryTokens>(numbers(1000)), 0, 1000};
-  for (const auto& options : {LoaderOptions{.batch = 0}, LoaderOptions{.context = 0}, LoaderOptions{.ranks = 0},
+  for (const auto& options : {LoaderOptions{.batch = 0}, LoaderOptions{.sequence = 0}, LoaderOptions{.ranks = 0},
                               LoaderOptions{.rank = 2, .ranks = 2}, LoaderOptions{.rank = -1}}) {
     CHECK_THROWS_AS(TokenLoader(range, options), ConfigError);
     CHECK_THROWS_AS(EvaluationLoader(range, options), ConfigError);

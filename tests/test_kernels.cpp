@@ -262,26 +262,26 @@ TEST_CASE("a constant row and a row of zeros have a norm") {
 }
 
 TEST_CASE("embedding: rows and positions; gradients of a token that recurs add up in order") {
-  constexpr std::int64_t vocabulary = 11, context = 5, width = 70;
+  constexpr std::int64_t vocabulary = 11, sequence = 5, width = 70;
   const std::vector<std::int32_t> tokens{3, 3, 10, 0, 3, 1, 3, 3, 2, 10};
-  const auto table = noise<float>(vocabulary * width, 1), positions = noise<float>(context * width, 2),
+  const auto table = noise<float>(vocabulary * width, 1), positions = noise<float>(sequence * width, 2),
              dy = noise<float>(tokens.size() * width, 3);
   const auto y = on_threads(std::vector<float>(tokens.size() * width), [&](auto& on, auto& out) {
-    embedding_forward(on, std::span{tokens}, table.data(), vocabulary, positions.data(), context, out.data(), width);
+    embedding_forward(on, std::span{tokens}, table.data(), vocabulary, positions.data(), sequence, out.data(), width);
   });
   for (std::size_t i = 0; i < tokens.size(); ++i)
     for (std::size_t c = 0; c < width; ++c)
       CHECK(y[i * width + c] ==
-            table[static_cast<std::size_t>(tokens[i]) * width + c] + positions[i % context * width + c]);
-  std::vector<float> wanted(vocabulary * width), wanted_positions(context * width);
+            table[static_cast<std::size_t>(tokens[i]) * width + c] + positions[i % sequence * width + c]);
+  std::vector<float> wanted(vocabulary * width), wanted_positions(sequence * width);
   for (std::size_t i = 0; i < tokens.size(); ++i)
     for (std::size_t c = 0; c < width; ++c) {
       wanted[static_cast<std::size_t>(tokens[i]) * width + c] += dy[i * width + c];
-      wanted_positions[i % context * width + c] += dy[i * width + c];
+      wanted_positions[i % sequence * width + c] += dy[i * width + c];
     }
   CHECK(on_threads(std::vector<float>(wanted.size()), [&](auto& on, auto& dtable) {
           std::vector<float> dpositions(wanted_positions.size());
-          embedding_backward(on, std::span{tokens}, dy.data(), dtable.data(), dpositions.data(), context, width);
+          embedding_backward(on, std::span{tokens}, dy.data(), dtable.data(), dpositions.data(), sequence, width);
           CHECK(dpositions == wanted_positions);
         }) == wanted);
   for (std::int32_t bad : {-1, 11}) {
@@ -289,20 +289,20 @@ TEST_CASE("embedding: rows and positions; gradients of a token that recurs add u
     std::vector<float> out(2 * width);
     Cpu cpu;
     CHECK_THROWS_WITH_AS(embedding_forward(cpu, std::span{outside}, table.data(), vocabulary,
-                                           static_cast<const float*>(nullptr), context, out.data(), width),
+                                           static_cast<const float*>(nullptr), sequence, out.data(), width),
                          doctest::Contains("at place 1"), DataError);
   }
 }
 
 TEST_CASE("rotary positions: the first stays, lengths stay, products depend on the distance, and back again") {
-  constexpr std::int64_t context = 40, heads = 2, size = 6, stride = 17;
-  const auto x = noise<double>(context * stride, 1);
+  constexpr std::int64_t sequence = 40, heads = 2, size = 6, stride = 17;
+  const auto x = noise<double>(sequence * stride, 1);
   const auto turned = on_threads(
-      x, [&](auto& on, auto& y) { rope(on, y.data(), stride, 1, context, heads, size, 10000, Turn::forward); });
+      x, [&](auto& on, auto& y) { rope(on, y.data(), stride, 1, sequence, heads, size, 10000, Turn::forward); });
   for (std::size_t i = 0; i < stride; ++i) CHECK(turned[i] == x[i]);
-  for (std::size_t t = 0; t < context; ++t)
+  for (std::size_t t = 0; t < sequence; ++t)
     for (std::size_t i = heads * size; i < stride; ++i) CHECK(turned[t * stride + i] == x[t * stride + i]);
-  for (std::size_t t = 0; t < context; ++t) {
+  for (std::size_t t = 0; t < sequence; ++t) {
     double before = 0, after = 0;
     for (std::size_t i = 0; i < heads * size; ++i) {
       before += x[t * stride + i] * x[t * stride + i];
@@ -311,19 +311,19 @@ TEST_CASE("rotary positions: the first stays, lengths stay, products depend on t
     CHECK(after == doctest::Approx(before).epsilon(1e-12));
   }
   // one row everywhere: q(s) · k(t) is a function of s − t
-  std::vector<double> same(context * size);
+  std::vector<double> same(sequence * size);
   for (std::size_t i = 0; i < same.size(); ++i) same[i] = x[i % size];
   Cpu cpu;
-  rope(cpu, same.data(), size, 1, context, 1, size, 10000, Turn::forward);
+  rope(cpu, same.data(), size, 1, sequence, 1, size, 10000, Turn::forward);
   const auto dot = [&](std::size_t s, std::size_t t) {
     double sum = 0;
     for (std::size_t i = 0; i < size; ++i) sum += same[s * size + i] * same[t * size + i];
     return sum;
   };
-  for (std::size_t t = 0; t + 8 < context; ++t) CHECK(dot(t + 8, t) == doctest::Approx(dot(8, 0)).epsilon(1e-12));
+  for (std::size_t t = 0; t + 8 < sequence; ++t) CHECK(dot(t + 8, t) == doctest::Approx(dot(8, 0)).epsilon(1e-12));
   CHECK(dot(8, 0) != doctest::Approx(dot(3, 0)));
   auto back = turned;
-  rope(cpu, back.data(), stride, 1, context, heads, size, 10000, Turn::backward);
+  rope(cpu, back.data(), stride, 1, sequence, heads, size, 10000, Turn::backward);
   for (std::size_t i = 0; i < x.size(); ++i) CHECK(back[i] == doctest::Approx(x[i]).epsilon(1e-12));
 }
 

@@ -86,10 +86,10 @@ TEST_CASE("dropout, alone and where it passes everything") {
 TEST_CASE("embeddings, with positions and without, of a padded vocabulary") {
   Cpu cpu;
   using Model = Sequential<GptEmbedding, Linear>;
-  for (std::int64_t context : {0, 6}) {
+  for (std::int64_t sequence : {0, 6}) {
     Placed<Model, Fp64> model{
         cpu,
-        {GptEmbedding{{.vocabulary = 9, .context = context, .width = 5, .vocabulary_used = 7}}, Linear{"l", 5, 3}},
+        {GptEmbedding{{.vocabulary = 9, .sequence = sequence, .width = 5, .vocabulary_used = 7}}, Linear{"l", 5, 3}},
         {.noise = 0.3f}};
     check_layer(model, token_tensor(cpu, {3, 5}, 7, 2));
   }
@@ -115,7 +115,7 @@ TEST_CASE("containers: sequential in sequential, repeat of any depth, recompute 
 
 TEST_CASE("head: tied and its own, padded vocabulary, labels that do not count, a scale of the loss") {
   Cpu cpu;
-  RunState run{.loss_scale = 0.25, .labels = token_tensor(cpu, {2, 5}, 10, 8, 4)};
+  RunState run{.loss_weight = 0.25, .labels = token_tensor(cpu, {2, 5}, 10, 8, 4)};
   {
     Placed<LmHead, Fp64> model{cpu, LmHead{"head", 10, 6}, {.noise = 0.5f}};
     auto ctx = model.context();
@@ -136,11 +136,11 @@ TEST_CASE("a whole GPT with a tied head, recompute and dropout") {
   Repeat<Recompute<Block>> blocks;
   for (int i = 0; i < 2; ++i) blocks.children.push_back({Block{text("h.", i, ".")}});
   Placed<Gpt, Fp64> model{cpu,
-                          {GptEmbedding{{.vocabulary = 11, .context = 6, .width = 8}}, std::move(blocks),
+                          {GptEmbedding{{.vocabulary = 11, .sequence = 6, .width = 8}}, std::move(blocks),
                            LayerNorm{"ln_f", 8}, LmHead{"lm_head", 11, 8, {.tied_to = "wte.weight"}}},
                           {.noise = 0.3f}};
   check_layer(model, token_tensor(cpu, {2, 6}, 11, 2),
-              {.step = 4, .first_sample = 2, .loss_scale = 0.1, .labels = token_tensor(cpu, {2, 6}, 11, 3, 5)});
+              {.step = 4, .first_sample = 2, .loss_weight = 0.1, .labels = token_tensor(cpu, {2, 6}, 11, 3, 5)});
 }
 
 TEST_CASE("the worst of them") {

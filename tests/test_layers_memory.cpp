@@ -80,7 +80,7 @@ template <class B>
 struct Gpt : Sequential<GptEmbedding, Repeat<B>, Gelu, LayerNorm, LmHead> {
   explicit Gpt(int depth)
       : Sequential<GptEmbedding, Repeat<B>, Gelu, LayerNorm, LmHead>{
-            GptEmbedding{{.vocabulary = 31, .context = 8, .width = width}},
+            GptEmbedding{{.vocabulary = 31, .sequence = 8, .width = width}},
             repeat<B>(depth, [](const std::string& h) { return B{Block{h}}; }), Gelu{}, LayerNorm{"ln_f", width},
             LmHead{"lm_head", 31, width, {.tied_to = "wte.weight"}}} {}
 };
@@ -209,14 +209,14 @@ TEST_CASE("residual writes into nothing that another sees") {
   sums(Residual<Repeat<Copy>>{Repeat<Copy>{}}, [](float x) { return x + x; });
 }
 
-TEST_CASE("attention needs memory linear in the context, forward and backward") {
-  auto peak = [](std::int64_t context) {
+TEST_CASE("attention needs memory linear in the sequence, forward and backward") {
+  auto peak = [](std::int64_t sequence) {
     Dry dry;
     Placed<CausalSelfAttention, Fp32, Dry> model{dry, {"attn", {.width = 64, .heads = 4, .rope_base = 10000}}};
     Pool::Program program(dry.pool(), "run");
     {
       auto ctx = model.context();
-      auto [y, saved] = ctx.forward(model.layer(), ctx.make<3>({1, context, 64}));
+      auto [y, saved] = ctx.forward(model.layer(), ctx.make<3>({1, sequence, 64}));
       ctx.backward(model.layer(), std::move(y), std::move(saved));
     }
     program.finish();

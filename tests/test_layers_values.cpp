@@ -84,7 +84,7 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
 };
 struct Gpt : Sequential<GptEmbedding, Repeat<Block>, LayerNorm, LmHead> {
   Gpt()
-      : Sequential{GptEmbedding{{.vocabulary = 50, .context = 16, .width = 32}},
+      : Sequential{GptEmbedding{{.vocabulary = 50, .sequence = 16, .width = 32}},
                    {{Block{"h.0."}, Block{"h.1."}}},
                    LayerNorm{"ln_f", 32},
                    LmHead{"lm_head", 50, 32, {.tied_to = "wte.weight"}}} {}
@@ -135,16 +135,16 @@ TEST_CASE("linear, norms, gelu and swiglu against plain loops") {
 TEST_CASE("attention against the whole matrix of scores: grouped queries, rotary positions, more than a tile") {
   constexpr std::int64_t batch = 2, heads = 4, size = 6, width = heads * size;
   for (std::int64_t kv_heads : {1, 2, 4})
-    for (std::int64_t context : {1, 5, 131})
+    for (std::int64_t sequence : {1, 5, 131})
       for (double base : {0.0, 10000.0}) {
         CAPTURE(kv_heads);
-        CAPTURE(context);
+        CAPTURE(sequence);
         CAPTURE(base);
         Cpu cpu;
         Placed<CausalSelfAttention, Fp64> model{
             cpu, {"a", {.width = width, .heads = heads, .kv_heads = kv_heads, .rope_base = base}}, {.noise = 0.3f}};
         auto ctx = model.context();
-        const auto x = normal_tensor(ctx, Extents<3>{batch, context, width}, 1);
+        const auto x = normal_tensor(ctx, Extents<3>{batch, sequence, width}, 1);
         auto packed = linear(model, "a.c_attn", rows_of(x));
         Rows mixed(packed.size(), std::vector<double>(width));
         auto turned = [&](std::int64_t row, std::int64_t at,
@@ -154,28 +154,28 @@ TEST_CASE("attention against the whole matrix of scores: grouped queries, rotary
           if (base == 0) return value(i);
           const auto pair = i % (size / 2);
           const double angle =
-              static_cast<double>(row % context) * std::pow(base, -2.0 * static_cast<double>(pair) / size);
+              static_cast<double>(row % sequence) * std::pow(base, -2.0 * static_cast<double>(pair) / size);
           return i < size / 2 ? value(pair) * std::cos(angle) - value(pair + size / 2) * std::sin(angle)
                               : value(pair + size / 2) * std::cos(angle) + value(pair) * std::sin(angle);
         };
         for (std::int64_t b = 0; b < batch; ++b)
           for (std::int64_t h = 0; h < heads; ++h)
-            for (std::int64_t t = 0; t < context; ++t) {
+            for (std::int64_t t = 0; t < sequence; ++t) {
               const auto kv = h / (heads / kv_heads);
               std::vector<double> p;
               double sum = 0;
               for (std::int64_t s = 0; s <= t; ++s) {
                 double score = 0;
                 for (std::int64_t i = 0; i < size; ++i)
-                  score += turned(b * context + t, h * size, i) * turned(b * context + s, width + kv * size, i);
+                  score += turned(b * sequence + t, h * size, i) * turned(b * sequence + s, width + kv * size, i);
                 p.push_back(std::exp(score / std::sqrt(static_cast<double>(size))));
                 sum += p.back();
               }
               for (std::int64_t i = 0; i < size; ++i)
                 for (std::int64_t s = 0; s <= t; ++s)
-                  mixed[static_cast<std::size_t>(b * context + t)][static_cast<std::size_t>(h * size + i)] +=
+                  mixed[static_cast<std::size_t>(b * sequence + t)][static_cast<std::size_t>(h * size + i)] +=
                       p[static_cast<std::size_t>(s)] / sum *
-                      packed[static_cast<std::size_t>(b * context + s)]
+                      packed[static_cast<std::size_t>(b * sequence + s)]
                             [static_cast<std::size_t>(width + (kv_heads + kv) * size + i)];
             }
         check_rows(ctx.forward(model.layer(), x).output, linear(model, "a.c_proj", mixed));
@@ -188,10 +188,10 @@ TEST_CASE("embedding and head: values, padded vocabulary, labels that do not cou
   using Model = Sequential<GptEmbedding, LmHead>;
   Placed<Model, Fp64> model{
       cpu,
-      {GptEmbedding{{.vocabulary = padded, .context = 5, .width = width, .vocabulary_used = used}},
+      {GptEmbedding{{.vocabulary = padded, .sequence = 5, .width = width, .vocabulary_used = used}},
        LmHead{"head", padded, width, {.tied_to = "wte.weight", .vocabulary_used = used}}},
       {.noise = 0.5f}};
-  auto ctx = model.context({.loss_scale = 0.5});
+  auto ctx = model.context({.loss_weight = 0.5});
   const auto tokens = token_tensor(cpu, {3, 4}, used, 1);
   ctx.labels = token_tensor(cpu, {3, 4}, used, 2, 5);
 
@@ -247,7 +247,7 @@ TEST_CASE_TEMPLATE("gradients that count as zero get the bits of zeros, whatever
     Cpu cpu;
     Placed<Sequential<GptEmbedding, Block, Linear, LmHead>, P> model{
         cpu,
-        {GptEmbedding{{.vocabulary = 50, .context = 40, .width = 32}}, Block{"h."}, Linear{"l", 32, 32},
+        {GptEmbedding{{.vocabulary = 50, .sequence = 40, .width = 32}}, Block{"h."}, Linear{"l", 32, 32},
          LmHead{"head", 50, 32}},
         {.noise = 0.1f}};
     for (auto* p : model.parameters())
@@ -311,7 +311,7 @@ TEST_CASE("bf16 and fp16 are near fp32 that begins with the same weights") {
     Cpu cpu;
     Placed<Gpt, P> model{cpu, Gpt{}, {.noise = 0.05f, .rounded = true}};
     const auto tokens = token_tensor(cpu, {4, 16}, 50, 1);
-    auto ctx = model.context({.loss_scale = 1.0 / 64, .labels = token_tensor(cpu, {4, 16}, 50, 2)});
+    auto ctx = model.context({.loss_weight = 1.0 / 64, .labels = token_tensor(cpu, {4, 16}, 50, 2)});
     auto [loss, saved] = ctx.forward(model.layer(), tokens);
     ctx.backward(model.layer(), 1.0f, std::move(saved));
     std::vector<double> gradients;
@@ -410,8 +410,8 @@ TEST_CASE("sizes that cannot be are refused where the layer is built") {
     refused([p] { Dropout("drop", p); }, "drop: the probability of dropout must be in [0, 1), got ");
   refused([] { GptEmbedding{{.vocabulary = 0, .width = 4}}; }, "wte: the vocabulary must be at least 1, got 0");
   refused([] { GptEmbedding{{.vocabulary = 4, .width = 0}}; }, "wte: the width must be at least 1, got 0");
-  refused([] { GptEmbedding{{.vocabulary = 4, .context = -1, .width = 4}}; },
-          "the context must not be negative, got -1");
+  refused([] { GptEmbedding{{.vocabulary = 4, .sequence = -1, .width = 4}}; },
+          "the sequence must not be negative, got -1");
   refused([] { GptEmbedding{{.vocabulary = 4, .width = 4, .vocabulary_used = 5}}; },
           "wte: 5 tokens do not fit a table of 4 rows");
   refused([] { LmHead{"head", 4, 4, {.vocabulary_used = 5}}; }, "head: 5 tokens do not fit a table of 4 rows");
@@ -435,10 +435,10 @@ TEST_CASE("inputs that do not fit are refused with what was expected and what ca
   refused(Residual<Linear>{Linear{"fc", 8, 4}}, {2, 3, 8},
           "the output of the layers inside has shape [2, 3, 4], their input [2, 3, 8]");
   refused(LmHead{"head", 9, 8}, {2, 3, 7}, "head.weight takes rows of 8 elements");
-  refused(LmHead{"head", 9, 8}, {2, 3, 8}, "an input of 6 rows needs as many labels, the context has 0");
+  refused(LmHead{"head", 9, 8}, {2, 3, 8}, "an input of 6 rows needs as many labels, got 0");
 
   using Model = Sequential<GptEmbedding, LmHead>;
-  Placed<Model> model{cpu, {GptEmbedding{{.vocabulary = 9, .context = 4, .width = 8}}, LmHead{"head", 9, 8}}};
+  Placed<Model> model{cpu, {GptEmbedding{{.vocabulary = 9, .sequence = 4, .width = 8}}, LmHead{"head", 9, 8}}};
   auto ctx = model.context();
   auto tokens = token_tensor(cpu, {2, 4}, 9, 1);
   ctx.labels = token_tensor(cpu, {2, 4}, 9, 1);

@@ -22,12 +22,12 @@ template <class D>
 Batch batch_of(D& device, const Comm& data, int step, const RunOptions& o) {
   const auto begin = part_begin(o.rows, data.rank(), data.size()),
              end = part_begin(o.rows, data.rank() + 1, data.size());
-  auto batch = Batch::on(device, end - begin, o.config.context);
+  auto batch = Batch::on(device, end - begin, o.config.sequence);
   batch.first_sample = begin;
   const Random random(5, RandomPurpose::test, 0, static_cast<std::uint64_t>(step));
   const auto vocabulary = static_cast<std::uint32_t>(o.config.vocabulary);
   for (std::int64_t i = 0; i < batch.tokens.size(); ++i) {
-    const auto bits = random.bits(static_cast<std::uint64_t>(begin * o.config.context + i));
+    const auto bits = random.bits(static_cast<std::uint64_t>(begin * o.config.sequence + i));
     batch.tokens.data()[i] = static_cast<std::int32_t>(bits % vocabulary);
     batch.labels.data()[i] = static_cast<std::int32_t>((bits + 1) % vocabulary);
   }

@@ -263,7 +263,7 @@ TEST_CASE("shapes that do not fit are refused with all three of them") {
 
 TEST_CASE("the dry device counts a product and touches nothing") {
   Dry dry;
-  auto a = dry.pool().take(std::size_t{1} << 40, Purpose::buffers);
+  auto a = dry.pool().take_temporary(std::size_t{1} << 40, Purpose::buffers);
   auto* p = reinterpret_cast<float*>(a.get());
   linear_forward(dry, p, p, p, p, 1 << 20, 1 << 10, 1 << 12);
   linear_backward_input(dry, p, p, p, 1 << 20, 1 << 10, 1 << 12);

@@ -26,7 +26,7 @@ template <Stage S, class P, class L, class D>
 Measured measure(const ModelComms& comms, D& device, L layer, std::int64_t micro_batches, int prefetch) {
   Sharded<L, S, P, D> model{comms, device, std::move(layer), {.prefetch = prefetch}};
   FusedAdam adam{model, {}};
-  auto batch = Batch::on(device, 4, TinyConfig{}.context);
+  auto batch = Batch::on(device, 4, TinyConfig{}.sequence);
   if constexpr (!D::dry) {
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 3);
     std::fill_n(batch.labels.data(), batch.labels.size(), 4);
@@ -143,7 +143,7 @@ TEST_CASE(
   const auto on = [&](const Mesh& mesh, auto& device, const ParallelOptions& options) {
     return measure<Stage::gradients, Bf16>(mesh, device, parallelize(mesh, Plain{o.config}, options), 4, 0);
   };
-  for (const auto& options : {ParallelOptions{.sequence = true, .width = o.config.width},
+  for (const auto& options : {ParallelOptions{.sequence_parallel = true, .width = o.config.width},
                               ParallelOptions{.schedule = PipelineKind::zb_v, .chunks = 2, .width = o.config.width}}) {
     const MeshOptions axes{.tensor = 2, .pipeline = 2};
     std::vector<Measured> used(8);

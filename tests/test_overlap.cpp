@@ -40,8 +40,8 @@ std::size_t planned(int ranks, int prefetch, std::size_t bucket_bytes) {
   D device;
   Sharded<Plain, Stage::parameters, Fp32, D> model{
       dry_comm(0, ranks), device, Plain{TinyConfig{}}, {.prefetch = prefetch, .bucket_bytes = bucket_bytes}};
-  auto batch = Batch::on(device, 4, TinyConfig{}.context);
-  batch.labels_in_step = 4 * TinyConfig{}.context * ranks;
+  auto batch = Batch::on(device, 4, TinyConfig{}.sequence);
+  batch.labels_in_step = 4 * TinyConfig{}.sequence * ranks;
   for (int step = 0; step < 3; ++step) {  // the second one asks for what the first one did
     model.train(batch, {.micro_batches = 2});
     model.publish_weights();
@@ -82,7 +82,7 @@ TEST_CASE("after an error nothing stays under way, and the next step goes on") {
     Cpu cpu;
     const TinyConfig config;
     Sharded<Plain, Stage::parameters, Bf16> model{late(comm), cpu, Plain{config}, {.prefetch = 2}};
-    auto batch = Batch::on(cpu, 2, config.context);
+    auto batch = Batch::on(cpu, 2, config.sequence);
     const std::vector<std::int32_t> good(static_cast<std::size_t>(batch.tokens.size()), 3);
     auto bad = good;
     bad[5] = 61;

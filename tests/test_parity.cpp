@@ -57,7 +57,7 @@ template <Stage S>
 void compare(const Fixture& fixture, const Comm& comm) {
   const auto& f = fixture.json;
   const TinyConfig config{.vocabulary = f["vocabulary"],
-                          .context = f["context"],
+                          .sequence = f["context"],
                           .width = f["width"],
                           .heads = f["heads"],
                           .layers = f["layers"],
@@ -78,11 +78,11 @@ void compare(const Fixture& fixture, const Comm& comm) {
       model, {.beta1 = f["beta1"], .beta2 = f["beta2"], .epsilon = f["epsilon"], .weight_decay = f["weight_decay"]}};
   const std::int64_t rows = f["batch"], begin = part_begin(rows, comm.rank(), comm.size()),
                      end = part_begin(rows, comm.rank() + 1, comm.size());
-  auto batch = Batch::on(device, end - begin, config.context);
+  auto batch = Batch::on(device, end - begin, config.sequence);
   for (std::size_t step = 0; step < f["steps"]; ++step) {
     for (auto row = begin; row < end; ++row)
-      for (std::int64_t t = 0; t < config.context; ++t) {
-        const auto at = (row - begin) * config.context + t;
+      for (std::int64_t t = 0; t < config.sequence; ++t) {
+        const auto at = (row - begin) * config.sequence + t;
         const auto& tokens = f["rows"][step][static_cast<std::size_t>(row)];
         batch.tokens.data()[at] = tokens[static_cast<std::size_t>(t)];
         batch.labels.data()[at] = tokens[static_cast<std::size_t>(t + 1)];
@@ -96,11 +96,11 @@ void compare(const Fixture& fixture, const Comm& comm) {
       for (auto& unit : model.units())
         for (auto* p : unit.parameters()) {
           const auto& theirs = fixture.gradients.at(p->name);
-          const auto range = unit.update().clipped({p->offset, p->offset + p->size()});
+          const auto range = unit.updated().clipped({p->offset, p->offset + p->size()});
           double error = 0, norm = 0;
           for (auto at = range.begin; at < range.end; ++at) {
             const double g = theirs[static_cast<std::size_t>(at - p->offset)];
-            const double e = unit.gradients()[static_cast<std::size_t>(at - unit.update().begin)] - g;
+            const double e = unit.gradients()[static_cast<std::size_t>(at - unit.updated().begin)] - g;
             error += e * e;
             norm += g * g;
           }

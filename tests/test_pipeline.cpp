@@ -164,7 +164,7 @@ TEST_CASE("sends that wait for their receiver lock no stage, and change no byte"
 TEST_CASE("logits under a pipeline are those of the whole model, on every rank") {
   const RunOptions o;
   const auto logits = [&](auto& model) {
-    auto batch = Batch::on(model.device(), 2, o.config.context);
+    auto batch = Batch::on(model.device(), 2, o.config.sequence);
     for (std::int64_t i = 0; i < batch.tokens.size(); ++i) batch.tokens.data()[i] = static_cast<std::int32_t>(i);
     std::vector<float> out(static_cast<std::size_t>(2 * o.config.vocabulary));
     const std::int64_t rows[] = {3, 20};
@@ -254,7 +254,7 @@ template <bool Splits>
 struct Recorded : Sequential<GptEmbedding, Repeat<Recorder<Splits>>, LmHead> {
   using Base = Sequential<GptEmbedding, Repeat<Recorder<Splits>>, LmHead>;
   Recorded(int blocks, std::vector<std::pair<char, std::int64_t>>& log)
-      : Base{GptEmbedding{{.vocabulary = 8, .context = 4, .width = 4}}, {}, LmHead{"lm_head", 8, 4, {}}} {
+      : Base{GptEmbedding{{.vocabulary = 8, .sequence = 4, .width = 4}}, {}, LmHead{"lm_head", 8, 4, {}}} {
     for (int i = 0; i < blocks; ++i)
       std::get<1>(this->children).children.push_back({{.name = text("gain.", i), .shape = {1000}}, &log});
   }

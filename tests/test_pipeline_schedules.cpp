@@ -70,8 +70,8 @@ bool ends_with_blocking_sends(const PipelineSchedule& s) {
         if (!other || other->kind != wanted || other->peer != stage) break;
         // the message is the one that the receiver expects
         REQUIRE(other->micro_batch == op->micro_batch);
-        REQUIRE(s.part_of(op->peer, other->chunk) ==
-                s.part_of(stage, op->chunk) + (wanted == Kind::receive_activation ? 1 : -1));
+        REQUIRE(s.model_part(op->peer, other->chunk) ==
+                s.model_part(stage, op->chunk) + (wanted == Kind::receive_activation ? 1 : -1));
         ++at[static_cast<std::size_t>(stage)], ++at[static_cast<std::size_t>(op->peer)], moved = true;
       }
   }
@@ -86,11 +86,11 @@ TEST_CASE("every pass once, in order; what is needed has been received; blocking
   for_each_case([](const Case& c) {
     const auto s = make_schedule(c.kind, c.p, c.m, c.v);
     bool good = true;
-    for (int part = 0; part < s.parts(); ++part) good &= s.part_of(s.stage_of(part), s.chunk_of(part)) == part;
+    for (int part = 0; part < s.parts(); ++part) good &= s.model_part(s.stage_of(part), s.chunk_of(part)) == part;
     for (int stage = 0; stage < c.p; ++stage) {
       std::map<std::tuple<int, Kind>, std::int64_t> next;  // by chunk: each kind runs over micro-batches in order
       for (auto& op : s.instructions(stage)) {
-        const int part = s.part_of(stage, op.chunk);
+        const int part = s.model_part(stage, op.chunk);
         auto& count = next[{op.chunk, op.kind}];
         good &= op.micro_batch == count++;
         const auto had = [&](Kind kind) { return next[{op.chunk, kind}] > op.micro_batch; };

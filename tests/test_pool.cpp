@@ -29,7 +29,7 @@ std::vector<std::byte*> random_program(D& device, unsigned seed, const char* nam
   for (unsigned i = 0; i < 200; ++i) {
     if (held.empty() || random() % 3) {
       const std::size_t bytes = random() % 2000;
-      held.push_back({device.pool().take(bytes, Purpose::activations), bytes, static_cast<unsigned char>(i)});
+      held.push_back({device.pool().take_temporary(bytes, Purpose::activations), bytes, static_cast<unsigned char>(i)});
       places.push_back(held.back().storage.get());
       if (!D::dry) std::memset(static_cast<void*>(held.back().storage.get()), held.back().mark, bytes);
     } else {
@@ -122,15 +122,15 @@ TEST_CASE("a block that outlives its program stays valid through the next runs")
 
 TEST_CASE("a limit is kept, and the refusal says what is used for what") {
   Cpu cpu{{.memory_limit = 1000}};
-  auto weights = cpu.pool().keep(600, Purpose::weights);
+  auto weights = cpu.pool().take_persistent(600, Purpose::weights);
   CHECK_THROWS_WITH_AS(
-      cpu.pool().take(500, Purpose::activations),
+      cpu.pool().take_temporary(500, Purpose::activations),
       doctest::Contains("no memory for 500 B of activations: 600 B are in use of a limit of 1000 B (kept: "
                         "weights 600 B"),
       MemoryError);
   weights.reset();
   CHECK(cpu.pool().allocated() == 0);
-  cpu.pool().take(500, Purpose::activations);
+  cpu.pool().take_temporary(500, Purpose::activations);
 }
 
 TEST_CASE("an arena for which there is no memory is refused, and every program can be run again") {
@@ -139,7 +139,7 @@ TEST_CASE("an arena for which there is no memory is refused, and every program c
     Pool::Program program(cpu.pool(), name);
     std::vector<Storage> held;
     for (int i = 0; i < blocks; ++i) {
-      held.push_back(cpu.pool().take(10, Purpose::activations));
+      held.push_back(cpu.pool().take_temporary(10, Purpose::activations));
       REQUIRE(held.back());
       std::memset(static_cast<void*>(held.back().get()), i, 10);
     }

@@ -16,7 +16,7 @@ TEST_CASE("warm-up, then the shape, down to the floor at the last step and after
   CHECK(cosine(9) == doctest::Approx(0.55));
   CHECK(cosine(14) == doctest::Approx(0.1));
   CHECK(cosine(1000) == doctest::Approx(0.1));
-  const Linearly linear{.peak = 1, .floor = 0, .warmup = 0, .steps = 11};
+  const LinearDecay linear{.peak = 1, .floor = 0, .warmup = 0, .steps = 11};
   CHECK(linear(0) == 1);
   CHECK(linear(5) == doctest::Approx(0.5));
   CHECK(linear(10) == 0);
@@ -27,13 +27,13 @@ TEST_CASE("warm-up, then the shape, down to the floor at the last step and after
 
 TEST_CASE("walked, it gives steps and rates, from the first one on") {
   std::vector<std::int64_t> steps;
-  const Linearly schedule{.peak = 1, .steps = 6, .first = 2};
+  const LinearDecay schedule{.peak = 1, .steps = 6, .first = 2};
   for (auto [step, rate] : schedule) {
     steps.push_back(step);
     CHECK(rate == schedule(step));
   }
   CHECK(steps == std::vector<std::int64_t>{2, 3, 4, 5});
-  for ([[maybe_unused]] auto step : Linearly{.peak = 1, .steps = 3, .first = 7}) FAIL("nothing is left to do");
+  for ([[maybe_unused]] auto step : LinearDecay{.peak = 1, .steps = 3, .first = 7}) FAIL("nothing is left to do");
 }
 
 TEST_CASE("what cannot be is refused") {

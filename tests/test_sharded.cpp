@@ -16,8 +16,8 @@ namespace {
 constexpr ThreadOptions within{.limit = std::chrono::seconds(20)};
 
 template <class M>
-Batch constant_batch(M& model, std::int64_t rows, std::int64_t context, std::int32_t token = 3) {
-  auto batch = Batch::on(model.device(), rows, context);
+Batch constant_batch(M& model, std::int64_t rows, std::int64_t sequence, std::int32_t token = 3) {
+  auto batch = Batch::on(model.device(), rows, sequence);
   std::fill_n(batch.tokens.data(), batch.tokens.size(), token);
   std::fill_n(batch.labels.data(), batch.labels.size(), 4);
   return batch;
@@ -50,7 +50,7 @@ struct Scale {
 };
 using ScaledGpt = Sequential<GptEmbedding, Scale, LayerNorm, LmHead>;
 ScaledGpt scaled_gpt() {
-  return {GptEmbedding{{.vocabulary = 11, .context = 6, .width = 8}}, Scale{}, LayerNorm{"ln_f", 8},
+  return {GptEmbedding{{.vocabulary = 11, .sequence = 6, .width = 8}}, Scale{}, LayerNorm{"ln_f", 8},
           LmHead{"lm_head", 11, 8, {.tied_to = "wte.weight"}}};
 }
 
@@ -81,7 +81,7 @@ TEST_CASE("the gradient of a parameter that no backward touches is zero at every
   run_ranks(2, [&](Comm comm) {
     Cpu cpu, other;
     const auto model = [] {
-      return Model{GptEmbedding{{.vocabulary = 11, .context = 6, .width = 8}}, Idle{}, LayerNorm{"ln_f", 8},
+      return Model{GptEmbedding{{.vocabulary = 11, .sequence = 6, .width = 8}}, Idle{}, LayerNorm{"ln_f", 8},
                    LmHead{"lm_head", 11, 8}};
     };
     Sharded<Model, Stage::none> whole{comm, cpu, model()};

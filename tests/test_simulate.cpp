@@ -45,11 +45,11 @@ Simulation cube(const Cube& c = {}) {
           .ranks = 4 * c.tensor * c.context,
           .mesh = {.data = 2, .tensor = c.tensor, .pipeline = 2, .context = c.context},
           .rows = 8,
-          .context = 12,
+          .sequence = 12,
           .micro_batches = 4,
           .sharded = {.bucket_bytes = 1 << 10, .context_attention = c.attention}};
 }
-const TinyConfig cube_model{.vocabulary = 64, .context = 12, .width = 24, .heads = 4, .layers = 4};
+const TinyConfig cube_model{.vocabulary = 64, .sequence = 12, .width = 24, .heads = 4, .layers = 4};
 
 template <Stage S = Stage::gradients>
 SimulatedStep simulate_cube(const Simulation& simulation, Trace* trace = nullptr) {
@@ -244,7 +244,7 @@ TEST_CASE("mesh.json: what it says, and what it may not say") {
   CHECK(s.simulation.mesh.tensor == 8);
   CHECK(s.simulation.flops == 1e12);
   CHECK(s.simulation.links.network.latency == 1e-5);
-  CHECK(s.simulation.context == 32);
+  CHECK(s.simulation.sequence == 32);
   CHECK(s.simulation.attention_flops_per_token == 6.0 * 8 * 64 * 32);
   CHECK(s.simulation.kernels({.name = "matmul", .flops = 1e12}) == doctest::Approx(2).epsilon(1e-3));
   CHECK(s.schedule == PipelineKind::zb_v);

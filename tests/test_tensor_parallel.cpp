@@ -34,7 +34,7 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
 
 struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<Recompute<Block>>, LayerNorm, LmHead> {
   explicit Gpt(std::int64_t vocabulary = 40, std::int64_t used = 29)
-      : Sequential{GptEmbedding{{.vocabulary = vocabulary, .context = 12, .width = 16, .vocabulary_used = used}},
+      : Sequential{GptEmbedding{{.vocabulary = vocabulary, .sequence = 12, .width = 16, .vocabulary_used = used}},
                    Dropout{"drop", 0.1f}, blocks(), LayerNorm{"ln_f", 16},
                    LmHead{"lm_head", vocabulary, 16, {.tied_to = "wte.weight", .vocabulary_used = used}}} {}
   static Repeat<Recompute<Block>> blocks() {
@@ -158,7 +158,7 @@ Errors compare(const L& layer, int ranks, bool sequence, MakeX make_x, Axes axes
   run_ranks(ranks, {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
     Cpu device;
     auto& errors = of_rank[static_cast<std::size_t>(comm.rank())];
-    Placed<TensorParallel<L, S>, P> split{device, {{.comm = comm, .sequence = sequence}, layer}};
+    Placed<TensorParallel<L, S>, P> split{device, {{.comm = comm, .sequence_parallel = sequence}, layer}};
     for (auto* p : split.parameters()) {
       const auto from = whole.value(p->name);
       p->for_each_run([&](std::int64_t there, std::int64_t here, std::int64_t count) {
@@ -285,8 +285,8 @@ TEST_CASE("norms, gelu and dropout") {
 }
 
 TEST_CASE("embedding by vocabulary: sums over ranks are exact") {
-  for (std::int64_t context : {0, 12}) {
-    const GptEmbedding layer{{.vocabulary = 32, .context = context, .width = 16, .vocabulary_used = 29}};
+  for (std::int64_t sequence : {0, 12}) {
+    const GptEmbedding layer{{.vocabulary = 32, .sequence = sequence, .width = 16, .vocabulary_used = 29}};
     check_rule(layer, tokens);
     for (int ranks : {2, 4})
       for (bool sequence : {false, true}) {
@@ -298,14 +298,14 @@ TEST_CASE("embedding by vocabulary: sums over ranks are exact") {
 }
 
 TEST_CASE("head by vocabulary, also where a rank holds nothing but padding, and in several blocks of rows") {
-  check_rule(LmHead{"head", 40, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_scale = 0.25}, 29);
-  check_rule(LmHead{"head", 64, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_scale = 0.25}, 29);
+  check_rule(LmHead{"head", 40, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_weight = 0.25}, 29);
+  check_rule(LmHead{"head", 64, 16, {.vocabulary_used = 29}}, normal, {}, {.loss_weight = 0.25}, 29);
   const auto long_ones = [](auto& ctx) { return normal_tensor(ctx, Extents<3>{2, 100, 16}, 3); };
-  check_rule(LmHead{"head", 40, 16}, long_ones, {}, {.loss_scale = 0.25}, 40);
+  check_rule(LmHead{"head", 40, 16}, long_ones, {}, {.loss_weight = 0.25}, 40);
 }
 
 TEST_CASE("a whole GPT: tied head, recompute, dropout, padding") {
-  const RunState run{.step = 4, .first_sample = 2, .loss_scale = 0.1};
+  const RunState run{.step = 4, .first_sample = 2, .loss_weight = 0.1};
   check_rule(Gpt{}, tokens, {}, run, 29);
   for (bool sequence : {false, true}) {
     const auto in_bf16 = compare<Bf16>(Gpt{}, 2, sequence, tokens, {}, run, 29);
@@ -337,7 +337,7 @@ TEST_CASE("evaluation and logits on request are the whole model's, on every rank
       run_ranks(ranks, [&](Comm comm) {
         Cpu device;
         const auto r = static_cast<std::size_t>(comm.rank());
-        Placed<TensorParallel<Gpt>, Fp64> split{device, {{.comm = comm, .sequence = sequence}, Gpt{}}};
+        Placed<TensorParallel<Gpt>, Fp64> split{device, {{.comm = comm, .sequence_parallel = sequence}, Gpt{}}};
         for (auto* p : split.parameters())
           p->for_each_run([&](std::int64_t there, std::int64_t here, std::int64_t count) {
             std::copy_n(whole.value(p->name).data() + there, count, split.value(*p).data() + here);
@@ -398,7 +398,7 @@ TEST_CASE("under Sharded: the same units, first weights that are slices of the w
       const auto r = static_cast<std::size_t>(world.rank());
       Cpu device;
       Sharded<TensorParallel<Gpt>, Stage::parameters> model{
-          mesh.data(), device, {{.comm = mesh.tensor(), .sequence = sequence}, Gpt{}}};
+          mesh.data(), device, {{.comm = mesh.tensor(), .sequence_parallel = sequence}, Gpt{}}};
       units[r] = static_cast<int>(model.units().size());
       const auto got = weights_of(model);
       wrong[r] = got.size() != expected.size();
@@ -428,7 +428,7 @@ std::vector<double> short_training(int tensor, bool sequence) {
   run_ranks(2 * tensor, [&](Comm world) {
     const Mesh mesh{world, {.tensor = tensor}};
     Cpu device;
-    TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence = sequence}, Gpt{}};
+    TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence_parallel = sequence}, Gpt{}};
     Sharded<TensorParallel<Gpt>, S> model{mesh, device, std::move(net)};
     FusedAdam adam{model, {}};
     auto batch = Batch::on(device, 2, 8);
@@ -505,7 +505,7 @@ void check_traffic(const L& layer, bool sequence, MakeX make_x, Expected forward
     run_ranks(ranks, [&](Comm comm) {
       Cpu device;
       const auto r = static_cast<std::size_t>(comm.rank());
-      Placed<TensorParallel<L>> model{device, {{.comm = comm, .sequence = sequence}, layer}};
+      Placed<TensorParallel<L>> model{device, {{.comm = comm, .sequence_parallel = sequence}, layer}};
       auto ctx = model.context({.labels = token_tensor(device, {2, 8}, 29, 7)});
       auto x = make_x(ctx);
       if constexpr (std::is_same_v<decltype(x), Tensor<float, 3>>)
@@ -558,7 +558,7 @@ TEST_CASE("what layers exchange is what the papers count") {
 
   check_traffic(LayerNorm{"ln", 16}, true, normal, {}, {});
   check_traffic(Dropout{"drop", 0.1f}, true, normal, {}, {});
-  const GptEmbedding embedding{{.vocabulary = 32, .context = 12, .width = 16}};
+  const GptEmbedding embedding{{.vocabulary = 32, .sequence = 12, .width = 16}};
   check_traffic(embedding, false, tokens, {.reduce = 1}, {});
   check_traffic(embedding, true, tokens, {.scatter = 1}, {.gather = 1});
   // three numbers of each of 16 rows, and the gradient of the input; never the logits
@@ -574,7 +574,7 @@ TEST_CASE("with a shared sequence a rank keeps its share of every activation for
     const Pair block{{LayerNorm{"a", 16}, CausalSelfAttention{"attn", {.width = 16, .heads = 4}}, Dropout{"b", 0.1f}},
                      {RmsNorm{"c", 16}, SwiGlu{"glu", 16, 32}},
                      {LayerNorm{"d", 16}, Mlp{"mlp", 16, 32}, Dropout{"e", 0.1f}}};
-    Placed<TensorParallel<Pair>> model{device, {{.comm = comm, .sequence = sequence}, block}};
+    Placed<TensorParallel<Pair>> model{device, {{.comm = comm, .sequence_parallel = sequence}, block}};
     auto ctx = model.context();
     const auto before = device.pool().allocated();
     auto saved =
@@ -614,7 +614,7 @@ TEST_CASE("a sequence that ranks cannot share is refused in a sentence") {
   const auto sentence = refusal([] {
     run_ranks(2, [](Comm comm) {
       Cpu device;
-      Placed<TensorParallel<Gpt>> model{device, {{.comm = comm, .sequence = true}, Gpt{}}};
+      Placed<TensorParallel<Gpt>> model{device, {{.comm = comm, .sequence_parallel = true}, Gpt{}}};
       auto ctx = model.context();
       ctx.forward(model.layer(), token_tensor(device, {2, 7}, 29, 5));
     });
@@ -624,7 +624,7 @@ TEST_CASE("a sequence that ranks cannot share is refused in a sentence") {
 
 TEST_CASE("on the dry device a model of ranks that do not exist is counted, and holds its part") {
   Dry dry;
-  Placed<TensorParallel<Gpt>, Fp32, Dry> model{dry, {{.comm = dry_comm(1, 4), .sequence = true}, Gpt{}}};
+  Placed<TensorParallel<Gpt>, Fp32, Dry> model{dry, {{.comm = dry_comm(1, 4), .sequence_parallel = true}, Gpt{}}};
   auto ctx = model.context({.labels = token_tensor(dry, {2, 8}, 29, 7)});
   auto [y, saved] = ctx.forward(model.layer(), token_tensor(dry, {2, 8}, 29, 5));
   ctx.backward(model.layer(), 1.0f, std::move(saved));

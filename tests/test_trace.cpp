@@ -25,7 +25,7 @@ namespace {
 /// A step of the small GPT on a pipeline of two stages by ZB-H1, recorded.
 void train_recorded(Trace& trace) {
   RunOptions o{.rows = 4, .micro_batches = 4, .steps = 1};
-  o.config = {.vocabulary = 64, .context = 12, .width = 24, .heads = 4, .layers = 4};
+  o.config = {.vocabulary = 64, .sequence = 12, .width = 24, .heads = 4, .layers = 4};
   run_ranks(2, {.limit = std::chrono::seconds(60)}, [&](Comm world) {
     world.record(&trace.rank(world.rank()));
     const Mesh mesh{world, {.pipeline = 2}};

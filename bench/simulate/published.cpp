@@ -60,7 +60,7 @@ void weak_scaling_table() {
          .ranks = row.ranks,
          .mesh = {.data = data, .tensor = row.tensor, .pipeline = row.pipeline},
          .rows = row.rows,
-         .context = 2048,
+         .sequence = 2048,
          .micro_batches = row.rows / data / row.micro_batch,
          .sharded = {.reduction = Reduction::once}};
     if (row.layers_of_chunk) {
@@ -154,7 +154,7 @@ void throughput_table() {
                     .ranks = row.stages,
                     .mesh = {.data = 1, .pipeline = row.stages},
                     .rows = row.micro_batches * row.rows_of_micro_batch,
-                    .context = 1024,
+                    .sequence = 1024,
                     .micro_batches = row.micro_batches,
                     .sharded = {.reduction = Reduction::once}};
     const auto samples = [&](PipelineKind kind) {

@@ -23,7 +23,7 @@ auto with_stage(const Settings& s, F f) {
 }
 
 /// The rank's part of the model.
-inline Parallel<Gpt> part_of(const Settings& s, const Mesh& mesh) {
+inline Parallel<Gpt> model_on(const Mesh& mesh, const Settings& s) {
   return parallelize(mesh, Gpt{s.model}, s.parallel(s.model.n_embd));
 }
 
@@ -31,7 +31,7 @@ template <class P, class D>
 Engine<P, D> build_engine(const Settings& s, const Mesh& mesh, D& device) {
   return with_stage(s, [&]<Stage S>() {
     using Model = ShardedModelOf<Sharded<Parallel<Gpt>, S, P, D>>;
-    Engine<P, D> engine{std::make_unique<Model>(mesh, device, part_of(s, mesh), s.sharded()), nullptr};
+    Engine<P, D> engine{std::make_unique<Model>(mesh, device, model_on(mesh, s), s.sharded()), nullptr};
     engine.adam = std::make_unique<FusedAdam<ShardedState<P, D>>>(engine.model->state(), s.adam());
     return engine;
   });

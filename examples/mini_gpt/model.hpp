@@ -69,7 +69,7 @@ struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<Recompute<Block>>, LayerNo
   explicit Gpt(const ModelConfig& c)
       : Sequential{
             GptEmbedding{
-                {.vocabulary = c.vocabulary, .context = c.block_size, .width = c.n_embd, .vocabulary_used = c.tokens}},
+                {.vocabulary = c.vocabulary, .sequence = c.block_size, .width = c.n_embd, .vocabulary_used = c.tokens}},
             Dropout{"drop", c.dropout}, blocks(c), LayerNorm{"ln_f", c.n_embd},
             LmHead{"lm_head", c.vocabulary, c.n_embd, {.tied_to = "wte.weight", .vocabulary_used = c.tokens}}} {}
 

@@ -14,14 +14,14 @@ template <class P, class D>
 Plan plan_of(const Settings& s, const Mesh& mesh) {
   const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
                             s.sharded(), s.adam()};
-  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, part_of(s, mesh), options); });
+  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, model_on(mesh, s), options); });
 }
 
 template <class P>
 SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
   return with_stage(s, [&]<Stage S>() {
     return simulate<S, P>(
-        simulation, [&](const Mesh& mesh) { return part_of(s, mesh); }, trace);
+        simulation, [&](const Mesh& mesh) { return model_on(mesh, s); }, trace);
   });
 }
 

@@ -13,7 +13,7 @@ inline Settings settings_of(const SimulationFile& file) {
   s.model = {.n_layer = file.model.layers,
              .n_head = file.model.heads,
              .n_embd = file.model.width,
-             .block_size = file.model.context,
+             .block_size = file.model.sequence,
              .vocabulary = file.model.vocabulary,
              .recompute_blocks = file.recompute ? file.model.layers : 0};
   s.zero = file.stage, s.recompute = file.recompute, s.sequence_parallel = file.sequence_parallel;

@@ -15,10 +15,10 @@ struct TokenShift {
   auto forward(C& ctx, Tensor<T, 3> x) {  // [B, T, C]
     auto y = ctx.make_like(x);
     ctx.device.run({.name = "token shift"}, [&, w = ctx.value(gain)](auto& workers) {
-      const auto width = x.extent(2), context = x.extent(1);
+      const auto width = x.extent(2), sequence = x.extent(1);
       workers.for_each(x.size(), 4096, [&](std::int64_t begin, std::int64_t end) {
         for (auto i = begin; i < end; ++i)
-          y.data()[i] = T(x.data()[i] + (i / width % context > 0 ? w[i % width] * x.data()[i - width] : 0));
+          y.data()[i] = T(x.data()[i] + (i / width % sequence > 0 ? w[i % width] * x.data()[i - width] : 0));
       });
     });
     return Forward{y, ctx.save(x)};
@@ -27,13 +27,13 @@ struct TokenShift {
   auto backward(C& ctx, Tensor<T, 3> dy, Tensor<T, 3> x) {
     auto dx = ctx.make_like(dy);
     ctx.device.run({.name = "token shift backward"}, [&, w = ctx.value(gain), dw = ctx.gradient(gain)](auto& workers) {
-      const auto width = x.extent(2), context = x.extent(1);
+      const auto width = x.extent(2), sequence = x.extent(1);
       workers.for_each(width, 16, [&](std::int64_t begin, std::int64_t end) {
         for (auto c = begin; c < end; ++c) {
           compute_t<T> sum = 0;
           for (auto i = c; i < x.size(); i += width) {
-            dx.data()[i] = T(dy.data()[i] + (i / width % context + 1 < context ? w[c] * dy.data()[i + width] : 0));
-            if (i / width % context > 0) sum += dy.data()[i] * x.data()[i - width];
+            dx.data()[i] = T(dy.data()[i] + (i / width % sequence + 1 < sequence ? w[c] * dy.data()[i + width] : 0));
+            if (i / width % sequence > 0) sum += dy.data()[i] * x.data()[i - width];
           }
           dw[c] += sum;
         }
@@ -52,7 +52,7 @@ using Model = Sequential<GptEmbedding, Repeat<Block>, LayerNorm, LmHead>;
 
 int main(int argc, char** argv) {
   return launch(argc, argv, [](World& world) {
-    constexpr std::int64_t V = 64, C = 32, T = 16, rows = 8;  // vocabulary, width, context
+    constexpr std::int64_t V = 64, C = 32, T = 16, rows = 8;  // vocabulary, width, sequence
     Cpu device;
     Model net{GptEmbedding{{.vocabulary = V, .width = C}},
               {{Block{"h.0.", C}, Block{"h.1.", C}}},
@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
         batch.tokens.data()[i] = static_cast<std::int32_t>(random.bits(std::uint64_t(i)) % V);
         batch.labels.data()[i] = i % T ? batch.tokens.data()[i - 1] : -1;  // negative: no loss here
       }
-      auto ctx = model.context({.loss_scale = 1.0 / ((T - 1) * rows * world.size), .labels = batch.labels});
+      auto ctx = model.context({.loss_weight = 1.0 / ((T - 1) * rows * world.size), .labels = batch.labels});
       auto [loss, saved] = model.forward(ctx, batch.tokens);
       model.backward(ctx, 1.0f, std::move(saved));  // gathers, runs and releases; the loss is known from here on
       model.finish_gradients();

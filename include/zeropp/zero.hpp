@@ -41,7 +41,7 @@
 
 #include <zeropp/layers/attention.hpp>
 #include <zeropp/layers/context.hpp>
-#include <zeropp/layers/context_part.hpp>
+#include <zeropp/layers/context_shard.hpp>
 #include <zeropp/layers/dropout.hpp>
 #include <zeropp/layers/embedding.hpp>
 #include <zeropp/layers/gelu.hpp>

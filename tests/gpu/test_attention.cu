@@ -49,9 +49,9 @@ struct Case {
     fill(dout, rows() * heads_width());
     poison(out, heads_width());
     poison(dqkv, width());
-    lse.resize(static_cast<std::size_t>(s.batch * s.heads * s.context));
+    lse.resize(static_cast<std::size_t>(s.batch * s.heads * s.sequence));
   }
-  std::int64_t rows() const { return s.batch * s.context; }
+  std::int64_t rows() const { return s.batch * s.sequence; }
   std::int64_t heads_width() const { return s.heads * s.head_size + gap; }
   std::int64_t width() const { return (s.heads + 2 * s.kv_heads) * s.head_size + gap; }
   std::int64_t key_at() const { return s.heads * s.head_size; }
@@ -116,13 +116,13 @@ struct Reference {
       for (std::int64_t d = 0; d < size; ++d) sum += a[d] * b[d];
       return sum;
     };
-    std::vector<double> p(static_cast<std::size_t>(s.context));
+    std::vector<double> p(static_cast<std::size_t>(s.sequence));
     for (std::int64_t b = 0; b < s.batch; ++b)
       for (std::int64_t h = 0; h < s.heads; ++h) {
-        const auto kv = h / (s.heads / s.kv_heads), first = b * s.context;
+        const auto kv = h / (s.heads / s.kv_heads), first = b * s.sequence;
         const auto q_at = first * w + h * size, k_at = first * w + c.key_at() + kv * size,
                    v_at = first * w + c.value_at() + kv * size;
-        for (std::int64_t t = 0; t < s.context; ++t) {
+        for (std::int64_t t = 0; t < s.sequence; ++t) {
           double top = -INFINITY, sum = 0;
           const auto n = static_cast<std::size_t>(t + 1);
           for (std::size_t j = 0; j < n; ++j) {
@@ -131,7 +131,7 @@ struct Reference {
             top = std::max(top, p[j]);
           }
           for (std::size_t j = 0; j < n; ++j) sum += p[j] = std::exp(p[j] - top);
-          lse[static_cast<std::size_t>((b * s.heads + h) * s.context + t)] = top + std::log(sum);
+          lse[static_cast<std::size_t>((b * s.heads + h) * s.sequence + t)] = top + std::log(sum);
           double* const o = &out[static_cast<std::size_t>((first + t) * ow + h * size)];
           const double* const of = &g[static_cast<std::size_t>((first + t) * ow + h * size)];
           for (std::size_t j = 0; j < n; ++j) {
@@ -221,21 +221,21 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
     return 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
   };
   for (std::int64_t size : {16, 64, 80, 128})
-    for (std::int64_t context : {1, 7, 63, 64, 65, 127, 128, 191, 200, 1024}) {
-      const bool large = context == 1024;
+    for (std::int64_t sequence : {1, 7, 63, 64, 65, 127, 128, 191, 200, 1024}) {
+      const bool large = sequence == 1024;
       const auto kv_heads = large ? 1 : up_to(2), group = large ? 2 : up_to(3);
-      const AttentionShape s{large ? 1 : up_to(3), context, kv_heads * group, kv_heads, size};
+      const AttentionShape s{large ? 1 : up_to(3), sequence, kv_heads * group, kv_heads, size};
       Case<bf16> c(s, random());
       const Reference reference(c);
-      for (auto backend : backends(gpu, size, context % 64 != 63)) {
+      for (auto backend : backends(gpu, size, sequence % 64 != 63)) {
         CAPTURE(seed);
-        INFO(name_of(backend), ": B ", s.batch, " T ", s.context, " H ", s.heads, " Hkv ", s.kv_heads, " D ", size);
+        INFO(name_of(backend), ": B ", s.batch, " T ", s.sequence, " H ", s.heads, " Hkv ", s.kv_heads, " D ", size);
         if (backend == AttentionBackend::cudnn) {
           try {
             c.run(gpu, backend);
           } catch (const ConfigError& refused) {
             MESSAGE(refused.what());
-            if (context >= 64 && (size == 64 || size == 128)) FAIL_CHECK("cuDNN has this one");
+            if (sequence >= 64 && (size == 64 || size == 128)) FAIL_CHECK("cuDNN has this one");
             continue;
           }
         } else {
@@ -255,14 +255,14 @@ TEST_CASE("every backend computes what the textbook says, in bf16") {
 TEST_CASE("the same in f16") {
   Cuda gpu;
   for (std::int64_t size : {16, 64, 128})
-    for (std::int64_t context : {1, 65, 200}) {
-      const AttentionShape s{2, context, 4, 2, size};
+    for (std::int64_t sequence : {1, 65, 200}) {
+      const AttentionShape s{2, sequence, 4, 2, size};
       Case<f16> c(s, seed);
       const Reference reference(c);
       for (auto backend : backends(gpu, size)) {
         CAPTURE(seed);
-        INFO(name_of(backend), ": T ", context, " D ", size);
-        if (backend == AttentionBackend::cudnn && (size == 16 || context == 1)) continue;
+        INFO(name_of(backend), ": T ", sequence, " D ", size);
+        if (backend == AttentionBackend::cudnn && (size == 16 || sequence == 1)) continue;
         c.run(gpu, backend);
         compare(c, reference, f16_bars);
         const auto out = c.out, dqkv = c.dqkv;
@@ -295,7 +295,7 @@ TEST_CASE("more pieces of work than multiprocessors, and heads that share keys: 
        {AttentionShape{7, 700, 8, 8, 64}, AttentionShape{20, 1024, 8, 8, 64}, AttentionShape{7, 700, 8, 2, 128},
         AttentionShape{4, 1500, 8, 4, 128}, AttentionShape{many, 130, 8, 8, 64}}) {
     CAPTURE(seed);
-    INFO("B ", s.batch, " T ", s.context, " Hkv ", s.kv_heads, " D ", s.head_size);
+    INFO("B ", s.batch, " T ", s.sequence, " Hkv ", s.kv_heads, " D ", s.head_size);
     Case<bf16> c(s, seed);
     c.run(gpu, AttentionBackend::tiles);
     Reference tiles;
@@ -319,15 +319,15 @@ TEST_CASE("more pieces of work than multiprocessors, and heads that share keys: 
 TEST_CASE("plain kernels in float and double") {
   Cuda gpu;
   for (std::int64_t size : {5, 64})
-    for (std::int64_t context : {1, 31, 70}) {
+    for (std::int64_t sequence : {1, 31, 70}) {
       CAPTURE(seed);
-      INFO("T ", context, " D ", size);
-      Case<float> single({2, context, 4, 2, size}, seed);
+      INFO("T ", sequence, " D ", size);
+      Case<float> single({2, sequence, 4, 2, size}, seed);
       single.run(gpu, AttentionBackend::best);
       auto bars = float_bars;
-      if (context == 1) bars.gradients = 1e-4;  // of one score: zero, but for the rounding of dP − δ
+      if (sequence == 1) bars.gradients = 1e-4;  // of one score: zero, but for the rounding of dP − δ
       compare(single, Reference(single), bars);
-      Case<double> twice({2, context, 3, 1, size}, seed + 1);
+      Case<double> twice({2, sequence, 3, 1, size}, seed + 1);
       twice.run(gpu, AttentionBackend::best);
       compare(twice, Reference(twice), double_bars);
     }
@@ -396,7 +396,7 @@ template <class D>
 std::size_t peak(D& device, const AttentionShape& s, kernels::CudaAttentionOptions options) {
   device.template companion<CudaAttention>().options = options;
   Pool::Program program(device.pool(), "attention");
-  const auto width = (s.heads + 2 * s.kv_heads) * s.head_size, h = s.heads * s.head_size, rows = s.batch * s.context;
+  const auto width = (s.heads + 2 * s.kv_heads) * s.head_size, h = s.heads * s.head_size, rows = s.batch * s.sequence;
   {
     const Tensor<bf16, 1> in(device.pool(), {rows * width}), d(device.pool(), {rows * width}),
         out(device.pool(), {rows * h}), g(device.pool(), {rows * h});
@@ -424,7 +424,7 @@ TEST_CASE("a plan asks for the memory that a run takes") {
       for (bool deterministic : {true, false}) {
         Cuda gpu;
         DryCuda plan;
-        INFO("T ", s.context, " D ", s.head_size, " ", name_of(backend), deterministic ? " deterministic" : "");
+        INFO("T ", s.sequence, " D ", s.head_size, " ", name_of(backend), deterministic ? " deterministic" : "");
         const auto found = peak(gpu, s, {backend, deterministic});
         CHECK(peak(plan, s, {backend, deterministic}) == found);
         if (!gpu.companion<CudaAttention>().refusal().empty()) MESSAGE(gpu.companion<CudaAttention>().refusal());

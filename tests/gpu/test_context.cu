@@ -40,44 +40,44 @@ void same(const std::vector<T>& gpu, const std::vector<T>& cpu, double ulps = 4)
 TEST_CASE_TEMPLATE("positions of a part of the sequence", T, float, double, bf16) {
   Cuda gpu;
   Cpu cpu;
-  const std::int64_t batch = 3, context = 8, whole = 32, width = 40;
-  const auto n = static_cast<std::size_t>(batch * context * width);
+  const std::int64_t batch = 3, sequence = 8, whole = 32, width = 40;
+  const auto n = static_cast<std::size_t>(batch * sequence * width);
   const auto table = noise<T>(50 * 40, 1), places = noise<T>(32 * 40, 2), x = noise<T>(n, 3);
   std::vector<std::int32_t> tokens;
-  for (int i = 0; i < batch * context; ++i) tokens.push_back(i * 7 % 50);
+  for (int i = 0; i < batch * sequence; ++i) tokens.push_back(i * 7 % 50);
   const OnGpu<std::int32_t> tokens_gpu(gpu, tokens);
   const OnGpu<T> table_gpu(gpu, table), places_gpu(gpu, places);
   for (const auto& at : some_positions) {
     auto turned = x;
     const OnGpu<T> turned_gpu(gpu, x);
-    kernels::rope(cpu, turned.data(), width, batch, context, 2, 20, 100.0, kernels::Turn::forward, at);
-    kernels::rope(gpu, turned_gpu.data(), width, batch, context, 2, 20, 100.0, kernels::Turn::forward, at);
+    kernels::rope(cpu, turned.data(), width, batch, sequence, 2, 20, 100.0, kernels::Turn::forward, at);
+    kernels::rope(gpu, turned_gpu.data(), width, batch, sequence, 2, 20, 100.0, kernels::Turn::forward, at);
     same(turned_gpu.values(), turned);
 
     std::vector<T> y(n);
     const OnGpu<T> y_gpu(gpu, n);
-    kernels::embedding_forward(cpu, std::span<const std::int32_t>{tokens}, table.data(), 50, places.data(), context,
+    kernels::embedding_forward(cpu, std::span<const std::int32_t>{tokens}, table.data(), 50, places.data(), sequence,
                                y.data(), width, kernels::all_rows, at);
     kernels::embedding_forward(gpu, std::span<const std::int32_t>{tokens_gpu.span()}, table_gpu.data(), 50,
-                               places_gpu.data(), context, y_gpu.data(), width, kernels::all_rows, at);
+                               places_gpu.data(), sequence, y_gpu.data(), width, kernels::all_rows, at);
     same(y_gpu.values(), y);
-    kernels::add_rows(cpu, places.data(), context, y.data(), batch * context, width, at);
-    kernels::add_rows(gpu, places_gpu.data(), context, y_gpu.data(), batch * context, width, at);
+    kernels::add_rows(cpu, places.data(), sequence, y.data(), batch * sequence, width, at);
+    kernels::add_rows(gpu, places_gpu.data(), sequence, y_gpu.data(), batch * sequence, width, at);
     same(y_gpu.values(), y, 8);
 
     std::vector<T> dtable(table.size()), dplaces(places.size());
     const OnGpu<T> dtable_gpu(gpu, dtable), dplaces_gpu(gpu, dplaces), dy_gpu(gpu, x);
     kernels::embedding_backward(cpu, std::span<const std::int32_t>{tokens}, x.data(), dtable.data(), dplaces.data(),
-                                context, width, kernels::all_rows, at);
+                                sequence, width, kernels::all_rows, at);
     kernels::embedding_backward(gpu, std::span<const std::int32_t>{tokens_gpu.span()}, dy_gpu.data(), dtable_gpu.data(),
-                                dplaces_gpu.data(), context, width, kernels::all_rows, at);
+                                dplaces_gpu.data(), sequence, width, kernels::all_rows, at);
     if constexpr (!std::is_same_v<T, bf16>) {  // which the CPU rounds after every row
       same(dtable_gpu.values(), dtable, 16);
       same(dplaces_gpu.values(), dplaces, 16);
     }
 
     const kernels::ElementNumbers numbers{
-        .first = 2 * whole * width, .here = context * width, .whole = whole * width, .row = width, .positions = at};
+        .first = 2 * whole * width, .here = sequence * width, .whole = whole * width, .row = width, .positions = at};
     const Random random(3, RandomPurpose::dropout, 7, 9);
     auto dropped = x;
     const OnGpu<T> dropped_gpu(gpu, x);
@@ -138,7 +138,7 @@ std::string trained(int ranks, const ::test::RunOptions& o, ContextAttention att
 }
 ::test::RunOptions options() {
   ::test::RunOptions o{.rows = 4, .micro_batches = 2};
-  o.config = {.context = 16, .heads = 6};
+  o.config = {.sequence = 16, .heads = 6};
   return o;
 }
 
@@ -166,7 +166,7 @@ TEST_CASE("a ring of ranks that share the GPU: the CPU's losses, the same bits o
     CHECK(trained<Stage::parameters, Fp32, Cuda>(ranks, o, ContextAttention::ring) == gpu);
   }
   auto tiles = o;  // heads of 64: on tensor cores
-  tiles.config = {.context = 160, .width = 128, .heads = 2, .layers = 2};
+  tiles.config = {.sequence = 160, .width = 128, .heads = 2, .layers = 2};
   const auto whole = trained<Stage::gradients, Bf16, Cuda>(1, tiles);
   CHECK(::test::apart(trained<Stage::gradients, Bf16, Cuda>(2, tiles, ContextAttention::ring), whole) < 2e-2);
 }
@@ -189,7 +189,7 @@ void expect_near(const std::vector<C>& found, const std::vector<double>& expecte
 /// backend of ours against the CPU's in double. Rows have gaps, sequences lie further apart than they are long.
 template <class T>
 void check_part(const kernels::AttentionShape& s, double ulps) {
-  const auto what = text(s.batch, " x ", s.context, " queries, ", s.keys, " keys, offset ", s.offset, ", ", s.heads,
+  const auto what = text(s.batch, " x ", s.sequence, " queries, ", s.keys, " keys, offset ", s.offset, ", ", s.heads,
                          " heads over ", s.kv_heads, " of ", s.head_size);
   CAPTURE(what);
   using C = compute_t<T>;
@@ -197,7 +197,7 @@ void check_part(const kernels::AttentionShape& s, double ulps) {
   Cpu cpu;
   const auto width = s.heads * s.head_size, kv_width = s.kv_heads * s.head_size;
   const std::int64_t q_stride = width + 8, k_stride = 2 * kv_width + 16;
-  const std::int64_t q_sequence = (s.context + 3) * q_stride, k_sequence = (s.keys + 2) * k_stride;
+  const std::int64_t q_sequence = (s.sequence + 3) * q_stride, k_sequence = (s.keys + 2) * k_stride;
   const auto n = [](std::int64_t size) { return static_cast<std::size_t>(size); };
   const auto rows = [&](auto* data) { return kernels::HeadsView{data, q_stride, q_sequence}; };
   const auto keys = [&](auto* data) { return kernels::HeadsView{data, k_stride, k_sequence}; };
@@ -207,7 +207,7 @@ void check_part(const kernels::AttentionShape& s, double ulps) {
   const auto q = noise<T>(n(s.batch * q_sequence), 1, 2), kv = noise<T>(n(s.batch * k_sequence), 2, 2),
              dout = noise<T>(n(s.batch * q_sequence), 3);
   const auto q64 = doubles(q), kv64 = doubles(kv), dout64 = doubles(dout);
-  std::vector<double> out64(n(s.batch * s.context * width)), lse64(n(s.batch * s.heads * s.context));
+  std::vector<double> out64(n(s.batch * s.sequence * width)), lse64(n(s.batch * s.heads * s.sequence));
   kernels::partial_attention_forward<Cpu, double>(cpu, s, rows(q64.data()), keys(kv64.data()),
                                                   keys(kv64.data() + kv_width), packed(out64.data()), lse64.data());
   // of a whole with other keys before these: the output is rounded to T, the log-sum-exp is greater
@@ -259,9 +259,9 @@ void check_part(const kernels::AttentionShape& s, double ulps) {
 
 TEST_CASE("attention to a part of the keys: every backend of ours against the CPU's in double") {
   for (const std::int64_t size : {64, 128, 24})
-    for (const auto& [context, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
+    for (const auto& [sequence, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
              {70, 70, 0}, {200, 200, 0}, {50, 130, 129}, {130, 50, 49}, {33, 90, 20}, {1, 1, 0}, {90, 33, 5}}) {
-      const kernels::AttentionShape shape{2, context, 4, 2, size, keys, offset};
+      const kernels::AttentionShape shape{2, sequence, 4, 2, size, keys, offset};
       check_part<bf16>(shape, 4);
       check_part<f16>(shape, 4);
       if (size == 24) {
@@ -273,9 +273,9 @@ TEST_CASE("attention to a part of the keys: every backend of ours against the CP
 
 TEST_CASE("parts as a ring has them; keys that no query sees, of a block and of whole blocks") {
   for (const std::int64_t size : {64, 128})
-    for (const auto& [context, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
+    for (const auto& [sequence, keys, offset] : std::vector<std::array<std::int64_t, 3>>{
              {512, 512, 512}, {512, 256, 255}, {256, 512, 511}, {512, 512, 0}, {64, 512, 0}, {200, 600, 150}}) {
-      const kernels::AttentionShape shape{1, context, 4, 2, size, keys, offset};
+      const kernels::AttentionShape shape{1, sequence, 4, 2, size, keys, offset};
       check_part<bf16>(shape, 4);
       check_part<f16>(shape, 4);
     }
@@ -307,13 +307,13 @@ TEST_CASE_TEMPLATE("parts of attention are joined as on the CPU", C, float, doub
   Cuda gpu;
   Cpu cpu;
   const kernels::AttentionShape s{2, 10, 3, 3, 40};
-  const std::int64_t context = 25, first = 15;
+  const std::int64_t sequence = 25, first = 15;
   const auto part = noise<C>(2 * 10 * 120, 1), part_lse = noise<C>(2 * 3 * 10, 2, 4);
   auto out = noise<C>(2 * 25 * 120, 3), lse = noise<C>(2 * 3 * 25, 4, 4);
   const OnGpu<C> part_gpu(gpu, part), part_lse_gpu(gpu, part_lse), out_gpu(gpu, out), lse_gpu(gpu, lse);
-  kernels::merge_partial_attention(cpu, s, part.data(), part_lse.data(), out.data(), lse.data(), context, first);
+  kernels::merge_partial_attention(cpu, s, part.data(), part_lse.data(), out.data(), lse.data(), sequence, first);
   kernels::merge_partial_attention(gpu, s, static_cast<const C*>(part_gpu.data()),
-                                   static_cast<const C*>(part_lse_gpu.data()), out_gpu.data(), lse_gpu.data(), context,
+                                   static_cast<const C*>(part_lse_gpu.data()), out_gpu.data(), lse_gpu.data(), sequence,
                                    first);
   expect(out_gpu.values(), doubles(out), 16);
   expect(lse_gpu.values(), doubles(lse), 16);

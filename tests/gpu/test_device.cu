@@ -60,10 +60,10 @@ TEST_CASE("a program's blocks have the same addresses every time, on the GPU too
 
 TEST_CASE("what does not fit is refused in a sentence, by a limit and by the GPU") {
   Cuda small{{.memory_limit = 1 << 20}};
-  CHECK_THROWS_AS(small.pool().keep(2 << 20, Purpose::weights), MemoryError);
+  CHECK_THROWS_AS(small.pool().take_persistent(2 << 20, Purpose::weights), MemoryError);
   Cuda gpu;
-  CHECK_THROWS_AS(gpu.pool().keep(std::size_t{1} << 45, Purpose::weights), MemoryError);
-  CHECK_NOTHROW(gpu.pool().keep(1 << 20, Purpose::weights));  // and the GPU is still usable
+  CHECK_THROWS_AS(gpu.pool().take_persistent(std::size_t{1} << 45, Purpose::weights), MemoryError);
+  CHECK_NOTHROW(gpu.pool().take_persistent(1 << 20, Purpose::weights));  // and the GPU is still usable
 }
 
 TEST_CASE("a GPU that is not there is refused") {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 #include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/initialise.hpp>
@@ -238,18 +238,18 @@ TEST_CASE_TEMPLATE("rotary positions", T, float, double, bf16, f16) {
   Cuda gpu;
   Cpu cpu;
   struct Shape {
-    std::int64_t batch, context, heads, size, stride;
+    std::int64_t batch, sequence, heads, size, stride;
   };
   for (const auto& s : {Shape{2, 5, 3, 64, 192}, Shape{1, 1, 1, 2, 2}, Shape{3, 100, 4, 32, 3 * 128},
                         Shape{2, 17, 2, 10, 23}, Shape{70, 2, 2, 16, 32}, Shape{0, 4, 1, 2, 2}})
     for (const auto turn : {kernels::Turn::forward, kernels::Turn::backward})
       for (const std::int64_t shift : {0, 1}) {
         CAPTURE(s.size);
-        const auto x = noise<T>(static_cast<std::size_t>(s.batch * s.context * s.stride), 6);
+        const auto x = noise<T>(static_cast<std::size_t>(s.batch * s.sequence * s.stride), 6);
         auto wanted = doubles(x);
         const OnGpu<T> on_gpu(gpu, x, shift);
-        kernels::rope(cpu, wanted.data(), s.stride, s.batch, s.context, s.heads, s.size, 10000.0, turn);
-        kernels::rope(gpu, on_gpu.data(), s.stride, s.batch, s.context, s.heads, s.size, 10000.0, turn);
+        kernels::rope(cpu, wanted.data(), s.stride, s.batch, s.sequence, s.heads, s.size, 10000.0, turn);
+        kernels::rope(gpu, on_gpu.data(), s.stride, s.batch, s.sequence, s.heads, s.size, 10000.0, turn);
         expect(on_gpu.values(), wanted, std::is_same_v<T, double> ? 1000 : 8);
       }
 }
@@ -289,8 +289,8 @@ TEST_CASE("a clip has the CPU's numbers, on the GPU and on the host") {
     for (std::size_t i = 0; i < n; ++i) squares[i] = 0.1 * static_cast<double>(i * 7919 % 1009);
     const OnGpu<double> on_gpu(gpu, squares);
     for (const double max_norm : {0.0, 1.0, 1e9}) {
-      const auto clip = kernels::clip(gpu, std::span<const double>(on_gpu.span()), 0.7, max_norm);
-      const auto wanted = kernels::clip(cpu, std::span<const double>(squares), 0.7, max_norm);
+      const auto clip = kernels::gradient_norm(gpu, std::span<const double>(on_gpu.span()), 0.7, max_norm);
+      const auto wanted = kernels::gradient_norm(cpu, std::span<const double>(squares), 0.7, max_norm);
       CHECK(clip.norm() == wanted.norm());
       CHECK(clip.factor() == wanted.factor());
       CHECK(clip.finite());
@@ -300,12 +300,12 @@ TEST_CASE("a clip has the CPU's numbers, on the GPU and on the host") {
     }
   }
   for (const auto& clip : held) {
-    Clip place;
+    GradientNorm place;
     gpu.download(&place, clip.on_device(), sizeof place);
     CHECK(place.norm == clip.norm());
     CHECK(place.factor == clip.factor());
   }
   CHECK(held.size() > 16);
   const OnGpu<double> broken(gpu, std::vector<double>{1, std::numeric_limits<double>::infinity()});
-  CHECK(!kernels::clip(gpu, std::span<const double>(broken.span()), 1, 1).finite());
+  CHECK(!kernels::gradient_norm(gpu, std::span<const double>(broken.span()), 1, 1).finite());
 }

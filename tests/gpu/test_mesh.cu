@@ -54,11 +54,11 @@ void check(const Layout& layout) {
 TEST_CASE("meshes of 2, 4 and 8 ranks: one rank's losses, and the same bits at every stage") {
   check({.data = 2});
   check({.tensor = 2});
-  check({.tensor = 2, .sequence = true});
+  check({.tensor = 2, .sequence_parallel = true});
   check({.pipeline = 2, .schedule = zb_h1});
   check({.context = 2});
   check({.tensor = 2, .pipeline = 2});
-  check({.data = 2, .tensor = 2, .sequence = true});
+  check({.data = 2, .tensor = 2, .sequence_parallel = true});
   check({.data = 2, .pipeline = 2});
   check({.data = 2, .tensor = 2, .pipeline = 2, .schedule = zb_h1});
 }

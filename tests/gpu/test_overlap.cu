@@ -56,10 +56,10 @@ std::size_t planned(const Comm& comm, D& device) {
   const TinyConfig config;
   Sharded<Plain, Stage::parameters, Bf16, D> model{comm, device, Plain{config}};
   FusedAdam adam{model, {}};
-  auto batch = Batch::on(device, 4, config.context);
+  auto batch = Batch::on(device, 4, config.sequence);
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3);
   batch.fill(tokens, tokens);
-  batch.labels_in_step = 4 * config.context * comm.size();
+  batch.labels_in_step = 4 * config.sequence * comm.size();
   for (int step = 0; step < 2; ++step) {
     model.train(batch, {.micro_batches = 2});
     adam.step(1e-3f, clip_by_global_norm(model, 1.0f));

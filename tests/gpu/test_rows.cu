@@ -164,7 +164,7 @@ void check_embeddings() {
   Cpu cpu;
   constexpr std::int32_t vocabulary = 301;
   struct Shape {
-    std::int64_t batch, context, width, shift;
+    std::int64_t batch, sequence, width, shift;
   };
   for (const auto& s : {Shape{3, 50, 64, 0}, Shape{2, 7, 33, 0}, Shape{5, 100, 768, 0}, Shape{1, 3, 1, 1},
                         Shape{2, 9, 5000, 0}, Shape{2, 40, 64, 1}, Shape{40, 100, 8, 0}, Shape{0, 4, 8, 0}})
@@ -173,11 +173,11 @@ void check_embeddings() {
         CAPTURE(s.width);
         CAPTURE(kind);
         CAPTURE(held.begin);
-        const auto n = static_cast<std::size_t>(s.batch * s.context), w = static_cast<std::size_t>(s.width);
+        const auto n = static_cast<std::size_t>(s.batch * s.sequence), w = static_cast<std::size_t>(s.width);
         const auto held_rows = held.end > vocabulary ? vocabulary : held.size();
         const auto tokens = tokens_of(n, vocabulary, kind);
         const auto table = noise<Y>(static_cast<std::size_t>(held_rows) * w, 1);
-        const auto places = noise<Y>(static_cast<std::size_t>(s.context) * w, 2), dy = noise<Y>(n * w, 3);
+        const auto places = noise<Y>(static_cast<std::size_t>(s.sequence) * w, 2), dy = noise<Y>(n * w, 3);
         const auto dtable = noise<G>(table.size(), 4), dplaces = noise<G>(places.size(), 5);
         const OnGpu<std::int32_t> tokens_gpu(gpu, tokens, 1);
         const std::span<const std::int32_t> on_gpu(tokens_gpu.span()), on_cpu(tokens);
@@ -188,25 +188,25 @@ void check_embeddings() {
         for (const bool with_places : {true, false}) {
           const OnGpu<Y> y(gpu, n * w, s.shift);
           kernels::embedding_forward(cpu, on_cpu, table64.data(), vocabulary, with_places ? places64.data() : nullptr,
-                                     s.context, wanted.data(), s.width, held);
+                                     s.sequence, wanted.data(), s.width, held);
           kernels::embedding_forward(gpu, on_gpu, table_gpu.data(), vocabulary,
-                                     with_places ? places_gpu.data() : nullptr, s.context, y.data(), s.width, held);
+                                     with_places ? places_gpu.data() : nullptr, s.sequence, y.data(), s.width, held);
           expect(y.values(), wanted, 1);
         }
         {
           const OnGpu<Y> y(gpu, dy, s.shift);
           auto sum = dy64;
-          kernels::add_rows(cpu, places64.data(), s.context, sum.data(), s.batch * s.context, s.width);
-          kernels::add_rows(gpu, places_gpu.data(), s.context, y.data(), s.batch * s.context, s.width);
+          kernels::add_rows(cpu, places64.data(), s.sequence, sum.data(), s.batch * s.sequence, s.width);
+          kernels::add_rows(gpu, places_gpu.data(), s.sequence, y.data(), s.batch * s.sequence, s.width);
           expect(y.values(), sum, 1);
         }
         auto dtable64 = doubles(dtable), dplaces64 = doubles(dplaces);
-        kernels::embedding_backward(cpu, on_cpu, dy64.data(), dtable64.data(), dplaces64.data(), s.context, s.width,
+        kernels::embedding_backward(cpu, on_cpu, dy64.data(), dtable64.data(), dplaces64.data(), s.sequence, s.width,
                                     held);
         std::vector<G> first, first_places;
         for (const int run : {0, 1}) {
           const OnGpu<G> dtable_gpu(gpu, dtable, s.shift), dplaces_gpu(gpu, dplaces, s.shift);
-          kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), dtable_gpu.data(), dplaces_gpu.data(), s.context,
+          kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), dtable_gpu.data(), dplaces_gpu.data(), s.sequence,
                                       s.width, held);
           if (run == 0) {
             first = dtable_gpu.values(), first_places = dplaces_gpu.values();
@@ -219,7 +219,7 @@ void check_embeddings() {
               std::copy(dtable.begin(), dtable.end(), all.begin() + held.begin * s.width);
               const OnGpu<G> all_gpu(gpu, all, s.shift);
               kernels::embedding_backward(gpu, on_gpu, dy_gpu.data(), all_gpu.data(), static_cast<G*>(nullptr),
-                                          s.context, s.width);
+                                          s.sequence, s.width);
               const auto got = all_gpu.values();
               CHECK(same_bits(first,
                               std::vector<G>(got.begin() + held.begin * s.width, got.begin() + held.end * s.width)));
@@ -414,7 +414,7 @@ void check_clipped_adam() {
   s.gradient_scale = 0.25f * 0.37f;
   const auto wanted = step();
   s.gradient_scale = 0.25f;
-  const OnGpu<Clip> clip(gpu, std::vector<Clip>{{.norm = 3, .factor = 0.37f}, {.finite = false}});
+  const OnGpu<GradientNorm> clip(gpu, std::vector<GradientNorm>{{.norm = 3, .factor = 0.37f}, {.finite = false}});
   s.clip = clip.data();
   const auto clipped = step();
   CHECK(same_bits(std::get<0>(clipped), std::get<0>(wanted)));

@@ -94,7 +94,7 @@ std::string with_heads_of_64(bool graph) {
   const RunOptions o{.rows = 4,
                      .micro_batches = 2,
                      .steps = 6,
-                     .config = {.context = 160, .width = 128, .heads = 2, .layers = 2, .dropout = 0}};
+                     .config = {.sequence = 160, .width = 128, .heads = 2, .layers = 2, .dropout = 0}};
   Cuda gpu;
   Sharded<Plain, S, Bf16, Cuda> model{Comm{}, gpu, Plain{o.config}, {.graph = graph}};
   auto [bytes, weights] = record(model, Comm{}, o);
@@ -129,12 +129,12 @@ struct Trainer {
   Cuda gpu;
   Sharded<G, Stage::gradients, Bf16, Cuda> model;
   FusedAdam<decltype(model)> adam{model};
-  Batch batch = Batch::on(gpu, 2, TinyConfig{}.context);
+  Batch batch = Batch::on(gpu, 2, TinyConfig{}.sequence);
 };
 
 /// Its forward waits for the GPU.
 struct Waiting : Sequential<GptEmbedding, LmHead> {
-  Waiting() : Sequential{GptEmbedding{{.vocabulary = 61, .context = 12, .width = 24}}, LmHead{"lm_head", 61, 24}} {}
+  Waiting() : Sequential{GptEmbedding{{.vocabulary = 61, .sequence = 12, .width = 24}}, LmHead{"lm_head", 61, 24}} {}
   template <class C, class X>
   auto forward(C& ctx, X x) {
     ctx.device.synchronize();
@@ -159,7 +159,7 @@ TEST_CASE("a graph is captured at the third equal step, and anew when numbers or
   CHECK(!both(5, 2));  // another loss scale
   CHECK(!both(6, 2));
   CHECK(both(7, 2));
-  auto larger = Batch::on(with.gpu, 4096, TinyConfig{}.context);  // its evaluation needs a larger arena
+  auto larger = Batch::on(with.gpu, 4096, TinyConfig{}.sequence);  // its evaluation needs a larger arena
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(larger.tokens.size()), 8);
   larger.fill(tokens, tokens);
   with.model.evaluate(larger);
@@ -212,7 +212,7 @@ TEST_CASE("a bad token on one of two ranks: both leave the step out") {
     Cuda gpu;
     Sharded<Plain, Stage::gradients, Bf16, Cuda> model{comm, gpu, Plain{TinyConfig{}}};
     FusedAdam adam{model, {}};
-    auto batch = Batch::on(gpu, 2, TinyConfig{}.context);
+    auto batch = Batch::on(gpu, 2, TinyConfig{}.sequence);
     const auto places = static_cast<std::size_t>(batch.tokens.size());
     const auto step = [&](int token) {
       batch.fill(std::vector<std::int32_t>(places, token), std::vector<std::int32_t>(places, 1));
@@ -284,7 +284,7 @@ TEST_CASE("fp16: a step that overflows leaves no trace, the scale halves, traini
   Sharded<Plain, Stage::none, Fp16, Cuda> model{Comm{}, gpu, Plain{o.config}};
   FusedAdam adam{model, {}};
   LossScaler scaler{{.initial = 0x1p60f, .hysteresis = 1}};
-  auto batch = Batch::on(gpu, o.rows, o.config.context);
+  auto batch = Batch::on(gpu, o.rows, o.config.sequence);
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3);
   batch.fill(tokens, tokens);
   const auto bits = [&] { return state_of(model, adam); };
@@ -333,7 +333,7 @@ TEST_CASE("a plan made without a GPU is what the GPU takes, to the byte") {
   const auto measure = [&]<class D>(D& device) {
     Sharded<Plain, Stage::gradients, Bf16, D> model{Comm{}, device, Plain{o.config}};
     FusedAdam adam{model, {}};
-    auto batch = Batch::on(device, o.rows, o.config.context);
+    auto batch = Batch::on(device, o.rows, o.config.sequence);
     const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3);
     batch.fill(tokens, tokens);
     model.train(batch);
@@ -352,7 +352,7 @@ TEST_CASE("a token beyond the vocabulary is a sentence, and the next step goes o
   const RunOptions o{};
   Cuda gpu;
   Sharded<Plain, Stage::none, Bf16, Cuda> model{Comm{}, gpu, Plain{o.config}};
-  auto batch = Batch::on(gpu, 2, o.config.context);
+  auto batch = Batch::on(gpu, 2, o.config.sequence);
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()), 3), labels = tokens;
   tokens[7] = 61;
   batch.fill(tokens, labels);

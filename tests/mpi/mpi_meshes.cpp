@@ -13,10 +13,10 @@ int main(int argc, char** argv) {
     const auto o = mesh_options();
     int wrong = 0;
     for (const Layout& layout :
-         {Layout{.data = 1, .tensor = 2, .pipeline = 2}, Layout{.data = 2, .tensor = 2, .sequence = true},
+         {Layout{.data = 1, .tensor = 2, .pipeline = 2}, Layout{.data = 2, .tensor = 2, .sequence_parallel = true},
           Layout{.data = 2, .pipeline = 2, .schedule = PipelineKind::zb_v, .chunks = 2},
           Layout{.pipeline = 4, .schedule = PipelineKind::zb_h1}, Layout{.context = 4},
-          Layout{.tensor = 2, .sequence = true, .context = 2, .attention = ContextAttention::ring},
+          Layout{.tensor = 2, .sequence_parallel = true, .context = 2, .attention = ContextAttention::ring},
           Layout{.data = 2, .context = 2, .attention = ContextAttention::ring}}) {
       std::string threads;
       if (world.rank == 0)

@@ -13,5 +13,5 @@ using Model = Sequential<LayerNorm, Mlp>;
 #endif
 
 TensorParallel<Model> use(const Comm& comm, Model model) {
-  return {{.comm = comm, .sequence = true}, std::move(model)};
+  return {{.comm = comm, .sequence_parallel = true}, std::move(model)};
 }

@@ -90,15 +90,15 @@ class Optimizer {
   using Moment = std::conditional_t<std::is_same_v<typename Precision::Weight, double>, double, float>;
   explicit Optimizer(Model& model) : model_(model) {
     for (auto& unit : model.units())
-      for (auto* moments : {&first_, &second_}) moments->emplace_back(static_cast<std::size_t>(unit.update().size()));
+      for (auto* moments : {&first_, &second_}) moments->emplace_back(static_cast<std::size_t>(unit.updated().size()));
   }
   void step() {
     ++steps_;
     for (std::size_t u = 0; u < first_.size(); ++u) {
       auto& unit = model_.units()[u];
-      auto weights = unit.weights().subspan(static_cast<std::size_t>(unit.update().begin - unit.held().begin));
+      auto weights = unit.weights().subspan(static_cast<std::size_t>(unit.updated().begin - unit.held().begin));
       for (std::size_t i = 0; i < first_[u].size(); ++i) {
-        const auto at = unit.update().begin + static_cast<std::int64_t>(i);
+        const auto at = unit.updated().begin + static_cast<std::int64_t>(i);
         if (at >= unit.size()) break;
         using Weight = typename Precision::Weight;
         Moment w;
@@ -173,7 +173,7 @@ struct Run {
   template <class T, class U>
   void whole(std::string& out, std::span<T> part, U& unit) {
     std::vector<T> all(static_cast<std::size_t>(unit.padded()));
-    const auto mine = part.subspan(static_cast<std::size_t>(unit.shard().begin - unit.update().begin),
+    const auto mine = part.subspan(static_cast<std::size_t>(unit.shard().begin - unit.updated().begin),
                                    static_cast<std::size_t>(unit.shard().size()));
     model.comm().all_gather(std::span<const T>{mine}, std::span{all});
     add(out, std::span{all}, unit.size());

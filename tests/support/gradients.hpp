@@ -24,7 +24,7 @@ double value_of(M& model, const RunState& run, const X& x) {
   auto [y, saved] = ctx.forward(model.layer(), x);
   if constexpr (std::is_same_v<decltype(y), Loss>) {
     ctx.backward(model.layer(), 1.0f, std::move(saved));
-    return y.sum() * run.loss_scale;
+    return y.sum() * run.loss_weight;
   } else {
     const auto r = normal_tensor(ctx, y.shape(), 99);
     double sum = 0;

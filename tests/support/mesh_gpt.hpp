@@ -12,7 +12,7 @@ namespace test {
 
 struct Layout {
   int data = 1, tensor = 1, pipeline = 1;
-  bool sequence = false;
+  bool sequence_parallel = false;
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
   int chunks = 1;
   int context = 1;
@@ -24,7 +24,7 @@ struct Layout {
 /// Sizes that four tensor ranks and four stages divide.
 inline RunOptions mesh_options() {
   RunOptions o{.rows = 8, .micro_batches = 4, .steps = 4};
-  o.config = {.vocabulary = 64, .context = 12, .width = 24, .heads = 4, .layers = 4};
+  o.config = {.vocabulary = 64, .sequence = 12, .width = 24, .heads = 4, .layers = 4};
   return o;
 }
 
@@ -37,8 +37,8 @@ Record train_on_mesh(const Comm& world, D& device, const Layout& layout, const R
                                  .schedule = layout.schedule,
                                  .chunks = layout.chunks,
                                  .width = o.config.width,
-                                 .parts_of_context = layout.sequence ? layout.tensor : 1};
-  PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence = layout.sequence}, G{o.config}}};
+                                 .sequence_shards = layout.sequence_parallel ? layout.tensor : 1};
+  PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence_parallel = layout.sequence_parallel}, G{o.config}}};
   Sharded<PipelineStage<Split>, S, P, D> model{mesh, device, std::move(stage), {.context_attention = layout.attention}};
   return record(model, mesh.data(), o);
 }

@@ -41,9 +41,9 @@ class Placed {
       if (!p.tied_to.empty()) return;
       if (!by_name_.emplace(p.name, &p).second) throw std::logic_error("two parameters are called " + p.name);
       parameters_.push_back(&p);
-      storage_.push_back(device.pool().keep(static_cast<std::size_t>(p.size()) * sizeof(Weight), Purpose::weights));
+      storage_.push_back(device.pool().take_persistent(static_cast<std::size_t>(p.size()) * sizeof(Weight), Purpose::weights));
       p.value = storage_.back().get();
-      storage_.push_back(device.pool().keep(static_cast<std::size_t>(p.size()) * sizeof(Gradient), Purpose::gradients));
+      storage_.push_back(device.pool().take_persistent(static_cast<std::size_t>(p.size()) * sizeof(Gradient), Purpose::gradients));
       p.gradient = storage_.back().get();
       const Random random(1, RandomPurpose::initialisation, hash_of(p.name)),
           more(1, RandomPurpose::test, hash_of(p.name));

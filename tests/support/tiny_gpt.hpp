@@ -27,7 +27,7 @@ namespace test {
 using namespace zeropp;
 
 struct TinyConfig {
-  std::int64_t vocabulary = 61, context = 12, width = 24, heads = 3, layers = 3;
+  std::int64_t vocabulary = 61, sequence = 12, width = 24, heads = 3, layers = 3;
   float dropout = 0.1f;
 };
 
@@ -43,7 +43,7 @@ template <class B>
 struct Gpt : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead> {
   explicit Gpt(const TinyConfig& c)
       : Sequential<GptEmbedding, Repeat<B>, LayerNorm, LmHead>{
-            GptEmbedding{{.vocabulary = c.vocabulary, .context = c.context, .width = c.width}}, blocks(c),
+            GptEmbedding{{.vocabulary = c.vocabulary, .sequence = c.sequence, .width = c.width}}, blocks(c),
             LayerNorm{"ln_f", c.width}, LmHead{"lm_head", c.vocabulary, c.width, {.tied_to = "wte.weight"}}} {}
   static Repeat<B> blocks(const TinyConfig& c) {
     Repeat<B> all;
@@ -78,7 +78,7 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
   FusedAdam adam{model, {}};
   const auto begin = part_begin(o.rows, data.rank(), data.size()),
              end = part_begin(o.rows, data.rank() + 1, data.size());
-  auto batch = Batch::on(model.device(), end - begin, o.config.context);
+  auto batch = Batch::on(model.device(), end - begin, o.config.sequence);
   batch.first_sample = begin;
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size())), labels(tokens.size());
   Record out;
@@ -86,7 +86,7 @@ Record record(Model& model, const Comm& data, const RunOptions& o) {
   for (int step = 0; step < o.steps; ++step) {
     const Random random(5, RandomPurpose::test, 0, static_cast<std::uint64_t>(step));
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      const auto at = static_cast<std::uint64_t>(begin * o.config.context) + i;
+      const auto at = static_cast<std::uint64_t>(begin * o.config.sequence) + i;
       tokens[i] = static_cast<std::int32_t>(random.bits(at) % static_cast<std::uint32_t>(o.config.vocabulary));
       labels[i] = static_cast<std::int32_t>((random.bits(at) + 1) % static_cast<std::uint32_t>(o.config.vocabulary));
     }

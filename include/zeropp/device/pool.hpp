@@ -19,10 +19,10 @@ class Pool {
       : books_(std::make_shared<detail::PoolBooks>(std::move(memory), options)) {}
 
   /// A block for as long as the model lives (weights, optimizer states): not part of a program's plan.
-  Storage keep(std::size_t bytes, Purpose purpose) { return books_->direct(books_, bytes, purpose, true); }
+  Storage take_persistent(std::size_t bytes, Purpose purpose) { return books_->direct(books_, bytes, purpose, true); }
 
   /// A block of the running program; outside a program, of the heap. Throws MemoryError.
-  Storage take(std::size_t bytes, Purpose purpose) {
+  Storage take_temporary(std::size_t bytes, Purpose purpose) {
     return books_->program ? books_->planned(books_, bytes, purpose) : books_->direct(books_, bytes, purpose, false);
   }
 

@@ -167,7 +167,7 @@ struct PoolBooks {
                              allocated, " B are in use",
                              options.limit ? text(" of a limit of ", options.limit, " B") : std::string(),
                              " (kept: ", describe(kept), "; in this step: ", describe(live),
-                             "); use a smaller micro-batch or context, recompute, or a higher ZeRO stage"));
+                             "); use a smaller micro-batch or shorter sequences, recompute, or a higher ZeRO stage"));
     allocated += bytes;
     return block;
   }

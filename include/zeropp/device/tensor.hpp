@@ -20,7 +20,7 @@ class Tensor {
 
   Tensor() = default;
   Tensor(Pool& pool, Extents<Rank> shape, Purpose purpose = Purpose::activations) : shape_(shape) {
-    storage_ = pool.take(static_cast<std::size_t>(checked_product(element_count(shape), sizeof(T))), purpose);
+    storage_ = pool.take_temporary(static_cast<std::size_t>(checked_product(element_count(shape), sizeof(T))), purpose);
   }
 
   const Extents<Rank>& shape() const { return shape_; }

@@ -19,7 +19,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/device/device.hpp>
-#include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 #include <zeropp/kernels/vector.hpp>
 
 namespace zeropp::kernels {
@@ -37,7 +37,7 @@ struct AdamStep {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
   float gradient_scale = 1;  ///< clipping, and the inverse of a loss scale
   /// Where the device keeps a factor to clip by, beside that one: if it is not finite, nothing changes.
-  const Clip* clip = nullptr;
+  const GradientNorm* clip = nullptr;
   double bias_correction1 = 1, bias_correction2 = 1;  ///< 1 - beta^step
 };
 
@@ -70,7 +70,7 @@ struct AdamFactors {
         epsilon(static_cast<C>(s.epsilon)),
         scale(static_cast<C>(s.gradient_scale)) {}
   /// Takes in what a clip says, if there is one. False: it says that no step is to be done.
-  constexpr bool take(const Clip* clip) {
+  constexpr bool take(const GradientNorm* clip) {
     if (clip) scale *= static_cast<C>(clip->factor);
     return !clip || clip->finite;
   }

@@ -111,7 +111,7 @@ struct AttentionBackward {
 };
 
 inline Cost attention_cost(std::string_view name, const AttentionShape& s, double products, std::size_t element) {
-  const auto rows = static_cast<double>(s.context), keys = static_cast<double>(s.key_count());
+  const auto rows = static_cast<double>(s.sequence), keys = static_cast<double>(s.key_count());
   // queries see one key more each, until they see all
   const double growing = std::clamp(keys - 1 - static_cast<double>(s.offset), 0.0, rows);
   const double pairs = growing * ((growing + 1) / 2 + static_cast<double>(s.offset)) + (rows - growing) * keys;
@@ -144,16 +144,16 @@ void attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q,
       pack<tile_rows>(head_of(k, key_count, size, b, kv), keys);
       pack<tile_rows>(head_of(v, key_count, size, b, kv).t(), values);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = head_of(q, s.context, size, b, h);
-        const auto out_head = head_of(out, s.context, size, b, h);
-        for (std::int64_t first = 0; first < s.context; first += queries) {
-          const auto count = std::min<std::int64_t>(queries, s.context - first);
+        const auto q_head = head_of(q, s.sequence, size, b, h);
+        const auto out_head = head_of(out, s.sequence, size, b, h);
+        for (std::int64_t first = 0; first < s.sequence; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.sequence - first);
           pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
           scale_panel(q_block, size, scale);
           C top[queries], sum[queries];
           attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
           for (std::int64_t l = 0; l < count; ++l)
-            lse[(b * s.heads + h) * s.context + first + l] = top[l] + std::log(sum[l]);
+            lse[(b * s.heads + h) * s.sequence + first + l] = top[l] + std::log(sum[l]);
           for (C& l : sum) l = 1 / l;
           for (std::int64_t d = 0; d < size; ++d)
             for (int l = 0; l < queries; ++l) out_block[d * queries + l] *= sum[l];
@@ -182,9 +182,9 @@ void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q
       pack<tile_rows>(head_of(v, key_count, size, b, kv), work.values);
       pack<tile_rows>(k_head.t(), work.keys_by_columns);
       for (auto h = kv * group; h < (kv + 1) * group; ++h) {
-        const auto q_head = head_of(q, s.context, size, b, h), dout_head = head_of(dout, s.context, size, b, h);
-        for (std::int64_t first = 0; first < s.context; first += queries) {
-          const auto count = std::min<std::int64_t>(queries, s.context - first);
+        const auto q_head = head_of(q, s.sequence, size, b, h), dout_head = head_of(dout, s.sequence, size, b, h);
+        for (std::int64_t first = 0; first < s.sequence; first += queries) {
+          const auto count = std::min<std::int64_t>(queries, s.sequence - first);
           const auto packed = static_cast<int>(count);
           pack_panel<queries>(q_head, first, packed, work.q);
           scale_panel(work.q, size, scale);
@@ -192,13 +192,13 @@ void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q
           pack_panel<queries>(dout_head, first, packed, work.dout);
           copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
           C shift[queries] = {}, delta[queries] = {};
-          std::copy_n(lse + (b * s.heads + h) * s.context + first, count, shift);
-          pack_panel<queries>(head_of(out, s.context, size, b, h), first, packed, work.dq);
+          std::copy_n(lse + (b * s.heads + h) * s.sequence + first, count, shift);
+          pack_panel<queries>(head_of(out, s.sequence, size, b, h), first, packed, work.dq);
           for (std::int64_t d = 0; d < size; ++d)
             for (int l = 0; l < queries; ++l) delta[l] += work.dout[d * queries + l] * work.dq[d * queries + l];
           work.block(first, s, shift, delta);
           scale_panel(work.dq, size, scale);
-          const auto to = head_of(dq, s.context, size, b, h);
+          const auto to = head_of(dq, s.sequence, size, b, h);
           unpack<C>(work.dq, queries, count, size, to.data + first * to.stride, to.stride);
         }
       }

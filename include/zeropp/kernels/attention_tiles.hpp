@@ -15,13 +15,13 @@ namespace zeropp::kernels {
 
 /// B, T, H query heads that share Hkv key and value heads (Hkv divides H), D elements a head.
 struct AttentionShape {
-  std::int64_t batch, context, heads, kv_heads, head_size;
+  std::int64_t batch, sequence, heads, kv_heads, head_size;
   /// Positions of keys and values where they are others than those of the queries (at least 1); 0: T, the same.
   std::int64_t keys = 0;
   /// Query t sees the keys up to number t + offset (at least 0): keys - 1 shows all of them to every query.
   std::int64_t offset = 0;
 
-  std::int64_t key_count() const { return keys ? keys : context; }
+  std::int64_t key_count() const { return keys ? keys : sequence; }
 };
 
 /// Heads side by side in rows: row t of sequence b begins at data + b · sequence + t · stride; head h at h · head_size
@@ -76,7 +76,7 @@ struct AttentionTile {
   /// All tiles of the block of queries from `first` on that are not masked as a whole.
   template <class F>
   static void for_each(std::int64_t first, const AttentionShape& s, F f) {
-    const auto count = std::min<std::int64_t>(queries, s.context - first);
+    const auto count = std::min<std::int64_t>(queries, s.sequence - first);
     const auto seen = std::min(s.key_count(), first + s.offset + count);
     for (std::int64_t key = 0; key < seen; key += tile_keys)
       f(AttentionTile{first + s.offset, count, key, std::min(tile_keys, seen - key)});
@@ -90,9 +90,9 @@ struct AttentionTile {
   }
 
   /// to [D, queries] = or += leftᵀ · scores, with `left` packed by columns of [T, D].
-  void gather(const C* left, const C* scores, std::int64_t context, std::int64_t size, C* to, bool add) const {
+  void gather(const C* left, const C* scores, std::int64_t sequence, std::int64_t size, C* to, bool add) const {
     for (std::int64_t d = 0; d < size; d += tile_rows)
-      micro<tile_rows, tile_vectors, 1, tile_rows>(left + d * context + key * tile_rows, scores, queries, keys,
+      micro<tile_rows, tile_vectors, 1, tile_rows>(left + d * sequence + key * tile_rows, scores, queries, keys,
                                                    to + d * queries, queries, add);
   }
 

@@ -30,11 +30,11 @@ void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t 
 /// Rows of a table that are here; a token beyond them adds nothing.
 inline constexpr Range all_rows{0, std::int64_t{1} << 62};
 
-/// y[i] = table[tokens[i]] + positions[places[i mod context]]; y is [n, width], table [vocabulary, width], of which the
+/// y[i] = table[tokens[i]] + positions[places[i mod sequence]]; y is [n, width], table [vocabulary, width], of which the
 /// rows `held` are at `table`; positions, of `width` too, may be null.
 template <Device D, class W, class Y>
 void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
-                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows,
+                       const W* positions, std::int64_t sequence, Y* y, std::int64_t width, Range held = all_rows,
                        Positions places = {}) {
   check_tokens(device, tokens, vocabulary);
   const auto n = static_cast<std::int64_t>(tokens.size());
@@ -43,7 +43,7 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
     workers.for_each(n, 64, [&](std::int64_t begin, std::int64_t end) {
       for (auto i = begin; i < end; ++i) {
         const std::int64_t token = tokens[static_cast<std::size_t>(i)];
-        const W* place = positions ? positions + places[i % context] * width : nullptr;
+        const W* place = positions ? positions + places[i % sequence] * width : nullptr;
         if (token < held.begin || token >= held.end) {
           for (std::int64_t c = 0; c < width; ++c)
             y[i * width + c] = static_cast<Y>(place ? compute_t<W>(place[c]) : 0);
@@ -78,7 +78,7 @@ void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t 
 /// Adds dy to the rows of dtable that are `held`, and of dpositions where that is not null.
 template <Device D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
-                        std::int64_t context, std::int64_t width, Range held = all_rows, Positions places = {}) {
+                        std::int64_t sequence, std::int64_t width, Range held = all_rows, Positions places = {}) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   const auto count = static_cast<double>(n * width);
   device.run({.name = "embedding backward", .flops = 2 * count, .bytes = count * (4 * sizeof(G) + sizeof(Y))},
@@ -87,7 +87,7 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
                  for (std::int64_t i = 0; i < n; ++i) {
                    const std::int64_t token = tokens[static_cast<std::size_t>(i)];
                    G* row = token >= held.begin && token < held.end ? dtable + (token - held.begin) * width : nullptr;
-                   G* place = dpositions ? dpositions + places[i % context] * width : nullptr;
+                   G* place = dpositions ? dpositions + places[i % sequence] * width : nullptr;
                    for (auto c = begin; c < end; ++c) {
                      const auto g = static_cast<compute_t<Y>>(dy[i * width + c]);
                      if (row) row[c] += static_cast<compute_t<G>>(g);

@@ -30,22 +30,22 @@ void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<co
   detail::attention_backward<T, compute_t<T>>(device, detail::checked(s), q, k, v, out, lse, dout, dq, dk, dv);
 }
 
-/// out [B, context, H, D] and lse [B, H, context], of queries [first, first + s.context), take in what `s` says of
-/// other keys: part [B, s.context, H, D] and part_lse [B, H, s.context]. Every query has seen keys on both sides.
+/// out [B, sequence, H, D] and lse [B, H, sequence], of queries [first, first + s.sequence), take in what `s` says of
+/// other keys: part [B, s.sequence, H, D] and part_lse [B, H, s.sequence]. Every query has seen keys on both sides.
 template <Device D, class C>
 void merge_partial_attention(D& device, const AttentionShape& s, const C* part, const C* part_lse, C* out, C* lse,
-                             std::int64_t context, std::int64_t first) {
-  const auto rows = s.batch * s.heads * s.context;
+                             std::int64_t sequence, std::int64_t first) {
+  const auto rows = s.batch * s.heads * s.sequence;
   const auto count = static_cast<double>(rows * s.head_size);
   device.run({.name = "merge attention", .flops = 3 * count, .bytes = 3 * count * sizeof(C)}, [&](auto& workers) {
     workers.for_each(rows, 64, [&](std::int64_t begin, std::int64_t end) {
       for (auto row = begin; row < end; ++row) {
-        const auto b = row / (s.heads * s.context), h = row / s.context % s.heads, t = row % s.context;
-        C& kept = lse[(b * s.heads + h) * context + first + t];
+        const auto b = row / (s.heads * s.sequence), h = row / s.sequence % s.heads, t = row % s.sequence;
+        C& kept = lse[(b * s.heads + h) * sequence + first + t];
         const C a = kept, other = part_lse[row], top = a > other ? a : other;
         const C of_out = kernels::exp(a - top), of_part = kernels::exp(other - top), sum = of_out + of_part;
-        C* to = out + ((b * context + first + t) * s.heads + h) * s.head_size;
-        const C* from = part + ((b * s.context + t) * s.heads + h) * s.head_size;
+        C* to = out + ((b * sequence + first + t) * s.heads + h) * s.head_size;
+        const C* from = part + ((b * s.sequence + t) * s.heads + h) * s.head_size;
         const C x = of_out / sum, y = of_part / sum;
         for (std::int64_t d = 0; d < s.head_size; ++d) to[d] = x * to[d] + y * from[d];
         kept = top + std::log(sum);

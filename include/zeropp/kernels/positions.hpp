@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where in their sequence the positions lie that are here: all of them, or one or two runs where ranks share the
-// context. Numbers of elements in the whole batch follow from that.
+// sequence. Numbers of elements in the whole batch follow from that.
 #pragma once
 
 #include <algorithm>

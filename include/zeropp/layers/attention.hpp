@@ -51,9 +51,9 @@ class AttentionCore {
   }
 
   /// Throws ConfigError where these context ranks cannot share this layer.
-  void check_context(const ContextPart& part) {
-    if (part.size() > 1 && part.attention() == ContextAttention::ulysses)
-      heads_of_rank(heads_.heads, heads_.kv_heads, part.rank(), part.size(), name());
+  void check_context(const ContextShard& shard) {
+    if (shard.size() > 1 && shard.attention() == ContextAttention::ulysses)
+      heads_of_rank(heads_.heads, heads_.kv_heads, shard.rank(), shard.size(), name());
   }
 
   template <class T>
@@ -103,15 +103,15 @@ class AttentionCore {
   /// Calls f with the attention of this run: over whole sequences, or shared by context ranks.
   template <class C, class F>
   auto on_part(C& ctx, F f) {
-    if (ctx.part.size() == 1) return f(WholeAttention{heads_});
-    if (ctx.part.attention() == ContextAttention::ring) return f(RingAttention{heads_, ctx.part});
-    return f(UlyssesAttention{heads_, ctx.part, name()});
+    if (ctx.context_shard.size() == 1) return f(WholeAttention{heads_});
+    if (ctx.context_shard.attention() == ContextAttention::ring) return f(RingAttention{heads_, ctx.context_shard});
+    return f(UlyssesAttention{heads_, ctx.context_shard, name()});
   }
 
   template <class C, class T>
   void turn(C& ctx, Tensor<T, 3>& packed, kernels::Turn direction) const {
     if (options_.rope_base == 0) return;
-    const auto positions = ctx.part.positions(packed.extent(1));
+    const auto positions = ctx.context_shard.positions(packed.extent(1));
     T* at = packed.data();
     for (auto heads : {heads_.heads, heads_.kv_heads}) {  // queries, and the keys behind them
       kernels::rope(ctx.device, at, packed.extent(2), packed.extent(0), packed.extent(1), heads, heads_.size,

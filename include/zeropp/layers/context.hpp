@@ -17,7 +17,7 @@
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/into.hpp>
-#include <zeropp/layers/context_part.hpp>
+#include <zeropp/layers/context_shard.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/precision.hpp>
 
@@ -39,11 +39,11 @@ struct RunState {
   std::int64_t first_sample = 0;  ///< index of this batch's first row in the whole batch of the step, over all ranks
   /// Factor on the gradient of the *sum* of the losses: 1 / labels of the step for a mean, times
   /// TrainOptions::loss_scale.
-  double loss_scale = 1;
+  double loss_weight = 1;
   Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
   LogitsRequest* logits = nullptr;
   bool* draws = nullptr;  ///< set to true by who draws random numbers in a pass
-  ContextPart part = {};  ///< which positions of every sequence are here; T above and in layers counts these
+  ContextShard context_shard = {};  ///< which positions of every sequence are here; T above and in layers counts these
 };
 
 namespace detail {
@@ -117,9 +117,9 @@ class Context : public RunState {
       work(*this);
   }
   bool postpones() const { return postponed_ != nullptr; }
-  using WeightWork = std::vector<std::function<void(Context&)>>;
+  using PostponedWork = std::vector<std::function<void(Context&)>>;
   /// From now on such work is kept in a list; null: it runs at once.
-  void postpone(WeightWork* list) { postponed_ = list; }
+  void postpone(PostponedWork* list) { postponed_ = list; }
 
   /// Random numbers of this step for the layer called `layer`; index them by the element's place in the whole batch.
   Random random(RandomPurpose purpose, std::uint64_t layer) const {
@@ -181,7 +181,7 @@ class Context : public RunState {
     return place;
   }
 
-  WeightWork* postponed_ = nullptr;
+  PostponedWork* postponed_ = nullptr;
 };
 
 }  // namespace zeropp

@@ -13,7 +13,7 @@
 namespace zeropp {
 
 /// Which of several equal parts of this rank's positions is here.
-struct SequencePart {
+struct SequenceShard {
   std::int64_t index = 0, parts = 1;
 };
 
@@ -26,7 +26,7 @@ class Dropout {
     if (!(p >= 0 && p < 1)) throw ConfigError(text(name_, ": the probability of dropout must be in [0, 1), got ", p));
   }
 
-  SequencePart part;  ///< of the inputs: their elements are counted in whole sequences
+  SequenceShard shard;  ///< of the inputs: their elements are counted in whole sequences
 
   /// Layers that draw numbers of one purpose need names of their own, or they draw the same: `Sharded` compares them.
   const std::string& random_name() const { return name_; }
@@ -49,13 +49,13 @@ class Dropout {
     if (p_ == 0 || !ctx.training()) return x;
     auto y = x.unique() ? x : ctx.make_like(x);
     const auto row = x.extent(0) && x.extent(1) ? x.size() / (x.extent(0) * x.extent(1)) : 1;
-    const auto here = x.extent(1) * row, whole = here * part.parts * ctx.part.size();
+    const auto here = x.extent(1) * row, whole = here * shard.parts * ctx.context_shard.size();
     kernels::dropout(ctx.device, x.span(), y.span(), p_, ctx.random(RandomPurpose::dropout, hash_of(name_)),
                      {.first = ctx.first_sample * whole,
                       .here = here,
                       .whole = whole,
                       .row = row,
-                      .positions = ctx.part.positions(x.extent(1) * part.parts).from(part.index * x.extent(1))});
+                      .positions = ctx.context_shard.positions(x.extent(1) * shard.parts).from(shard.index * x.extent(1))});
     return y;
   }
 

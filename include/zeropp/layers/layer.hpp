@@ -45,7 +45,7 @@ concept PerPosition = requires {
 };
 
 /// A layer that is right, together with right children, where context ranks share the sequence: it passes positions on
-/// alone, or asks `ctx.part` for them. It says so with `static constexpr bool shares_context = true`.
+/// alone, or asks `ctx.context_shard` for them. It says so with `static constexpr bool shares_context = true`.
 template <class L>
 concept SharesContext = requires {
   requires L::shares_context;

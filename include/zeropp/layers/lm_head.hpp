@@ -72,14 +72,14 @@ class LmHead {
     loss.add(sum);
     return Forward{loss, Saved<T>{}};
   }
-  /// dy scales the gradients on top of ctx.loss_scale.
+  /// dy scales the gradients on top of ctx.loss_weight.
   template <class C, class T>
   auto backward(C& ctx, float dy, Saved<T> saved) {
     auto dx = ctx.make_like(saved.x);
     const auto into = saved.x.rows() > 0 ? ctx.into(weight) : kernels::Into::add;
     const auto sum = kernels::linear_cross_entropy_backward(
         ctx.device, saved.x.data(), ctx.value(weight), saved.labels.span(), dx.data(), ctx.gradient(weight), width_,
-        vocabulary_, used_, ctx.loss_scale * static_cast<double>(dy), into);
+        vocabulary_, used_, ctx.loss_weight * static_cast<double>(dy), into);
     saved.loss.add(sum);
     return dx;
   }
@@ -88,7 +88,7 @@ class LmHead {
   void check(const Tensor<std::int32_t, 2>& labels, std::int64_t rows) const {
     if (labels.size() != rows)
       throw ConfigError(
-          text(weight.name, ": an input of ", rows, " rows needs as many labels, the context has ", labels.size()));
+          text(weight.name, ": an input of ", rows, " rows needs as many labels, got ", labels.size()));
   }
   void check(const LogitsRequest& request, std::int64_t rows) const {
     if (static_cast<std::int64_t>(request.out.size()) != static_cast<std::int64_t>(request.rows.size()) * used_)

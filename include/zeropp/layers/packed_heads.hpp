@@ -59,8 +59,8 @@ class WholeAttention {
   template <class C, class T>
   Attended<T> forward(C& ctx, Tensor<T, 3> packed) const {
     const auto s = heads_.shape(packed);
-    auto lse = ctx.template make<3, compute_t<T>>({s.batch, s.heads, s.context});
-    auto output = ctx.template make<3, T>({s.batch, s.context, heads_.width()});
+    auto lse = ctx.template make<3, compute_t<T>>({s.batch, s.heads, s.sequence});
+    auto output = ctx.template make<3, T>({s.batch, s.sequence, heads_.width()});
     kernels::causal_attention_forward<typename C::Device, T>(
         ctx.device, s, HeadsIn{packed}, HeadsIn{packed, heads_.width()},
         HeadsIn{packed, heads_.width() + heads_.kv_width()}, HeadsIn{output}, lse.data());

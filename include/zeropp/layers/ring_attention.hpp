@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ring attention: queries stay where they are, keys and values go round the context ranks, and what attention to each
 // rank's says is joined (Liu et al., "Ring Attention with Blockwise Transformers", 2023, arXiv 2310.01889). A rank has
-// an early and a late chunk of the sequence (ContextPart), so that each step is the same work for all (Brandon et al.,
+// an early and a late chunk of the sequence (ContextShard), so that each step is the same work for all (Brandon et al.,
 // "Striped Attention", 2023, arXiv 2311.09431, on why; the zigzag of chunks is Llama 3's, arXiv 2407.21783).
 //
 // Of rank s's two chunks the queries of rank r see, by causality: for s = r both, each query up to its own place; for
@@ -18,14 +18,14 @@
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/partial_attention.hpp>
 #include <zeropp/kernels/rectangles.hpp>
-#include <zeropp/layers/context_part.hpp>
+#include <zeropp/layers/context_shard.hpp>
 #include <zeropp/layers/packed_heads.hpp>
 
 namespace zeropp::detail {
 
 class RingAttention {
  public:
-  RingAttention(const PackedHeads& heads, const ContextPart& part) : heads_(heads), part_(part) {}
+  RingAttention(const PackedHeads& heads, const ContextShard& shard) : heads_(heads), shard_(shard) {}
 
   template <class C, class T>
   Attended<T> forward(C& ctx, Tensor<T, 3> packed) const {
@@ -33,22 +33,22 @@ class RingAttention {
     const auto s = own_shape(packed);
     auto keys = keys_of(ctx, packed);
     send(ctx, keys);
-    auto output = ctx.template make<3, Sum>({s.batch, s.context, heads_.width()});
-    auto lse = ctx.template make<3, Sum>({s.batch, s.heads, s.context});
+    auto output = ctx.template make<3, Sum>({s.batch, s.sequence, heads_.width()});
+    auto lse = ctx.template make<3, Sum>({s.batch, s.heads, s.sequence});
     kernels::partial_attention_forward<typename C::Device, T>(
         ctx.device, s, HeadsIn{packed}, HeadsIn{keys}, HeadsIn{keys, heads_.kv_width()}, HeadsIn{output}, lse.data());
     auto partial = ctx.template make<3, Sum>(output.shape());
     auto partial_lse = ctx.template make<3, Sum>(lse.shape());
-    for (int step = 1; step < part_.size(); ++step) {
+    for (int step = 1; step < shard_.size(); ++step) {
       keys = receive<T>(ctx, keys.shape());
-      if (step + 1 < part_.size()) send(ctx, keys);
+      if (step + 1 < shard_.size()) send(ctx, keys);
       const auto seen = seen_at(step, s);
       const kernels::HeadsView<Sum> into{partial.data(), heads_.width()};
       kernels::partial_attention_forward<typename C::Device, T>(ctx.device, seen.shape, HeadsIn{packed, 0, seen.first},
                                                                 HeadsIn{keys}, HeadsIn{keys, heads_.kv_width()}, into,
                                                                 partial_lse.data());
       kernels::merge_partial_attention(ctx.device, seen.shape, partial.data(), partial_lse.data(), output.data(),
-                                       lse.data(), s.context, seen.first);
+                                       lse.data(), s.sequence, seen.first);
     }
     return {in_type<T>(ctx, std::move(output)), std::move(packed), std::move(lse), {}};
   }
@@ -60,7 +60,7 @@ class RingAttention {
     const auto value = heads_.kv_width(), keys_width = 2 * value;
     auto keys = keys_of(ctx, a.qkv);
     send(ctx, keys);
-    const Extents<3> of_queries{s.batch, s.context, heads_.width()}, of_keys{s.batch, s.context, keys_width};
+    const Extents<3> of_queries{s.batch, s.sequence, heads_.width()}, of_keys{s.batch, s.sequence, keys_width};
     auto dq = ctx.template make<3, Sum>(of_queries), dkeys = ctx.template make<3, Sum>(of_keys);
     const auto run = [&](const kernels::AttentionShape& shape, std::int64_t first, const Sum* lse,
                          kernels::HeadsView<Sum> to_queries, const Tensor<Sum, 3>& to_keys) {
@@ -71,26 +71,26 @@ class RingAttention {
     run(s, 0, a.log_sum_exp.data(), HeadsIn{dq}, dkeys);
 
     // Gradients of keys and values travel a step behind them, and come home at last.
-    const auto half = s.context / 2;
+    const auto half = s.sequence / 2;
     auto late_lse = ctx.template make<3, Sum>({s.batch, s.heads, half});
-    copy(ctx, {half, s.context, 0, half, s.batch * s.heads, half}, a.log_sum_exp, late_lse);
+    copy(ctx, {half, s.sequence, 0, half, s.batch * s.heads, half}, a.log_sum_exp, late_lse);
     auto partial_dq = ctx.template make<3, Sum>(of_queries), partial_dkeys = ctx.template make<3, Sum>(of_keys);
     Tensor<Sum, 3> travelling;
-    for (int step = 1; step < part_.size(); ++step) {
+    for (int step = 1; step < shard_.size(); ++step) {
       keys = receive<T>(ctx, keys.shape());
-      if (step + 1 < part_.size()) send(ctx, keys);
+      if (step + 1 < shard_.size()) send(ctx, keys);
       const auto seen = seen_at(step, s);
       run(seen.shape, seen.first, seen.first ? late_lse.data() : a.log_sum_exp.data(),
           {partial_dq.data(), heads_.width()}, partial_dkeys);
-      const auto width = heads_.width(), queries = seen.shape.context, seen_keys = seen.shape.keys;
-      add(ctx, {0, queries * width, seen.first * width, s.context * width, s.batch, queries * width}, partial_dq, dq);
+      const auto width = heads_.width(), queries = seen.shape.sequence, seen_keys = seen.shape.keys;
+      add(ctx, {0, queries * width, seen.first * width, s.sequence * width, s.batch, queries * width}, partial_dq, dq);
       if (step == 1) {
         travelling = ctx.template make<3, Sum>(of_keys);
         kernels::fill(ctx.device, travelling.span(), Sum{0});
       } else {
         travelling = receive<Sum>(ctx, of_keys);
       }
-      const auto sequence = s.context * keys_width;
+      const auto sequence = s.sequence * keys_width;
       add(ctx, {0, sequence, 0, sequence, s.batch, seen_keys * keys_width}, partial_dkeys, travelling);
       send(ctx, travelling);
     }
@@ -98,7 +98,7 @@ class RingAttention {
     kernels::add(ctx.device, dkeys.span(), travelling.span(), dkeys.span());
 
     auto dpacked = ctx.make_like(a.qkv);
-    const auto rows = s.batch * s.context, packed_width = heads_.packed_width();
+    const auto rows = s.batch * s.sequence, packed_width = heads_.packed_width();
     copy(ctx, {0, heads_.width(), 0, packed_width, rows, heads_.width()}, dq, dpacked);
     copy(ctx, {0, keys_width, heads_.width(), packed_width, rows, keys_width}, dkeys, dpacked);
     return dpacked;
@@ -111,11 +111,11 @@ class RingAttention {
     std::int64_t first;
   };
   Seen seen_at(int step, const kernels::AttentionShape& own) const {
-    const auto half = own.context / 2;
+    const auto half = own.sequence / 2;
     auto shape = own;
-    const bool earlier = step <= part_.rank();  // the rank that they come from, step places back, is before this one
-    shape.context = earlier ? own.context : half;
-    shape.keys = earlier ? half : own.context;
+    const bool earlier = step <= shard_.rank();  // the rank that they come from, step places back, is before this one
+    shape.sequence = earlier ? own.sequence : half;
+    shape.keys = earlier ? half : own.sequence;
     shape.offset = shape.keys - 1;
     return {shape, earlier ? 0 : half};
   }
@@ -126,21 +126,21 @@ class RingAttention {
     if (packed.extent(1) % 2)
       throw ConfigError(text("ring attention: ", packed.extent(1),
                              " positions on a rank are not two equal chunks; sequences must be a multiple of ",
-                             2 * part_.size(), " tokens"));
+                             2 * shard_.size(), " tokens"));
     return heads_.shape(packed);
   }
 
   /// To the next rank of the ring, and from the one before.
   template <class C, class T>
   void send(C& ctx, const Tensor<T, 3>& x) const {
-    const int next = (part_.rank() + 1) % part_.size();
-    on_device(part_.comm(), ctx.device).send(next, std::span<const T>{x.span()});
+    const int next = (shard_.rank() + 1) % shard_.size();
+    on_device(shard_.comm(), ctx.device).send(next, std::span<const T>{x.span()});
   }
   template <class T, class C>
   Tensor<T, 3> receive(C& ctx, Extents<3> shape) const {
     auto x = ctx.template make<3, T>(shape);
-    const int before = (part_.rank() + part_.size() - 1) % part_.size();
-    on_device(part_.comm(), ctx.device).recv(before, x.span());
+    const int before = (shard_.rank() + shard_.size() - 1) % shard_.size();
+    on_device(shard_.comm(), ctx.device).recv(before, x.span());
     return x;
   }
 
@@ -172,7 +172,7 @@ class RingAttention {
   }
 
   PackedHeads heads_;
-  ContextPart part_;
+  ContextShard shard_;
 };
 
 }  // namespace zeropp::detail

@@ -13,7 +13,7 @@
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/kernels/rectangles.hpp>
-#include <zeropp/layers/context_part.hpp>
+#include <zeropp/layers/context_shard.hpp>
 #include <zeropp/layers/packed_heads.hpp>
 
 namespace zeropp {
@@ -156,10 +156,10 @@ class ColumnExchange {
 
 class UlyssesAttention {
  public:
-  UlyssesAttention(const PackedHeads& heads, const ContextPart& part, std::string_view layer)
-      : packed_(part.comm(), heads.packed_width(), columns(heads, part, layer, true)),
-        output_(part.comm(), heads.width(), columns(heads, part, layer, false)),
-        here_(here(heads, part, layer)) {}
+  UlyssesAttention(const PackedHeads& heads, const ContextShard& shard, std::string_view layer)
+      : packed_(shard.comm(), heads.packed_width(), columns(heads, shard, layer, true)),
+        output_(shard.comm(), heads.width(), columns(heads, shard, layer, false)),
+        here_(here(heads, shard, layer)) {}
 
   template <class C, class T>
   Attended<T> forward(C& ctx, Tensor<T, 3> packed) const {
@@ -176,11 +176,11 @@ class UlyssesAttention {
   }
 
  private:
-  static std::vector<std::vector<Range>> columns(const PackedHeads& h, const ContextPart& part, std::string_view layer,
+  static std::vector<std::vector<Range>> columns(const PackedHeads& h, const ContextShard& shard, std::string_view layer,
                                                  bool with_keys) {
     std::vector<std::vector<Range>> all;
-    for (int r = 0; r < part.size(); ++r) {
-      const auto share = heads_of_rank(h.heads, h.kv_heads, r, part.size(), layer);
+    for (int r = 0; r < shard.size(); ++r) {
+      const auto share = heads_of_rank(h.heads, h.kv_heads, r, shard.size(), layer);
       all.push_back({elements_of(share.query, h.size)});
       if (!with_keys) continue;
       all.back().push_back(elements_of(share.kv, h.size, h.width()));
@@ -188,8 +188,8 @@ class UlyssesAttention {
     }
     return all;
   }
-  static WholeAttention here(const PackedHeads& h, const ContextPart& part, std::string_view layer) {
-    const auto share = heads_of_rank(h.heads, h.kv_heads, part.rank(), part.size(), layer);
+  static WholeAttention here(const PackedHeads& h, const ContextShard& shard, std::string_view layer) {
+    const auto share = heads_of_rank(h.heads, h.kv_heads, shard.rank(), shard.size(), layer);
     return WholeAttention{{share.query.size(), share.kv.size(), h.size}};
   }
 

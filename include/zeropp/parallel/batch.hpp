@@ -24,28 +24,28 @@ struct Batch {
   std::function<void(void* to, const void* from, std::size_t bytes)> upload = {};
 
   std::int64_t rows() const { return tokens.extent(0); }
-  std::int64_t context() const { return tokens.extent(1); }
+  std::int64_t sequence() const { return tokens.extent(1); }
 
-  /// Room for `rows` sequences of `context` tokens, kept by the caller and filled anew each step.
+  /// Room for `rows` sequences of `sequence` tokens, kept by the caller and filled anew each step.
   template <Device D>
-  static Batch on(D& device, std::int64_t rows, std::int64_t context) {
-    const auto bytes = static_cast<std::size_t>(checked_product(checked_product(rows, context), sizeof(std::int32_t)));
-    const Extents<2> shape{rows, context};
-    Batch batch{{shape, device.pool().keep(bytes, Purpose::buffers)},
-                {shape, device.pool().keep(bytes, Purpose::buffers)}};
+  static Batch on(D& device, std::int64_t rows, std::int64_t sequence) {
+    const auto bytes = static_cast<std::size_t>(checked_product(checked_product(rows, sequence), sizeof(std::int32_t)));
+    const Extents<2> shape{rows, sequence};
+    Batch batch{{shape, device.pool().take_persistent(bytes, Purpose::buffers)},
+                {shape, device.pool().take_persistent(bytes, Purpose::buffers)}};
     batch.upload = [&device](void* to, const void* from, std::size_t count) { device.upload(to, from, count); };
     return batch;
   }
   void fill(std::span<const std::int32_t> token_values, std::span<const std::int32_t> label_values) {
     if (static_cast<std::int64_t>(token_values.size()) != tokens.size() || token_values.size() != label_values.size())
-      throw ConfigError(text("a batch of ", rows(), " x ", context(), " is filled with ", token_values.size(),
+      throw ConfigError(text("a batch of ", rows(), " x ", sequence(), " is filled with ", token_values.size(),
                              " tokens and ", label_values.size(), " labels"));
     put(token_values, tokens);
     put(label_values, labels);
     fingerprint = 0;  // FNV-1a of the first tokens of each row
     for (std::int64_t row = 0; row < rows(); ++row)
-      for (std::int64_t t = 0; t < std::min<std::int64_t>(context(), 8); ++t) {
-        const auto token = token_values[static_cast<std::size_t>(row * context() + t)];
+      for (std::int64_t t = 0; t < std::min<std::int64_t>(sequence(), 8); ++t) {
+        const auto token = token_values[static_cast<std::size_t>(row * sequence() + t)];
         fingerprint = (fingerprint ^ static_cast<std::uint64_t>(token)) * 0x100000001b3ull;
       }
     labels_here = std::count_if(label_values.begin(), label_values.end(), [](auto label) { return label >= 0; });

@@ -16,7 +16,7 @@ class MicroBatches {
       : batch_(std::move(batch)), run_(std::move(run)), count_(count) {}
 
   std::int64_t count() const { return count_; }
-  std::int64_t context() const { return batch_.context(); }
+  std::int64_t sequence() const { return batch_.sequence(); }
   std::int64_t rows(std::int64_t m) const { return begin(m + 1) - begin(m); }
   Tensor<std::int32_t, 2> tokens(std::int64_t m) const { return batch_.tokens.slice(begin(m), begin(m + 1)); }
   RunState run(std::int64_t m) const {

@@ -19,7 +19,7 @@ namespace zeropp {
 struct ParallelOptions {
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
   int chunks = 1;          ///< parts of the model on each pipeline rank
-  bool sequence = false;   ///< tensor ranks share the sequence between split products
+  bool sequence_parallel = false;   ///< tensor ranks share the sequence between split products
   std::int64_t width = 0;  ///< C of what blocks hand on: [B, T, C]
 };
 
@@ -34,8 +34,8 @@ Parallel<L> parallelize(const Mesh& mesh, L layer, const ParallelOptions& o) {
            .schedule = o.schedule,
            .chunks = o.chunks,
            .width = o.width,
-           .parts_of_context = o.sequence ? mesh.size(Axis::tensor) : 1},
-          {{.comm = mesh.tensor(), .sequence = o.sequence}, std::move(layer)}};
+           .sequence_shards = o.sequence_parallel ? mesh.size(Axis::tensor) : 1},
+          {{.comm = mesh.tensor(), .sequence_parallel = o.sequence_parallel}, std::move(layer)}};
 }
 
 }  // namespace zeropp

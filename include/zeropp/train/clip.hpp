@@ -3,7 +3,7 @@
 // the norm has the same bits at every stage.
 #pragma once
 
-#include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 
 namespace zeropp {
 
@@ -11,13 +11,13 @@ namespace zeropp {
 /// clipping. Call after train(). Returns at once where a device computes: what reads the result waits. A collective.
 template <class Model>
 ClipResult clip_by_global_norm(Model& model, float max_norm) {
-  return model.clip(max_norm);
+  return model.clip_gradients(max_norm);
 }
 
 /// The norm alone. A collective.
 template <class Model>
 double global_norm(Model& model) {
-  return model.clip(0).norm();
+  return model.clip_gradients(0).norm();
 }
 
 }  // namespace zeropp

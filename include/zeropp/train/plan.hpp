@@ -23,7 +23,7 @@ struct Plan {
 };
 
 struct PlanOptions {
-  std::int64_t rows = 1, context = 1;  ///< of the batch of this rank
+  std::int64_t rows = 1, sequence = 1;  ///< of the batch of this rank
   std::int64_t micro_batches = 1;
   ShardedOptions sharded = {};
   AdamOptions adam = {};
@@ -36,8 +36,8 @@ Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
   D dry;
   Sharded<L, S, P, D> model{mesh, dry, std::move(layer), o.sharded};
   FusedAdam adam{model, o.adam};
-  auto batch = Batch::on(dry, o.rows, o.context);
-  batch.labels_in_step = o.rows * o.context * mesh.size(Axis::data);
+  auto batch = Batch::on(dry, o.rows, o.sequence);
+  batch.labels_in_step = o.rows * o.sequence * mesh.size(Axis::data);
   model.train(batch, {.micro_batches = o.micro_batches});
   clip_by_global_norm(model, 1);
   model.evaluate(batch);

@@ -40,21 +40,21 @@ inline std::int32_t draw(std::span<const float> logits, const SampleOptions& o, 
   return order.back();
 }
 
-/// `count` tokens after `prompt` (at least one token), seeing the last `context` ones. Every rank calls it. A
+/// `count` tokens after `prompt` (at least one token), seeing the last `sequence` ones. Every rank calls it. A
 /// collective.
 template <class Model>
 std::vector<std::int32_t> sample(Model& model, std::vector<std::int32_t> prompt, std::int64_t count,
-                                 std::int64_t context, std::int64_t vocabulary, const SampleOptions& options = {}) {
+                                 std::int64_t sequence, std::int64_t vocabulary, const SampleOptions& options = {}) {
   if (prompt.empty()) throw ConfigError("a sample needs a prompt of at least one token");
   Tensor<std::int32_t, 2> tokens(
-      {1, context},
-      model.device().pool().keep(static_cast<std::size_t>(context) * sizeof(std::int32_t), Purpose::buffers));
+      {1, sequence},
+      model.device().pool().take_persistent(static_cast<std::size_t>(sequence) * sizeof(std::int32_t), Purpose::buffers));
   std::vector<float> logits(static_cast<std::size_t>(vocabulary));
   std::vector<std::int32_t> result, seen_tokens;
   const Random random(options.seed, RandomPurpose::sampling, 0, static_cast<std::uint64_t>(model.step()));
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto seen = std::min<std::int64_t>(static_cast<std::int64_t>(prompt.size()), context);
-    seen_tokens.assign(static_cast<std::size_t>(context), 0);  // what stands behind the last token is not looked at
+    const auto seen = std::min<std::int64_t>(static_cast<std::int64_t>(prompt.size()), sequence);
+    seen_tokens.assign(static_cast<std::size_t>(sequence), 0);  // what stands behind the last token is not looked at
     std::copy(prompt.end() - seen, prompt.end(), seen_tokens.begin());
     model.device().upload(tokens.data(), seen_tokens.data(), seen_tokens.size() * sizeof(std::int32_t));
     const std::int64_t row = seen - 1;

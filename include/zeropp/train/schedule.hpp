@@ -81,7 +81,7 @@ struct ConstantShape {
 }  // namespace detail
 
 using Cosine = detail::Schedule<detail::CosineShape>;
-using Linearly = detail::Schedule<detail::LinearShape>;
+using LinearDecay = detail::Schedule<detail::LinearShape>;
 using Constant = detail::Schedule<detail::ConstantShape>;
 
 }  // namespace zeropp

@@ -58,7 +58,7 @@ struct TrainSettings {
   float rate(std::int64_t step) const {
     if (lr_schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);
     if (lr_schedule == "linear")
-      return Linearly{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
+      return LinearDecay{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
     if (lr_schedule == "cosine")
       return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
     throw ConfigError(text("the schedules are cosine, linear and constant, got \"", lr_schedule, "\""));
@@ -85,7 +85,7 @@ struct TrainSettings {
   ParallelOptions parallel(std::int64_t width) const {
     const auto kind = pipeline_kind(pipeline_schedule);
     const int fewest = kind == PipelineKind::interleaved || kind == PipelineKind::zb_v ? 2 : 1;
-    return {.schedule = kind, .chunks = chunks ? chunks : fewest, .sequence = sequence_parallel, .width = width};
+    return {.schedule = kind, .chunks = chunks ? chunks : fewest, .sequence_parallel = sequence_parallel, .width = width};
   }
   /// Sequences of a step that a data rank takes.
   std::int64_t rows_of(const Comm& data) const {

@@ -16,7 +16,7 @@ struct SimulationFile {
   Simulation simulation = {};
   DeviceTable device = {};
   struct Model {
-    std::int64_t layers = 12, heads = 12, width = 768, context = 1024, vocabulary = 50304;
+    std::int64_t layers = 12, heads = 12, width = 768, sequence = 1024, vocabulary = 50304;
   } model = {};
   int stage = 1;  ///< of ZeRO
   std::string precision = "bf16";
@@ -84,7 +84,7 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   model.read("layers", s.model.layers, 1, 1e5);
   model.read("heads", s.model.heads, 1, 1e5);
   model.read("width", s.model.width, 1, 1e6);
-  model.read("context", s.model.context, 1, 1e7);
+  model.read("context", s.model.sequence, 1, 1e7);
   model.read("vocabulary", s.model.vocabulary, 1, 1e8);
   model.finish();
 
@@ -118,8 +118,8 @@ inline SimulationFile read_simulation(const std::string& path, const std::string
   o.kernels = s.device;
   o.flops = s.device.flops;
   o.memory_bytes = s.device.memory_bytes;
-  o.context = s.model.context;
-  o.attention_flops_per_token = 6.0 * static_cast<double>(s.model.layers * s.model.width * s.model.context);
+  o.sequence = s.model.sequence;
+  o.attention_flops_per_token = 6.0 * static_cast<double>(s.model.layers * s.model.width * s.model.sequence);
   return s;
 }
 

@@ -37,14 +37,14 @@ inline Split split(std::shared_ptr<const TokenSource> source, double fraction) {
 
 /// Rows of one rank: labels are the tokens one place further.
 struct TokenBatch {
-  std::vector<std::int32_t> tokens, labels;  ///< [rows, context]
-  std::int64_t rows = 0, context = 0;
+  std::vector<std::int32_t> tokens, labels;  ///< [rows, sequence]
+  std::int64_t rows = 0, sequence = 0;
   std::int64_t first_sample = 0;  ///< of the whole batch
 };
 
 struct LoaderOptions {
   std::int64_t batch = 8;      ///< rows of the whole batch, over all ranks
-  std::int64_t context = 128;  ///< tokens of a row
+  std::int64_t sequence = 128;  ///< tokens of a row
   std::uint64_t seed = 1337;
   int rank = 0, ranks = 1;
 };
@@ -52,16 +52,16 @@ struct LoaderOptions {
 namespace detail {
 /// Throws ConfigError for sizes below 1 and a rank that is not one of them.
 inline LoaderOptions checked(LoaderOptions o) {
-  if (o.batch < 1 || o.context < 1)
-    throw ConfigError(text("a batch needs at least 1 row and 1 token a row, got ", o.batch, " x ", o.context));
-  checked_product(o.batch, o.context);
+  if (o.batch < 1 || o.sequence < 1)
+    throw ConfigError(text("a batch needs at least 1 row and 1 token a row, got ", o.batch, " x ", o.sequence));
+  checked_product(o.batch, o.sequence);
   if (o.ranks < 1 || o.rank < 0 || o.rank >= o.ranks)
     throw ConfigError(text("a loader is for one rank of [0, ranks), got rank ", o.rank, " of ", o.ranks));
   return o;
 }
 }  // namespace detail
 
-/// Training batches. Each epoch cuts the range into windows of `context` tokens from a phase of its own and visits them
+/// Training batches. Each epoch cuts the range into windows of `sequence` tokens from a phase of its own and visits them
 /// once, in an order of its own; a window is found by computation, nothing is stored. The step is the whole cursor.
 class TokenLoader {
  public:
@@ -69,19 +69,19 @@ class TokenLoader {
   TokenLoader(TokenRange range, LoaderOptions options)
       : range_(std::move(range)), options_(detail::checked(options)) {
     // One window's length is kept back for the phase, and one token for the last label.
-    windows_ = (range_.size() - options_.context) / options_.context;
-    if (windows_ < 1 || range_.size() < checked_product(options_.batch, options_.context) + 1)
+    windows_ = (range_.size() - options_.sequence) / options_.sequence;
+    if (windows_ < 1 || range_.size() < checked_product(options_.batch, options_.sequence) + 1)
       throw DataError(text("the data hold ", range_.size(), " training tokens, less than one batch of ", options_.batch,
-                           " x ", options_.context,
-                           " and a label; use more data, a smaller batch or a shorter context"));
+                           " x ", options_.sequence,
+                           " and a label; use more data, a smaller batch or a shorter sequence"));
   }
 
   /// This rank's rows of the batch of `step`, from 0.
   TokenBatch at(std::int64_t step) const {
     const auto begin = part_begin(options_.batch, options_.rank, options_.ranks),
                end = part_begin(options_.batch, options_.rank + 1, options_.ranks);
-    TokenBatch batch{{}, {}, end - begin, options_.context, begin};
-    std::vector<std::int32_t> window(static_cast<std::size_t>(options_.context + 1));
+    TokenBatch batch{{}, {}, end - begin, options_.sequence, begin};
+    std::vector<std::int32_t> window(static_cast<std::size_t>(options_.sequence + 1));
     for (auto row = begin; row < end; ++row) {
       range_.source->read(range_.begin + position(step * options_.batch + row), window);
       batch.tokens.insert(batch.tokens.end(), window.begin(), window.end() - 1);
@@ -96,8 +96,8 @@ class TokenLoader {
   std::int64_t position(std::int64_t sample) const {
     const auto epoch = sample / windows_;
     const Random random(options_.seed, RandomPurpose::data, 0, static_cast<std::uint64_t>(epoch));
-    const auto phase = static_cast<std::int64_t>(random.bits(0)) % options_.context;
-    return phase + permuted(sample % windows_, random) * options_.context;
+    const auto phase = static_cast<std::int64_t>(random.bits(0)) % options_.sequence;
+    return phase + permuted(sample % windows_, random) * options_.sequence;
   }
 
  private:
@@ -134,7 +134,7 @@ class EvaluationLoader {
     if (range_.size() < 2)
       throw DataError(
           text("the data hold ", range_.size(), " tokens for validation, at least 2 are needed; hold out more"));
-    batches_ = ceil_div(ceil_div(range_.size() - 1, options_.context), options_.batch);
+    batches_ = ceil_div(ceil_div(range_.size() - 1, options_.sequence), options_.batch);
   }
 
   std::int64_t batches() const { return batches_; }
@@ -144,13 +144,13 @@ class EvaluationLoader {
   TokenBatch at(std::int64_t index) const {
     const auto begin = part_begin(options_.batch, options_.rank, options_.ranks),
                end = part_begin(options_.batch, options_.rank + 1, options_.ranks);
-    TokenBatch batch{{}, {}, end - begin, options_.context, begin};
+    TokenBatch batch{{}, {}, end - begin, options_.sequence, begin};
     for (auto row = begin; row < end; ++row) {
-      const auto first = (index * options_.batch + row) * options_.context;
-      const auto count = std::clamp<std::int64_t>(range_.size() - 1 - first, 0, options_.context);
+      const auto first = (index * options_.batch + row) * options_.sequence;
+      const auto count = std::clamp<std::int64_t>(range_.size() - 1 - first, 0, options_.sequence);
       std::vector<std::int32_t> window(static_cast<std::size_t>(count ? count + 1 : 0));
       if (count) range_.source->read(range_.begin + first, window);
-      for (std::int64_t t = 0; t < options_.context; ++t) {
+      for (std::int64_t t = 0; t < options_.sequence; ++t) {
         batch.tokens.push_back(t < count ? window[static_cast<std::size_t>(t)] : 0);
         batch.labels.push_back(t < count ? window[static_cast<std::size_t>(t + 1)] : -1);
       }

@@ -72,7 +72,7 @@ template <int N, class W, class G, class C>
 __global__ void __launch_bounds__(adam_threads)
     adam_kernel(W* w, kept_t<W>* kept, const G* g, C* m, C* v, std::int64_t n, std::int64_t first,
                 const __grid_constant__ AdamRuns<C> runs, const __grid_constant__ AdamFactors<C> given,
-                const Clip* clip) {
+                const GradientNorm* clip) {
   AdamFactors<C> f = given;
   if (!f.take(clip)) return;
   using Master = master_of_t<W>;

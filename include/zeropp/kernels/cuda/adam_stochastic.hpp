@@ -44,7 +44,7 @@ template <int N, class G>
 __global__ void __launch_bounds__(adam_threads)
     adam_stochastic_kernel(bf16* w, const G* g, float* m, float* v, std::int64_t n, std::int64_t first,
                            const __grid_constant__ AdamStochasticRuns runs,
-                           const __grid_constant__ AdamFactors<float> given, const Clip* clip) {
+                           const __grid_constant__ AdamFactors<float> given, const GradientNorm* clip) {
   AdamFactors<float> f = given;
   if (!f.take(clip)) return;
   constexpr std::int64_t step = adam_threads * N;

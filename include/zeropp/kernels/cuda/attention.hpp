@@ -21,13 +21,13 @@ namespace detail {
 template <class... Views>
 AttentionShape checked_whole(const AttentionShape& s, const Views&... views) {
   const auto whole = checked(s);
-  if ((s.keys != 0 && s.keys != s.context) || s.offset != 0)
+  if ((s.keys != 0 && s.keys != s.sequence) || s.offset != 0)
     throw ConfigError(text("causal attention on a GPU sees the keys of its own queries, asked for ", s.keys,
                            " keys from query ", s.offset, " on; partial_attention_forward takes these"));
   const auto check = [&](const auto& view) {
-    if (view.sequence != 0 && view.sequence != s.context * view.stride)
+    if (view.sequence != 0 && view.sequence != s.sequence * view.stride)
       throw ConfigError(text("causal attention on a GPU takes sequences one after the other, found ", view.sequence,
-                             " elements between them instead of ", s.context * view.stride));
+                             " elements between them instead of ", s.sequence * view.stride));
   };
   (check(views), ...);
   return whole;
@@ -78,9 +78,9 @@ void run_by_cudnn(D& device, const Cost& cost, const AttentionCall& call) {
 template <CudaDevice D, class T, class R>
 void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                            HeadsView<const T> v, HeadsView<R> out, compute_t<T>* lse) {
-  const auto rows = s.batch * s.heads * s.context;
+  const auto rows = s.batch * s.heads * s.sequence;
   if (rows == 0) return;
-  q = with_sequence(q, s.context), out = with_sequence(out, s.context);
+  q = with_sequence(q, s.sequence), out = with_sequence(out, s.sequence);
   k = with_sequence(k, s.key_count()), v = with_sequence(v, s.key_count());
   const auto cost = attention_cost("attention", s, 2, sizeof(T));
   if constexpr (is_half<T>) {
@@ -111,9 +111,9 @@ template <CudaDevice D, class T, class R>
 void gpu_attention_backward(D& device, bool part, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                             HeadsView<const T> v, HeadsView<const T> out, const compute_t<T>* lse,
                             HeadsView<const T> dout, HeadsView<R> dq, HeadsView<R> dk, HeadsView<R> dv) {
-  const auto rows = s.batch * s.heads * s.context;
-  q = with_sequence(q, s.context), out = with_sequence(out, s.context);
-  dout = with_sequence(dout, s.context), dq = with_sequence(dq, s.context);
+  const auto rows = s.batch * s.heads * s.sequence;
+  q = with_sequence(q, s.sequence), out = with_sequence(out, s.sequence);
+  dout = with_sequence(dout, s.sequence), dq = with_sequence(dq, s.sequence);
   k = with_sequence(k, s.key_count()), v = with_sequence(v, s.key_count());
   dk = with_sequence(dk, s.key_count()), dv = with_sequence(dv, s.key_count());
   const auto cost = attention_cost("attention backward", s, 5, sizeof(T));

@@ -73,7 +73,7 @@ class CudnnAttention final : public AttentionProvider {
   }
   static Key key_of(const AttentionCall& c) {
     return {c.s.batch,
-            c.s.context,
+            c.s.sequence,
             c.s.heads,
             c.s.kv_heads,
             c.s.head_size,
@@ -107,7 +107,7 @@ class CudnnAttention final : public AttentionProvider {
     std::int64_t workspace = 0;
     if (result.is_good()) result = plan.graph->get_workspace_size(workspace);
     if (result.is_bad()) {
-      plan.refusal = text("it has no kernel for ", call.s.batch, " × ", call.s.context, " positions of ", call.s.heads,
+      plan.refusal = text("it has no kernel for ", call.s.batch, " × ", call.s.sequence, " positions of ", call.s.heads,
                           " heads (", call.s.kv_heads, " of keys) of ", call.s.head_size, ": ", result.get_message());
       plan.graph.reset();
     }
@@ -119,14 +119,14 @@ class CudnnAttention final : public AttentionProvider {
   static TensorAttributes heads_of(Id id, const AttentionShape& s, std::int64_t heads, std::int64_t stride) {
     return TensorAttributes()
         .set_uid(id)
-        .set_dim({s.batch, heads, s.context, s.head_size})
-        .set_stride({s.context * stride, s.head_size, stride, 1});
+        .set_dim({s.batch, heads, s.sequence, s.head_size})
+        .set_stride({s.sequence * stride, s.head_size, stride, 1});
   }
   static TensorAttributes lse_of(const AttentionShape& s) {
     return TensorAttributes()
         .set_uid(lse)
-        .set_dim({s.batch, s.heads, s.context, 1})
-        .set_stride({s.heads * s.context, s.context, 1, 1})
+        .set_dim({s.batch, s.heads, s.sequence, 1})
+        .set_stride({s.heads * s.sequence, s.sequence, 1, 1})
         .set_data_type(cudnn_frontend::DataType_t::FLOAT);
   }
   static void is_result(const std::shared_ptr<TensorAttributes>& tensor, const TensorAttributes& like) {

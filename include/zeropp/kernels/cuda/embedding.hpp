@@ -37,7 +37,7 @@ struct EmbeddingBackward {
   std::span<const std::int32_t> tokens;
   const Y* dy;
   G *dtable, *dpositions;
-  std::int64_t context, width;
+  std::int64_t sequence, width;
   Range held;
   Positions at;
   std::uint32_t* pairs;
@@ -98,8 +98,8 @@ void launch_embedding_backward(const EmbeddingBackward<Y, G>& b, const CudaFault
     token_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
     join_parts_kernel<N><<<grid, threads, 0, stream>>>(a);
     if (b.dpositions)
-      position_sums_kernel<N><<<dim3(static_cast<unsigned>(std::min(b.context, n)), across), threads, 0, stream>>>(
-          b.dy, b.dpositions, n, b.context, width, b.at);
+      position_sums_kernel<N><<<dim3(static_cast<unsigned>(std::min(b.sequence, n)), across), threads, 0, stream>>>(
+          b.dy, b.dpositions, n, b.sequence, width, b.at);
   };
   constexpr int lanes = vector_lanes<Y, G>;
   if (width % lanes == 0 && aligned_for<lanes>(b.dy, b.dtable, b.dpositions))
@@ -127,7 +127,7 @@ void check_tokens(D& device, std::span<const std::int32_t> tokens, std::int64_t 
 
 template <CudaDevice D, class W, class Y>
 void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W* table, std::int64_t vocabulary,
-                       const W* positions, std::int64_t context, Y* y, std::int64_t width, Range held = all_rows,
+                       const W* positions, std::int64_t sequence, Y* y, std::int64_t width, Range held = all_rows,
                        Positions places = {}) {
   check_tokens(device, tokens, vocabulary);
   const auto n = static_cast<std::int64_t>(tokens.size());
@@ -135,7 +135,7 @@ void embedding_forward(D& device, std::span<const std::int32_t> tokens, const W*
   held.end = std::min(held.end, vocabulary);
   detail::sum_rows(device, {.name = "embedding", .flops = count, .bytes = count * (2 * sizeof(W) + sizeof(Y))},
                    detail::TokenRows<W>{tokens.data(), table, held, width},
-                   detail::PeriodicRows<W>{positions, context, width, places}, y, n, width);
+                   detail::PeriodicRows<W>{positions, sequence, width, places}, y, n, width);
 }
 
 template <CudaDevice D, class W, class Y>
@@ -151,7 +151,7 @@ void add_rows(D& device, const W* rows, std::int64_t period, Y* y, std::int64_t 
 
 template <CudaDevice D, class Y, class G>
 void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y* dy, G* dtable, G* dpositions,
-                        std::int64_t context, std::int64_t width, Range held = all_rows, Positions at = {}) {
+                        std::int64_t sequence, std::int64_t width, Range held = all_rows, Positions at = {}) {
   using C = std::common_type_t<compute_t<Y>, compute_t<G>>;
   const auto n = static_cast<std::int64_t>(tokens.size());
   if (n * width == 0) return;
@@ -166,7 +166,7 @@ void embedding_backward(D& device, std::span<const std::int32_t> tokens, const Y
              [&](cudaStream_t stream) {
                if constexpr (!D::dry)
                  detail::launch_embedding_backward(
-                     detail::EmbeddingBackward<Y, G>{tokens, dy, dtable, dpositions, context, width, held, at,
+                     detail::EmbeddingBackward<Y, G>{tokens, dy, dtable, dpositions, sequence, width, held, at,
                                                      pairs.data(), partials.data(), scratch.data()},
                      device.faults(), stream);
              });

@@ -199,17 +199,17 @@ __global__ void __launch_bounds__(256) join_parts_kernel(SortedRows<Y, G, C> a) 
   a.add(token, column, sum);
 }
 
-/// Block (position, columns): dpositions[places[t]] += dy[t] + dy[t + context] + ...
+/// Block (position, columns): dpositions[places[t]] += dy[t] + dy[t + sequence] + ...
 template <int N, class Y, class G>
 __global__ void __launch_bounds__(256)
-    position_sums_kernel(const Y* dy, G* dpositions, std::int64_t n, std::int64_t context, std::int64_t width,
+    position_sums_kernel(const Y* dy, G* dpositions, std::int64_t n, std::int64_t sequence, std::int64_t width,
                          Positions places) {
   using C = std::common_type_t<compute_t<Y>, compute_t<G>>;
   const std::int64_t column = (blockIdx.y * blockDim.x + threadIdx.x) * std::int64_t{N};
   if (column >= width) return;
   C sum[N] = {};
 #pragma unroll 8
-  for (std::int64_t row = blockIdx.x; row < n; row += context) {
+  for (std::int64_t row = blockIdx.x; row < n; row += sequence) {
     const auto one = Lanes<Y, N>::load(dy + row * width + column);
 #pragma unroll
     for (int k = 0; k < N; ++k) sum[k] += static_cast<C>(one[k]);

@@ -17,16 +17,16 @@ namespace detail {
 /// A warp a row of `part` and of `out`: see merge_partial_attention.
 template <class C>
 __global__ void __launch_bounds__(256)
-    merge_attention_kernel(AttentionShape s, const C* part, const C* part_lse, C* out, C* lse, std::int64_t context,
+    merge_attention_kernel(AttentionShape s, const C* part, const C* part_lse, C* out, C* lse, std::int64_t sequence,
                            std::int64_t first) {
   const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
-  if (row >= s.batch * s.heads * s.context) return;
-  const std::int64_t b = row / (s.heads * s.context), h = row / s.context % s.heads, t = row % s.context;
-  C& kept = lse[(b * s.heads + h) * context + first + t];
+  if (row >= s.batch * s.heads * s.sequence) return;
+  const std::int64_t b = row / (s.heads * s.sequence), h = row / s.sequence % s.heads, t = row % s.sequence;
+  C& kept = lse[(b * s.heads + h) * sequence + first + t];
   const C a = kept, other = part_lse[row], top = a > other ? a : other;
   const C of_out = std::exp(a - top), of_part = std::exp(other - top), sum = of_out + of_part;
-  C* const to = out + ((b * context + first + t) * s.heads + h) * s.head_size;
-  const C* const from = part + ((b * s.context + t) * s.heads + h) * s.head_size;
+  C* const to = out + ((b * sequence + first + t) * s.heads + h) * s.head_size;
+  const C* const from = part + ((b * s.sequence + t) * s.heads + h) * s.head_size;
   const C x = of_out / sum, y = of_part / sum;
   for (std::int64_t d = threadIdx.x % 32; d < s.head_size; d += 32) to[d] = x * to[d] + y * from[d];
   __syncwarp();  // all have read it
@@ -53,13 +53,13 @@ void partial_attention_backward(D& device, const AttentionShape& s, HeadsView<co
 #ifdef __CUDACC__
 template <CudaDevice D, class C>
 void merge_partial_attention(D& device, const AttentionShape& s, const C* part, const C* part_lse, C* out, C* lse,
-                             std::int64_t context, std::int64_t first) {
-  const auto rows = s.batch * s.heads * s.context;
+                             std::int64_t sequence, std::int64_t first) {
+  const auto rows = s.batch * s.heads * s.sequence;
   if (rows == 0) return;
   const auto count = static_cast<double>(rows * s.head_size);
   device.run({.name = "merge attention", .flops = 3 * count, .bytes = 3 * count * sizeof(C)}, [&](cudaStream_t stream) {
     detail::merge_attention_kernel<<<static_cast<unsigned>(ceil_div(rows, 8)), 256, 0, stream>>>(s, part, part_lse, out,
-                                                                                                 lse, context, first);
+                                                                                                 lse, sequence, first);
   });
 }
 #endif

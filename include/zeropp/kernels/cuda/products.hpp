@@ -53,7 +53,7 @@ class Products {
   ProductOptions options;
 
   template <CudaDevice D>
-  explicit Products(D& device) : memory_(device.pool().keep(workspace + scratch, Purpose::buffers)) {
+  explicit Products(D& device) : memory_(device.pool().take_persistent(workspace + scratch, Purpose::buffers)) {
     if constexpr (!D::dry) start(device.properties().name);
   }
   Products(const Products&) = delete;

@@ -22,7 +22,7 @@ inline constexpr int rope_threads = 256;
 
 template <int N, class T>
 __global__ void __launch_bounds__(rope_threads)
-    rope_kernel(T* x, std::int64_t stride, std::int64_t batch, std::int64_t context, int heads, int half, double base,
+    rope_kernel(T* x, std::int64_t stride, std::int64_t batch, std::int64_t sequence, int heads, int half, double base,
                 int sign, Positions positions) {
   using C = compute_t<T>;
   extern __shared__ double angles[];
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(rope_threads)
     const std::int64_t b = begin + item / per_row;
     const unsigned rest = static_cast<unsigned>(item % per_row), head = rest / per_head;
     const int i = static_cast<int>(rest % per_head) * N;
-    T* at = x + (b * context + t) * stride + std::int64_t{2} * head * half + i;
+    T* at = x + (b * sequence + t) * stride + std::int64_t{2} * head * half + i;
     const auto u = Lanes<T, N>::load(at), v = Lanes<T, N>::load(at + half);
     C left[N], right[N];
 #pragma unroll
@@ -60,21 +60,21 @@ __global__ void __launch_bounds__(rope_threads)
 }  // namespace detail
 
 template <CudaDevice D, class T>
-void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t context, std::int64_t heads,
+void rope(D& device, T* x, std::int64_t stride, std::int64_t batch, std::int64_t sequence, std::int64_t heads,
           std::int64_t head_size, double base, Turn turn, Positions positions = {}) {
   const auto half = head_size / 2;
-  if (batch * context * heads * half == 0) return;
-  const auto count = static_cast<double>(batch * context * heads * head_size);
+  if (batch * sequence * heads * half == 0) return;
+  const auto count = static_cast<double>(batch * sequence * heads * head_size);
   device.run({.name = "rope", .flops = 3 * count, .bytes = 2 * count * sizeof(T)}, [&](cudaStream_t stream) {
-    // Blocks enough for every multiprocessor where the context is short, and not so many that angles cost.
+    // Blocks enough for every multiprocessor where the sequence is short, and not so many that angles cost.
     const auto parts =
-        std::clamp<std::int64_t>(device.properties().multiprocessors * std::int64_t{8} / context, 1, batch);
-    const dim3 grid(static_cast<unsigned>(context), static_cast<unsigned>(parts));
+        std::clamp<std::int64_t>(device.properties().multiprocessors * std::int64_t{8} / sequence, 1, batch);
+    const dim3 grid(static_cast<unsigned>(sequence), static_cast<unsigned>(parts));
     const auto shared = 2 * static_cast<std::size_t>(half) * sizeof(compute_t<T>);
     constexpr int lanes = detail::vector_lanes<T>;
     const auto launch = [&]<int N>(std::integral_constant<int, N>) {
       detail::rope_kernel<N><<<grid, detail::rope_threads, shared, stream>>>(
-          x, stride, batch, context, static_cast<int>(heads), static_cast<int>(half), base, static_cast<int>(turn),
+          x, stride, batch, sequence, static_cast<int>(heads), static_cast<int>(half), base, static_cast<int>(turn),
           positions);
     };
     if (half % lanes == 0 && stride % lanes == 0 && detail::aligned_for<lanes>(x))

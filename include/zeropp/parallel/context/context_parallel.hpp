@@ -33,16 +33,16 @@ inline void expect_same_rows(const Batch& batch, const Comm& comm) {
 
 /// The positions of this rank, in memory of the device's pool; the batch as it is where there is one context rank.
 /// Every context rank gives the same whole rows, so labels and places need no thought. Throws ConfigError
-/// (ContextPart), and CommError where the rows are not the same. A collective of the context ranks.
+/// (ContextShard), and CommError where the rows are not the same. A collective of the context ranks.
 template <Device D>
-Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
-  if (part.size() == 1) return whole;
-  const auto rows = whole.rows(), context = whole.context(), here = part.share(context);
-  const auto chunk = here / part.chunks();
-  detail::expect_same_rows(whole, part.comm());
+Batch local_batch(D& device, const Batch& whole, const ContextShard& shard) {
+  if (shard.size() == 1) return whole;
+  const auto rows = whole.rows(), sequence = whole.sequence(), here = shard.share(sequence);
+  const auto chunk = here / shard.chunks();
+  detail::expect_same_rows(whole, shard.comm());
   std::vector<kernels::Rectangle> chunks;
-  for (int c = 0; c < part.chunks(); ++c)
-    chunks.push_back({part.positions(here)[c * chunk], context, c * chunk, here, rows, chunk});
+  for (int c = 0; c < shard.chunks(); ++c)
+    chunks.push_back({shard.positions(here)[c * chunk], sequence, c * chunk, here, rows, chunk});
   const auto cut = [&](const Tensor<std::int32_t, 2>& all) {
     if (!all) return all;
     Tensor<std::int32_t, 2> mine(device.pool(), {rows, here}, Purpose::buffers);
@@ -50,7 +50,7 @@ Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
     return mine;
   };
   // Summed over ranks: labels of the whole rows count once.
-  const auto labels = whole.labels_here < 0 || part.rank() == 0 ? whole.labels_here : 0;
+  const auto labels = whole.labels_here < 0 || shard.rank() == 0 ? whole.labels_here : 0;
   return {cut(whole.tokens), cut(whole.labels), whole.first_sample, whole.labels_in_step, labels};
 }
 
@@ -58,20 +58,20 @@ Batch part_of(D& device, const Batch& whole, const ContextPart& part) {
 class SharedLogits {
  public:
   /// `out` is [rows, vocabulary]. Throws ConfigError for rows outside [0, B·T), and for other room than for the rows.
-  SharedLogits(const ContextPart& part, Extents<2> tokens, std::span<const std::int64_t> rows, std::span<float> out)
-      : part_(part), request_{rows, out} {
-    if (part.size() == 1) return;
-    const auto [batch, context] = tokens;
-    const auto here = part.share(context), chunk = here / part.chunks();
-    const auto positions = part.positions(here);
+  SharedLogits(const ContextShard& shard, Extents<2> tokens, std::span<const std::int64_t> rows, std::span<float> out)
+      : shard_(shard), request_{rows, out} {
+    if (shard.size() == 1) return;
+    const auto [batch, sequence] = tokens;
+    const auto here = shard.share(sequence), chunk = here / shard.chunks();
+    const auto positions = shard.positions(here);
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (rows[i] < 0 || rows[i] >= batch * context)
+      if (rows[i] < 0 || rows[i] >= batch * sequence)
         throw ConfigError(
-            text("logits of row ", rows[i], " are asked for, the tokens have ", batch * context, " rows"));
-      for (int c = 0; c < part.chunks(); ++c) {
-        const auto at = rows[i] % context - positions[c * chunk];
+            text("logits of row ", rows[i], " are asked for, the tokens have ", batch * sequence, " rows"));
+      for (int c = 0; c < shard.chunks(); ++c) {
+        const auto at = rows[i] % sequence - positions[c * chunk];
         if (at < 0 || at >= chunk) continue;
-        rows_.push_back(rows[i] / context * here + c * chunk + at);
+        rows_.push_back(rows[i] / sequence * here + c * chunk + at);
         place_.push_back(i);
       }
     }
@@ -89,16 +89,16 @@ class SharedLogits {
 
   /// Every rank then has all rows. A collective.
   void collect() {
-    if (part_.size() == 1) return;
+    if (shard_.size() == 1) return;
     std::fill(whole_.begin(), whole_.end(), 0.0f);  // the host's; each row is added to zeros, exactly
     for (std::size_t i = 0; i < place_.size(); ++i)
       std::copy_n(mine_.begin() + static_cast<std::ptrdiff_t>(i * vocabulary_), vocabulary_,
                   whole_.begin() + static_cast<std::ptrdiff_t>(place_[i] * vocabulary_));
-    part_.comm().host().all_reduce(whole_);
+    shard_.comm().host().all_reduce(whole_);
   }
 
  private:
-  const ContextPart& part_;
+  const ContextShard& shard_;
   LogitsRequest request_;
   std::vector<std::int64_t> rows_;  ///< here
   std::vector<std::size_t> place_;  ///< in the request, of each
@@ -113,20 +113,20 @@ namespace detail {
   throw ConfigError(text(layer, " does not say that ", ranks,
                          " context ranks can share its sequences: declare `static constexpr bool per_position = true` "
                          "in its type if it computes each position alone, or `shares_context = true` if it asks "
-                         "ctx.part which positions it has"));
+                         "ctx.context_shard which positions it has"));
 }
 
 /// Throws ConfigError unless every layer inside says that it is right on a part of the sequence.
 template <class L>
-void check_context(L& layer, const ContextPart& part) {
+void check_context(L& layer, const ContextShard& shard) {
   if constexpr (!PerPosition<L>) {
     if constexpr (!Container<L> && !SharesContext<L>) {
       std::string name;
       visit_parameters(layer, [&](Parameter& p) { name = name.empty() ? "the layer of " + p.name : name; });
-      refuse_context(name.empty() ? "a layer without parameters" : name, part.size());
+      refuse_context(name.empty() ? "a layer without parameters" : name, shard.size());
     }
-    if constexpr (requires { layer.check_context(part); }) layer.check_context(part);
-    zeropp::for_each_child(layer, [&](auto& child) { check_context(child, part); });
+    if constexpr (requires { layer.check_context(shard); }) layer.check_context(shard);
+    zeropp::for_each_child(layer, [&](auto& child) { check_context(child, shard); });
   }
 }
 

@@ -62,7 +62,7 @@ struct PipelineSchedule {
   const std::vector<PipelineOp>& instructions(int stage) const { return of_stage[static_cast<std::size_t>(stage)]; }
 
   /// Which part of the model chunk `chunk` of `stage` is, and the way back.
-  int part_of(int stage, int chunk) const {
+  int model_part(int stage, int chunk) const {
     return folded && chunk % 2 ? (chunk + 1) * stages - 1 - stage : chunk * stages + stage;
   }
   int chunk_of(int part) const { return part / stages; }
@@ -104,7 +104,7 @@ struct PipelineTimeline {
         for (; next[stage] < s.of_stage[stage].size(); ++next[stage]) {
           const auto& op = s.of_stage[stage][next[stage]];
           if (!op.is_pass()) continue;
-          const int part = s.part_of(static_cast<int>(stage), op.chunk);
+          const int part = s.model_part(static_cast<int>(stage), op.chunk);
           double ready = free[stage];
           if (op.kind == Kind::forward) {
             if (part > 0) ready = std::max(ready, forward[slot(part - 1, op.micro_batch)]);
@@ -157,7 +157,7 @@ inline void add_transfers(PipelineSchedule& s, const PassTimes& times) {
       events[static_cast<std::size_t>(stage)].push_back({span.begin, true, stage, op});
       if (op.kind == Kind::backward_weight) continue;
       const bool forward = op.kind == Kind::forward;
-      const int part = s.part_of(stage, op.chunk), to = part + (forward ? 1 : -1);
+      const int part = s.model_part(stage, op.chunk), to = part + (forward ? 1 : -1);
       if (to < 0 || to >= s.parts() || s.stage_of(to) == stage) continue;
       transfers.push_back({span.end,
                            false,

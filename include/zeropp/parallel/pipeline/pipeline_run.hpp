@@ -89,10 +89,10 @@ class PipelineRun {
                     static_cast<std::size_t>(micro_batch)];
   }
   Flight& at(const PipelineOp& op) { return at(op.chunk, op.micro_batch); }
-  int part_of(const PipelineOp& op) const { return schedule_.part_of(stage_.options().comm.rank(), op.chunk); }
+  int model_part(const PipelineOp& op) const { return schedule_.model_part(stage_.options().comm.rank(), op.chunk); }
   /// The flight on the neighbouring part if that is on this rank too.
   Flight* neighbour(const PipelineOp& op, int direction) {
-    const int part = part_of(op) + direction;
+    const int part = model_part(op) + direction;
     if (part < 0 || part >= schedule_.parts() || schedule_.stage_of(part) != stage_.options().comm.rank())
       return nullptr;
     return &at(schedule_.chunk_of(part), op.micro_batch);
@@ -112,7 +112,7 @@ class PipelineRun {
   }
   /// Receives from the neighbour's stage, in the order of its sends, until `input` is there.
   void await(const PipelineOp& op, int direction, const Activation& input) {
-    const int part = part_of(op) + direction;
+    const int part = model_part(op) + direction;
     if (input || part < 0 || part >= schedule_.parts()) return;
     for (auto& expected = expected_[schedule_.stage_of(part)]; !input && !expected.empty(); expected.pop_front())
       arrived(expected.front()) = receive(expected.front());
@@ -120,7 +120,7 @@ class PipelineRun {
   Activation receive(const PipelineOp& op) {
     const auto& options = stage_.options();
     Activation x(model_.device().pool(),
-                 {batches_.rows(op.micro_batch), batches_.context() / options.parts_of_context, options.width});
+                 {batches_.rows(op.micro_batch), batches_.sequence() / options.sequence_shards, options.width});
     comm().recv(op.peer, x.span());
     return x;
   }
@@ -137,9 +137,9 @@ class PipelineRun {
     await(op, -1, flight.in);
     const auto span = recorded(SpanKind::forward, op);
     PipelineValue<T> value{.x = std::move(flight.in)};
-    if (part_of(op) == 0) value.tokens = batches_.tokens(op.micro_batch);
-    Context context(model_.device(), batches_.run(op.micro_batch));
-    auto [out, saved] = model_.forward_of(chunk(op), context, std::move(value));
+    if (model_part(op) == 0) value.tokens = batches_.tokens(op.micro_batch);
+    Context ctx(model_.device(), batches_.run(op.micro_batch));
+    auto [out, saved] = model_.forward_of(chunk(op), ctx, std::move(value));
     flight.loss = out.loss;
     flight.saved.emplace(std::move(saved));
     auto* next = neighbour(op, 1);
@@ -150,19 +150,19 @@ class PipelineRun {
     await(op, 1, flight.dy);
     const bool split = op.kind == PipelineOp::Kind::backward_input;
     const auto span = recorded(split ? SpanKind::backward_input : SpanKind::backward, op);
-    auto context = begin(op);
+    auto ctx = begin(op);
     auto saved = std::move(*flight.saved);
     flight.saved.reset();
-    auto dx = model_.backward_of(chunk(op), context, std::move(flight.dy), std::move(saved),
+    auto dx = model_.backward_of(chunk(op), ctx, std::move(flight.dy), std::move(saved),
                                  split ? &flight.weights : nullptr);
-    if (part_of(op) + 1 == schedule_.parts()) total.add(flight.loss);
+    if (model_part(op) + 1 == schedule_.parts()) total.add(flight.loss);
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
   }
   void backward_weight(const PipelineOp& op) {
     const auto span = recorded(SpanKind::backward_weight, op);
-    auto context = begin(op);
-    model_.weight_gradients_of(context, std::exchange(at(op).weights, {}));
+    auto ctx = begin(op);
+    model_.run_weight_work(ctx, std::exchange(at(op).weights, {}));
   }
   Context begin(const PipelineOp& op) {
     model_.begin_micro_batch(op.micro_batch == 0, op.micro_batch + 1 == batches_.count());

@@ -30,7 +30,7 @@ struct PipelineOptions {
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
   int chunks = 1;                     ///< parts of the model on each rank; interleaved: 2 or more, ZB-V: 2
   std::int64_t width = 0;             ///< C of what blocks hand on: [B, T, C]
-  std::int64_t parts_of_context = 1;  ///< T is cut so often under sequence parallelism
+  std::int64_t sequence_shards = 1;  ///< T is cut so often under sequence parallelism
 };
 
 /// What flows through a pipeline: tokens into its first chunk, activations between, a loss out of the last.
@@ -103,7 +103,7 @@ template <ContainerOfUnits L>
 inline constexpr bool is_repeat<L> = true;
 
 template <std::size_t Begin, std::size_t... I, class... Ls>
-auto part_of(std::tuple<Ls...>& layers, std::index_sequence<I...>) {
+auto slice_layers(std::tuple<Ls...>& layers, std::index_sequence<I...>) {
   return Sequential<std::tuple_element_t<Begin + I, std::tuple<Ls...>>...>{std::move(std::get<Begin + I>(layers))...};
 }
 
@@ -120,9 +120,9 @@ struct AroundRepeat<Sequential<Ls...>> {
     return found;
   }();
   static constexpr bool valid = repeats == 1 && at > 0 && at + 1 < count;
-  static auto front(std::tuple<Ls...>& layers) { return part_of<0>(layers, std::make_index_sequence<at>{}); }
+  static auto front(std::tuple<Ls...>& layers) { return slice_layers<0>(layers, std::make_index_sequence<at>{}); }
   static auto back(std::tuple<Ls...>& layers) {
-    return part_of<at + 1>(layers, std::make_index_sequence<count - at - 1>{});
+    return slice_layers<at + 1>(layers, std::make_index_sequence<count - at - 1>{});
   }
 };
 
@@ -183,7 +183,7 @@ class PipelineStage {
     tie(places);
 
     for (int c = 0; c < options_.chunks; ++c) {
-      const int part = layout_.part_of(rank, c);
+      const int part = layout_.model_part(rank, c);
       auto& chunk = chunks_.emplace_back();
       if (part == 0) chunk.front.emplace(std::move(front));
       const auto range = cut[static_cast<std::size_t>(part)];

@@ -14,9 +14,9 @@
 
 namespace zeropp {
 
-/// What a residency needs of its owner during one micro-batch.
+/// What a context needs of its owner during one micro-batch.
 template <Precision P, Device D>
-struct Residents {
+struct SiteLifecycle {
   Units<P, D>& units;
   BucketedReducer<typename P::Gradient>& reducer;
   Reduction reduction;
@@ -79,20 +79,20 @@ template <Device D, Precision P>
 struct WeightWork {
   struct OfSite {
     int site;
-    typename Context<D, P>::WeightWork work;
+    typename Context<D, P>::PostponedWork work;
   };
   std::vector<OfSite> sites;
 };
 
 template <Device D, Precision P>
-class Residency : public Context<D, P> {
+class ShardedContext : public Context<D, P> {
  public:
   using Base = Context<D, P>;
-  using Direction = typename Residents<P, D>::Direction;
+  using Direction = typename SiteLifecycle<P, D>::Direction;
 
   /// With `later` backward leaves there what can wait; a site with a layer that can't split its backward does all.
-  Residency(const Base& base, Residents<P, D>& residents, WeightWork<D, P>* later = nullptr)
-      : Base(base), residents_(&residents), later_(later) {}
+  ShardedContext(const Base& base, SiteLifecycle<P, D>& lifecycle, WeightWork<D, P>* later = nullptr)
+      : Base(base), lifecycle_(&lifecycle), later_(later) {}
 
   template <class L, class X>
   auto forward(L& child, X x) {
@@ -111,58 +111,58 @@ class Residency : public Context<D, P> {
 
   template <class L, class X>
   auto forward_unit(L& child, X x) {
-    const int site = residents_->units.site_of(child);
+    const int site = lifecycle_->units.site_of(child);
     const auto span = recording(site);
-    if (site >= 0) residents_->enter(site, Direction::forward);
+    if (site >= 0) lifecycle_->enter(site, Direction::forward);
     auto out = child.forward(base(), std::move(x));
-    if (site >= 0) residents_->leave(site, Direction::forward, this->training());
+    if (site >= 0) lifecycle_->leave(site, Direction::forward, this->training());
     return out;
   }
   template <class L, class Dy, class S>
   auto backward_unit(L& child, Dy dy, S saved) {
-    const int site = residents_->units.site_of(child);
+    const int site = lifecycle_->units.site_of(child);
     if (site < 0) return child.backward(base(), std::move(dy), std::move(saved));
     const auto span = recording(site);
-    residents_->enter(site, Direction::backward);
+    lifecycle_->enter(site, Direction::backward);
     const bool split = later_ && splits_backward(child);
     if (split)
       this->postpone(&later_->sites.emplace_back(typename WeightWork<D, P>::OfSite{site, {}}).work);
     else
-      residents_->begin_gradients(site);
+      lifecycle_->begin_gradients(site);
     auto dx = child.backward(base(), std::move(dy), std::move(saved));
     this->postpone(nullptr);
-    residents_->leave(site, Direction::backward, false);
-    if (!split) residents_->end_gradients(site);
+    lifecycle_->leave(site, Direction::backward, false);
+    if (!split) lifecycle_->end_gradients(site);
     return dx;
   }
   /// The other half of a backward.
-  void weight_gradients(WeightWork<D, P> left) {
+  void run_weight_work(WeightWork<D, P> left) {
     for (auto& [site, work] : left.sites) {
       const auto span = recording(site);
-      residents_->begin_gradients(site);
+      lifecycle_->begin_gradients(site);
       for (auto& one : work) std::exchange(one, {})(base());
-      residents_->end_gradients(site);
+      lifecycle_->end_gradients(site);
     }
   }
 
  private:
   /// Of what runs while it lives; on GPUs for their tools too.
   auto recording(int site) const {
-    auto* recorder = site < 0 ? nullptr : residents_->recorder;
+    auto* recorder = site < 0 ? nullptr : lifecycle_->recorder;
     if constexpr (requires { typename D::Range; }) {
       struct Both {
         Recording recording;
         typename D::Range range;
       };
-      const auto name = site >= 0 && (recorder || D::Range::watched()) ? residents_->name_of(site) : std::string();
+      const auto name = site >= 0 && (recorder || D::Range::watched()) ? lifecycle_->name_of(site) : std::string();
       return Both{{recorder, SpanKind::unit, name}, typename D::Range(name)};
     } else {
-      return Recording(recorder, SpanKind::unit, recorder ? residents_->name_of(site) : std::string());
+      return Recording(recorder, SpanKind::unit, recorder ? lifecycle_->name_of(site) : std::string());
     }
   }
   Base& base() { return *this; }  // inside a unit nobody stands between any more
 
-  Residents<P, D>* residents_;
+  SiteLifecycle<P, D>* lifecycle_;
   WeightWork<D, P>* later_;
 };
 

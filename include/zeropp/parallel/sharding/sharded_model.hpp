@@ -34,7 +34,7 @@ class ShardedModel {
   /// These are collectives, and as in `Sharded`.
   virtual Loss train(const Batch& whole, TrainOptions options = {}) = 0;
   virtual Loss evaluate(const Batch& whole) = 0;
-  virtual ClipResult clip(float max_norm) = 0;
+  virtual ClipResult clip_gradients(float max_norm) = 0;
   virtual void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows,
                       std::span<float> out) = 0;
 };
@@ -49,7 +49,7 @@ class ShardedModelOf final : public ShardedModel<typename M::Precision, typename
   ShardedState<typename M::Precision, typename M::Device>& state() override { return model_; }
   Loss train(const Batch& whole, TrainOptions options) override { return model_.train(whole, options); }
   Loss evaluate(const Batch& whole) override { return model_.evaluate(whole); }
-  ClipResult clip(float max_norm) override { return model_.clip(max_norm); }
+  ClipResult clip_gradients(float max_norm) override { return model_.clip_gradients(max_norm); }
   void logits(const Tensor<std::int32_t, 2>& tokens, std::span<const std::int64_t> rows,
               std::span<float> out) override {
     model_.logits(tokens, rows, out);

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include <zeropp/layers/context_part.hpp>
+#include <zeropp/layers/context_shard.hpp>
 #include <zeropp/parallel/sharding/bucketed_reducer.hpp>
 #include <zeropp/parallel/sharding/stage.hpp>
 

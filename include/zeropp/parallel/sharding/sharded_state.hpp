@@ -34,11 +34,11 @@ class ShardedState {
 
   Stage stage() const { return stage_; }
   const Comm& comm() const { return comm_; }  ///< the ranks that the state is partitioned over
-  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, part_.comm()}; }
+  ModelComms comms() const { return {world_, comm_, tensor_, pipeline_, context_.comm()}; }
   D& device() { return device_; }
   Recorder* recorder() const { return world_.recorder(); }  ///< of its passes: its ranks' communicator's; or null
   const ShardedOptions& options() const { return options_; }
-  const ContextPart& part() const { return part_; }  ///< of every sequence that is on this rank
+  const ContextShard& context_shard() const { return context_; }  ///< of every sequence that is on this rank
   std::deque<Unit<P, D>>& units() { return units_.all(); }
   /// Parameters by name, tied ones left out.
   const std::map<std::string, Parameter*, std::less<>>& parameters_by_name() const { return units_.by_name(); }
@@ -55,9 +55,9 @@ class ShardedState {
   void add_step(const ClipResult& clip) { steps_.add(clip); }
 
   /// This rank's positions of a batch: what forward takes where context ranks share sequences.
-  Batch part_of(const Batch& whole) { return zeropp::part_of(device_, whole, part_); }
+  Batch local_batch(const Batch& whole) { return zeropp::local_batch(device_, whole, context_); }
 
-  /// After the last micro-batch: gradients over update() of all units are then sums over ranks, of a loss multiplied by
+  /// After the last micro-batch: gradients over updated() of all units are then sums over ranks, of a loss multiplied by
   /// `loss_scale`. A collective.
   void finish_gradients(float loss_scale = 1) {
     loss_scale_ = loss_scale;
@@ -71,7 +71,7 @@ class ShardedState {
   void publish_gradients() {
     for (auto& unit : units()) unit.publish_gradients();
   }
-  /// To be called when the weights over update() have changed on every rank. A collective.
+  /// To be called when the weights over updated() have changed on every rank. A collective.
   void publish_weights() {
     for (std::size_t i = 0; i < units().size(); ++i) publish_unit(i);
     publish_others();
@@ -103,7 +103,7 @@ class ShardedState {
         comm_(on_device(comms.sharding, device)),
         tensor_(on_device(comms.tensor, device)),
         pipeline_(on_device(comms.pipeline, device)),
-        part_(on_device(comms.context, device), options.context_attention),
+        context_(on_device(comms.context, device), options.context_attention),
         device_(device),
         stage_(stage),
         options_(options),
@@ -123,7 +123,7 @@ class ShardedState {
   }
 
   Comm world_, comm_, tensor_, pipeline_;
-  ContextPart part_;
+  ContextShard context_;
   D& device_;
   Stage stage_;
   ShardedOptions options_;

@@ -7,7 +7,7 @@
 #include <optional>
 #include <utility>
 
-#include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 
 namespace zeropp {
 

@@ -22,7 +22,7 @@ namespace zeropp {
 
 /// What the kernels of a step are given that may be another next time.
 struct StepKey {
-  std::int64_t rows, context, micro_batches, labels;
+  std::int64_t rows, sequence, micro_batches, labels;
   float loss_scale;
   const void *tokens_at, *labels_at;
   bool operator==(const StepKey&) const = default;
@@ -31,7 +31,7 @@ struct StepKey {
   static std::optional<StepKey> of(const Batch& batch, const TrainOptions& options) {
     const auto labels = batch.labels_in_step ? batch.labels_in_step : batch.labels_here;
     if (labels < 0) return {};
-    return StepKey{batch.rows(),       batch.context(),     options.micro_batches, labels,
+    return StepKey{batch.rows(),       batch.sequence(),     options.micro_batches, labels,
                    options.loss_scale, batch.tokens.data(), batch.labels.data()};
   }
 };

@@ -53,7 +53,7 @@ class Unit {
     gradients_ = keep<Gradient>(whole_gradients() ? whole_range() : shard_, Purpose::gradients);
     if (role == Role::twin) return;
     weights_ = keep<Weight>(held(), Purpose::weights);
-    if (keeps_master && role == Role::owner) masters_ = keep<Kept>(update(), Purpose::states);
+    if (keeps_master && role == Role::owner) masters_ = keep<Kept>(updated(), Purpose::states);
     place_values(held() == whole_range() ? weights_.get() : nullptr);
   }
 
@@ -68,19 +68,19 @@ class Unit {
   /// What this rank keeps of the weights: all of them before stage 3, and of course where there is one rank.
   Range held() const { return keeps_whole() ? whole_range() : shard_; }
   /// What the optimizer of this rank updates: all at stage 0.
-  Range update() const { return stage_ == Stage::none ? whole_range() : shard_; }
+  Range updated() const { return stage_ == Stage::none ? whole_range() : shard_; }
 
   std::span<Weight> weights() {
     arrive();
     return view<Weight>(weights_, held());
   }
-  /// Of the masters what is beside the weights, over update(): see master_of_t; empty unless the precision keeps any.
-  std::span<Kept> masters() { return keeps_master ? view<Kept>(masters_, update()) : std::span<Kept>{}; }
-  /// Gradients summed over ranks, over update(); valid between a training pass and the next.
+  /// Of the masters what is beside the weights, over updated(): see master_of_t; empty unless the precision keeps any.
+  std::span<Kept> masters() { return keeps_master ? view<Kept>(masters_, updated()) : std::span<Kept>{}; }
+  /// Gradients summed over ranks, over updated(); valid between a training pass and the next.
   std::span<Gradient> gradients() {
     publish_gradients();
     gradients_on_their_way_.wait();
-    return part_of_gradients(update());
+    return part_of_gradients(updated());
   }
   /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
   std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
@@ -107,7 +107,7 @@ class Unit {
   /// Begins to make the whole unit resident on every rank (stage 3; elsewhere it always is). A collective.
   void gather() {
     if (resident()) return;
-    whole_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Weight), Purpose::weights);
+    whole_ = device_->pool().take_temporary(static_cast<std::size_t>(padded_) * sizeof(Weight), Purpose::weights);
     const Piece piece{whole_.get(), weights_.get(), padded_};
     weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
     place_values(whole_.get());
@@ -153,7 +153,7 @@ class Unit {
     gradients_due_ = false;
     gradients_on_their_way_.wait();
     if (!in_place_ && !local_)
-      local_ = device_->pool().take(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
+      local_ = device_->pool().take_temporary(static_cast<std::size_t>(padded_) * sizeof(Gradient), Purpose::gradients);
     auto gradient = local_gradient();
     place_gradients(reinterpret_cast<std::byte*>(gradient.data()), !accumulates);
     if (!accumulates) fill(gradient.subspan(static_cast<std::size_t>(size_)));  // the padding
@@ -215,13 +215,13 @@ class Unit {
   Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }
   Piece gradients_piece() { return {gradients_.get(), part_of_gradients(shard_).data(), padded_}; }
   Piece masters_piece() {
-    return {masters_.get(), view<Kept>(masters_, update()).data() + (shard_.begin - update().begin), padded_};
+    return {masters_.get(), view<Kept>(masters_, updated()).data() + (shard_.begin - updated().begin), padded_};
   }
 
  private:
   template <class T>
   Storage keep(Range range, Purpose purpose) {
-    return device_->pool().keep(static_cast<std::size_t>(range.size()) * sizeof(T), purpose);
+    return device_->pool().take_persistent(static_cast<std::size_t>(range.size()) * sizeof(T), purpose);
   }
   template <class T>
   static std::span<T> view(const Storage& storage, Range range) {

@@ -88,7 +88,7 @@ class Units {
     if constexpr (P::keeps_master) {
       std::vector<Piece> pieces;
       for (auto& unit : units_)
-        if (unit.update() != unit.shard()) pieces.push_back(unit.masters_piece());
+        if (unit.updated() != unit.shard()) pieces.push_back(unit.masters_piece());
       if (!pieces.empty()) comm_.all_gather(dtype_of<kept_t<Weight>>, pieces);
     }
   }
@@ -97,11 +97,11 @@ class Units {
   /// goes on beside computing. A collective, as is the next, which sends what that leaves over: to distant twins too.
   void publish_unit(std::size_t i) {
     auto& unit = units_[i];
-    if (comm_.overlaps() && unit.held() != unit.update()) unit.publish();
+    if (comm_.overlaps() && unit.held() != unit.updated()) unit.publish();
   }
   void publish_others(const Comm& pipeline) {
     release();
-    exchange_weights(pipeline, [&](auto& unit) { return !comm_.overlaps() && unit.held() != unit.update(); });
+    exchange_weights(pipeline, [&](auto& unit) { return !comm_.overlaps() && unit.held() != unit.updated(); });
   }
 
   /// The same for gradients (stage 0); what goes on beside computing waits for Unit::publish_gradients.
@@ -256,7 +256,7 @@ class Units {
     auto weights = unit.shard_weights();
     auto masters = unit.masters();
     if constexpr (P::keeps_master)
-      masters = masters.subspan(static_cast<std::size_t>(shard.begin - unit.update().begin));
+      masters = masters.subspan(static_cast<std::size_t>(shard.begin - unit.updated().begin));
     const auto part = [&](auto span, Range flat) {  // `flat` counts from the begin of the flat buffer
       return span.empty() ? span
                           : span.subspan(static_cast<std::size_t>(flat.begin - shard.begin),

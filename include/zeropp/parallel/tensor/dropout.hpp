@@ -11,7 +11,7 @@ namespace zeropp {
 
 template <>
 struct TensorParallel<Dropout> : Dropout {
-  TensorParallel(const TensorOptions& o, Dropout whole) : Dropout(std::move(whole)) { part = TensorGroup{o}.part(); }
+  TensorParallel(const TensorOptions& o, Dropout whole) : Dropout(std::move(whole)) { shard = TensorGroup{o}.sequence_shard(); }
 };
 
 }  // namespace zeropp

@@ -32,17 +32,17 @@ class TensorParallel<GptEmbedding> {
   auto forward(C& ctx, Tensor<std::int32_t, 2> tokens) {
     if (group_.size() == 1) return ctx.forward(embedding_, std::move(tokens));
     const auto& o = embedding_.options();
-    const auto context = tokens.extent(1);
-    embedding_.expect_context(context * ctx.part.size());
-    auto partial = ctx.template make<3>({tokens.extent(0), context, o.width});
+    const auto sequence = tokens.extent(1);
+    embedding_.expect_sequence(sequence * ctx.context_shard.size());
+    auto partial = ctx.template make<3>({tokens.extent(0), sequence, o.width});
     kernels::embedding_forward(ctx.device, tokens.span(), ctx.value(embedding_.tables[0]), o.vocabulary_used,
-                               static_cast<const typename C::Weight*>(nullptr), context, partial.data(), o.width,
+                               static_cast<const typename C::Weight*>(nullptr), sequence, partial.data(), o.width,
                                rows_);
     auto y = group_.sum(ctx, std::move(partial));
     if (embedding_.tables.size() > 1) {
       const auto here = y.extent(1);
       kernels::add_rows(ctx.device, ctx.value(embedding_.tables[1]), here, y.data(), y.rows(), o.width,
-                        ctx.part.positions(context).from(group_.part().index * here));
+                        ctx.context_shard.positions(sequence).from(group_.sequence_shard().index * here));
     }
     return Forward{std::move(y), ctx.save(std::move(tokens))};
   }
@@ -54,7 +54,7 @@ class TensorParallel<GptEmbedding> {
       auto& tables = embedding_.tables;
       kernels::embedding_backward(on.device, tokens.span(), dy.data(), on.gradient(tables[0]),
                                   tables.size() > 1 ? on.gradient(tables[1]) : nullptr, tokens.extent(1),
-                                  embedding_.options().width, rows_, on.part.positions(tokens.extent(1)));
+                                  embedding_.options().width, rows_, on.context_shard.positions(tokens.extent(1)));
     });
     return {};
   }

@@ -15,7 +15,7 @@ namespace zeropp {
 
 class TensorGroup {
  public:
-  explicit TensorGroup(const TensorOptions& o) : comm_(o.comm), sequence_(o.sequence && o.comm.size() > 1) {}
+  explicit TensorGroup(const TensorOptions& o) : comm_(o.comm), sequence_parallel_(o.sequence_parallel && o.comm.size() > 1) {}
 
   const Comm& host() const { return comm_.host(); }
   /// What moves the memory of the context's device.
@@ -26,14 +26,14 @@ class TensorGroup {
   int rank() const { return comm_.rank(); }
   int size() const { return comm_.size(); }
   /// Whether ranks hold parts of the sequence between layers.
-  bool sequence() const { return sequence_; }
-  SequencePart part() const { return sequence_ ? SequencePart{rank(), size()} : SequencePart{}; }
+  bool sequence_parallel() const { return sequence_parallel_; }
+  SequenceShard sequence_shard() const { return sequence_parallel_ ? SequenceShard{rank(), size()} : SequenceShard{}; }
 
   /// Before a product that is split by its outputs (and of the gradient of one that is split by its inputs):
   /// [B, T / ranks, ...] to [B, T, ...], or x as it is.
   template <class C, class T, int R>
   Tensor<T, R> whole(C& ctx, Tensor<T, R> x) const {
-    if (!sequence_) return x;
+    if (!sequence_parallel_) return x;
     auto shape = x.shape();
     shape[1] *= size();
     auto y = ctx.template make<R, T>(shape);
@@ -47,14 +47,14 @@ class TensorGroup {
   template <class C, class T, int R>
   Tensor<T, R> sum(C& ctx, Tensor<T, R> x) const {
     if (size() == 1) return x;
-    if (!sequence_) {
+    if (!sequence_parallel_) {
       comm(ctx).all_reduce(x.span());
       return x;
     }
     auto shape = x.shape();
     if (shape[1] % size())
       throw ConfigError(text("sequences of ", shape[1], " tokens are not divisible by ", size(),
-                             " tensor ranks; choose another length, or leave out .sequence"));
+                             " tensor ranks; choose another length, or leave out .sequence_parallel"));
     shape[1] /= size();
     auto y = ctx.template make<R, T>(shape);
     comm(ctx).reduce_scatter(dtype_of<T>, pieces(x, y));
@@ -62,7 +62,7 @@ class TensorGroup {
   }
 
   /// A parameter that every rank holds whole, used on what lies between the split products.
-  void replicate(Parameter& p) const { p.sum_over_tensor = sequence_; }
+  void replicate(Parameter& p) const { p.sum_over_tensor = sequence_parallel_; }
 
  private:
   template <class T, int R>
@@ -77,7 +77,7 @@ class TensorGroup {
   }
 
   Comm comm_;
-  bool sequence_;
+  bool sequence_parallel_;
 };
 
 }  // namespace zeropp

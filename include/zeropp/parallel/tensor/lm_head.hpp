@@ -34,7 +34,7 @@ class TensorParallel<LmHead> {
     using Saved = LmHead::Saved<T>;
     if (group_.size() == 1) return ctx.forward(head_, std::move(x));
     detail::expect_width(x, head_.width(), head_.weight.name);
-    const auto rows = x.rows() * group_.part().parts;
+    const auto rows = x.rows() * group_.sequence_shard().parts;
     Loss loss;
     if (ctx.logits) {
       head_.check(*ctx.logits, rows);
@@ -58,7 +58,7 @@ class TensorParallel<LmHead> {
     const auto into = x.rows() > 0 ? ctx.into(head_.weight) : kernels::Into::add;
     const auto sum = kernels::linear_cross_entropy_part_backward(
         ctx.device, x.data(), ctx.value(head_.weight), saved.labels.span(), dx.data(), ctx.gradient(head_.weight),
-        head_.width(), part_, ctx.loss_scale * static_cast<double>(dy), exchange<T>(ctx), into);
+        head_.width(), part_, ctx.loss_weight * static_cast<double>(dy), exchange<T>(ctx), into);
     saved.loss.add(sum);
     x = {};
     return group_.sum(ctx, std::move(dx));

@@ -2,11 +2,11 @@
 // `TensorParallel<L>`: the layer L computed together by the ranks of a group, each holding a part of its weights.
 // Built from the whole layer, which costs nothing before memory is placed:
 //
-//   TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence = true}, Gpt{config}};
+//   TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence_parallel = true}, Gpt{config}};
 //   Sharded<TensorParallel<Gpt>, Stage::gradients> model{mesh.data(), device, std::move(net)};
 //
 // How a layer is shared is its rule, a specialisation; containers map to the same containers of TensorParallel
-// children. Shoeybi et al., "Megatron-LM", 2019 (arXiv 1909.08053); with .sequence, activations between the split
+// children. Shoeybi et al., "Megatron-LM", 2019 (arXiv 1909.08053); with .sequence_parallel, activations between the split
 // products are shared too: Korthikanti et al., "Reducing activation recomputation", 2022 (arXiv 2205.05198).
 // A parameter keeps its name, and the numbers it would have in the whole. One rank computes the unsplit bits.
 #pragma once
@@ -23,7 +23,7 @@ namespace zeropp {
 struct TensorOptions {
   Comm comm;  ///< the ranks that share each layer; every one of them runs the same batch
   /// Between the split products each rank holds [B, T / ranks, C] instead of [B, T, C]; the ranks divide T.
-  bool sequence = false;
+  bool sequence_parallel = false;
 };
 
 /// How ranks share a Linear. columns: each has some outputs, whole inputs give split outputs. rows: each has some

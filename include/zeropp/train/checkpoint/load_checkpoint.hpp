@@ -154,10 +154,10 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
       read_weights(model, match, [&](const Parameter& p, Range range, const TensorSource& source, auto master) {
         const auto stored = source.tensor->type.type;
         if (stored == DType::f16 && wholes)
-          optimizer->read(p.name + std::string(whole_master), part_of(p), range, master);
+          optimizer->read(p.name + std::string(whole_master), slice_of(p), range, master);
         if (stored != DType::bf16 || !halves) return;
         low.resize(master.size());
-        optimizer->read(p.name + std::string(low_half), part_of(p), range, std::span{low});
+        optimizer->read(p.name + std::string(low_half), slice_of(p), range, std::span{low});
         for (std::size_t i = 0; i < low.size(); ++i) master[i] = joined(static_cast<float>(master[i]), low[i]);
       });
       read_moments(model, adam, *optimizer);

@@ -50,7 +50,7 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
     }
   };
   each([&](auto& unit, std::size_t, const auto& p, Range mine) {
-    places[p.name] = place_text(part_of(p), mine.begin - p.offset);
+    places[p.name] = place_text(slice_of(p), mine.begin - p.offset);
     for (auto kind : {detail::first_moment, detail::second_moment})
       specs.push_back({p.name + std::string(kind), dtype_of<Moment>, {mine.size()}});
     if (!unit.masters().empty()) specs.push_back({p.name + std::string(master), dtype_of<Kept>, {mine.size()}});
@@ -58,7 +58,7 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
   SafetensorsWriter writer(files, folder, Manifest::optimizer_file(comms.world.rank(), comms.world.size()), specs,
                            places);
   each([&](auto& unit, std::size_t index, const auto&, Range mine) {
-    const auto at = static_cast<std::size_t>(mine.begin - unit.update().begin),
+    const auto at = static_cast<std::size_t>(mine.begin - unit.updated().begin),
                n = static_cast<std::size_t>(mine.size());
     const auto put = [&]<class T>(std::span<T> values) {
       std::vector<T> buffer;
@@ -178,7 +178,7 @@ class OptimizerFiles {
   std::map<std::string, std::vector<Piece>> pieces_;
 };
 
-/// Fills the moments over update() from the files.
+/// Fills the moments over updated() from the files.
 template <class Model, class Adam>
 void read_moments(Model& model, Adam& adam, OptimizerFiles& files) {
   using Moment = typename Adam::Moment;
@@ -186,13 +186,13 @@ void read_moments(Model& model, Adam& adam, OptimizerFiles& files) {
   std::size_t index = 0;
   for (auto& unit : model.units()) {
     for (auto* p : unit.parameters()) {
-      const auto mine = unit.update().clipped({p->offset, p->offset + p->size()});
+      const auto mine = unit.updated().clipped({p->offset, p->offset + p->size()});
       const Range range{mine.begin - p->offset, mine.end - p->offset};
       const auto fill = [&](std::string_view kind, std::span<Moment> moments) {
-        const auto at = static_cast<std::size_t>(mine.begin - unit.update().begin);
+        const auto at = static_cast<std::size_t>(mine.begin - unit.updated().begin);
         detail::fill_from_host(
             model.device(), moments.subspan(at, static_cast<std::size_t>(mine.size())), buffer,
-            [&](std::span<Moment> out) { files.read(p->name + std::string(kind), part_of(*p), range, out); });
+            [&](std::span<Moment> out) { files.read(p->name + std::string(kind), slice_of(*p), range, out); });
       };
       if (mine.size() == 0) continue;
       fill(detail::first_moment, adam.first(index));

@@ -23,7 +23,7 @@ inline Slice all_of(std::vector<std::int64_t> shape) {
   return {std::move(shape), 0, {all}, 1};
 }
 /// The part of the whole that is here.
-inline Slice part_of(const Parameter& p) { return p.split() ? p.slice : all_of(p.shape); }
+inline Slice slice_of(const Parameter& p) { return p.split() ? p.slice : all_of(p.shape); }
 
 /// Elements of the part.
 inline std::int64_t count_of(const Slice& part) {

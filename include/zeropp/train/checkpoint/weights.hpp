@@ -83,7 +83,7 @@ void write_weights(Model& model, const Naming& naming, std::int64_t vocabulary,
   });
 }
 
-/// Fills the weights (and what is kept of masters) over update(); publish_weights() sends them on. What has been read
+/// Fills the weights (and what is kept of masters) over updated(); publish_weights() sends them on. What has been read
 /// of the weights goes through complete(Parameter, Range, source, std::span<Master>), which may make masters of it.
 template <class Model, class Complete>
 void read_weights(Model& model, const WeightFiles::Match& match, Complete&& complete) {
@@ -93,13 +93,13 @@ void read_weights(Model& model, const WeightFiles::Match& match, Complete&& comp
   std::vector<Weight> weight;
   std::vector<kept_t<Weight>> kept;
   for (auto& unit : model.units()) {
-    const auto update = unit.update(), held = unit.held();
+    const auto update = unit.updated(), held = unit.held();
     auto weights = unit.weights();
     auto masters = unit.masters();
     for (auto* p : unit.parameters()) {
       const auto mine = update.clipped({p->offset, p->offset + p->size()});
       const auto& source = match.of(p->name);
-      const auto part = part_of(*p);
+      const auto part = slice_of(*p);
       // A transposed tensor is read in one go, others in pieces.
       const auto piece = source.transposed ? std::max<std::int64_t>(mine.size(), 1) : 1 << 18;
       for (auto at = mine.begin; at < mine.end; at += piece) {

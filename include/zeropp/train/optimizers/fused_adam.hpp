@@ -42,9 +42,9 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
     check(options.epsilon >= 0, "epsilon", options.epsilon, "at least 0");
     check(options.weight_decay >= 0, "weight_decay", options.weight_decay, "at least 0");
     for (auto& unit : model.units()) {
-      const auto bytes = static_cast<std::size_t>(unit.update().size()) * sizeof(Moment);
-      states_.push_back({model.device().pool().keep(bytes, Purpose::states),
-                         model.device().pool().keep(bytes, Purpose::states), runs(unit)});
+      const auto bytes = static_cast<std::size_t>(unit.updated().size()) * sizeof(Moment);
+      states_.push_back({model.device().pool().take_persistent(bytes, Purpose::states),
+                         model.device().pool().take_persistent(bytes, Purpose::states), runs(unit)});
       for (auto moments : {first(states_.size() - 1), second(states_.size() - 1)})
         kernels::fill(model.device(), moments, Moment{});
     }
@@ -67,7 +67,7 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   using Run = std::conditional_t<stochastic, kernels::AdamStochasticRun, kernels::AdamRun>;
   struct State {
     Storage first, second;
-    std::vector<Run> runs;  ///< within update()
+    std::vector<Run> runs;  ///< within updated()
   };
 
   /// Step `number`, where the clip turns out finite.
@@ -95,7 +95,7 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   }
 
   std::span<Moment> view(const Storage& storage, std::size_t i) {
-    return {reinterpret_cast<Moment*>(storage.get()), static_cast<std::size_t>(model_.units()[i].update().size())};
+    return {reinterpret_cast<Moment*>(storage.get()), static_cast<std::size_t>(model_.units()[i].updated().size())};
   }
 
   /// Runs of parameters with the same decay, or, to round stochastically, one for each parameter; the padding has no
@@ -103,7 +103,7 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   template <class U>
   std::vector<Run> runs(U& unit) const {
     std::vector<Run> runs;
-    const auto update = unit.update();
+    const auto update = unit.updated();
     auto add = [&](Range flat, bool decay, [[maybe_unused]] std::uint64_t stream) {
       const auto here = update.clipped(flat);
       if (here.size() == 0) return;
@@ -131,9 +131,9 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
 
   void update(std::size_t i, const kernels::AdamStep& step, [[maybe_unused]] std::uint64_t number) {
     auto& unit = model_.units()[i];
-    const auto at = static_cast<std::size_t>(unit.update().begin - unit.held().begin);
+    const auto at = static_cast<std::size_t>(unit.updated().begin - unit.held().begin);
     const kernels::AdamSpan<typename Precision::Weight, typename Precision::Gradient, Moment> buffers{
-        .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.update().size())),
+        .weight = unit.weights().subspan(at, static_cast<std::size_t>(unit.updated().size())),
         .masters = unit.masters(),
         .gradient = unit.gradients(),
         .first = first(i),

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include <zeropp/kernels/clip.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 #include <zeropp/parallel/sharding/step_count.hpp>
 
 namespace zeropp {
@@ -37,7 +37,7 @@ class Optimizer {
   /// found a NaN or an infinity, all ranks skip the step together: it changes nothing. A collective.
   virtual StepDone step(float learning_rate, const ClipResult& clip = {}) = 0;
 
-  /// Moments of unit i over units()[i].update().
+  /// Moments of unit i over units()[i].updated().
   virtual std::span<M> first(std::size_t i) = 0;
   virtual std::span<M> second(std::size_t i) = 0;
 

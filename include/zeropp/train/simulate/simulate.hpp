@@ -37,9 +37,9 @@ struct Simulation {
   int ranks = 1;
   MeshOptions mesh = {};
   bool every_rank = false;  ///< run them all, not one of each stage: to check what symmetry gives, on a few ranks
-  std::int64_t rows = 1, context = 1;  ///< of a step, over all ranks; tokens of a row
+  std::int64_t rows = 1, sequence = 1;  ///< of a step, over all ranks; tokens of a row
   std::int64_t micro_batches = 1;
-  double attention_flops_per_token = 0;  ///< of the model, forward and backward: 6 · layers · width · context if causal
+  double attention_flops_per_token = 0;  ///< of the model, forward and backward: 6 · layers · width · sequence if causal
   ShardedOptions sharded = {};
   AdamOptions adam = {};
 };
@@ -65,7 +65,7 @@ struct SimulatedStep {
     for (auto& rank : ranks) sum += rank.parameters;
     return sum;
   }
-  double tokens_per_second() const { return static_cast<double>(simulation.rows * simulation.context) / seconds; }
+  double tokens_per_second() const { return static_cast<double>(simulation.rows * simulation.sequence) / seconds; }
   /// Floating-point operations of the model, 6 a parameter and token and its attention, over what the ranks could do.
   double utilisation() const {
     return (6.0 * static_cast<double>(parameters()) + simulation.attention_flops_per_token) * tokens_per_second() /
@@ -148,8 +148,8 @@ SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
     using Layer = decltype(make(mesh));
     Sharded<Layer, S, P, Dry> model{mesh, device, make(mesh), o.sharded};
     FusedAdam adam{model, o.adam};
-    auto batch = Batch::on(device, o.rows / o.mesh.data, o.context);
-    batch.labels_in_step = o.rows * o.context;
+    auto batch = Batch::on(device, o.rows / o.mesh.data, o.sequence);
+    batch.labels_in_step = o.rows * o.sequence;
 
     auto& mine = result.ranks[static_cast<std::size_t>(live.rank())];
     SimulatedClock before;

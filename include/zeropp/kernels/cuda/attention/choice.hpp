@@ -124,7 +124,7 @@ class CudaAttention {
       case AttentionBackend::best: break;
     }
     const bool tiles = tiles_can(call, why), ours = warpgroups_ && tiles;
-    const bool short_forward = !call.backward() && call.s.head_size == 64 && call.s.context < 2048;
+    const bool short_forward = !call.backward() && call.s.head_size == 64 && call.s.sequence < 2048;
     refusal_.clear();
     if (!call.part && make_attention_provider && (!ours || short_forward) && cudnn_can(call, refusal_))
       return AttentionBackend::cudnn;
@@ -142,9 +142,9 @@ class CudaAttention {
     const auto& s = call.s;
     std::int64_t bytes = 1 << 20;
     if (call.backward()) {
-      const auto heads = s.batch * s.heads, element = heads * s.context * s.head_size;
-      bytes += heads * s.context * 4;
-      bytes += call.deterministic ? heads * round_up(s.context, 64) * round_up(s.context, 128) * 2 : element * 4;
+      const auto heads = s.batch * s.heads, element = heads * s.sequence * s.head_size;
+      bytes += heads * s.sequence * 4;
+      bytes += call.deterministic ? heads * round_up(s.sequence, 64) * round_up(s.sequence, 128) * 2 : element * 4;
       if (s.heads != s.kv_heads) bytes += 2 * element * 4;
     }
     const auto bound = static_cast<std::size_t>(bytes);
@@ -172,7 +172,7 @@ class CudaAttention {
   }
   /// What tiles and warpgroups take and this call is not is left in `why`.
   static bool tiles_can(const AttentionCall& call, std::string& why) {
-    const auto positions = call.s.context + call.s.key_count();
+    const auto positions = call.s.sequence + call.s.key_count();
     if (call.s.head_size != 64 && call.s.head_size != 128)
       why = text("heads of 64 or 128 elements, found ", call.s.head_size);
     else if (!aligned(call))
@@ -182,9 +182,9 @@ class CudaAttention {
     return why.empty();
   }
   bool cudnn_can(const AttentionCall& call, std::string& why) {
-    if (call.s.head_size > 128 || call.s.context < 2 || !aligned(call)) {
+    if (call.s.head_size > 128 || call.s.sequence < 2 || !aligned(call)) {
       why = text("it takes 2 positions or more and heads of a multiple of 8 up to 128 elements whose rows begin at ",
-                 "multiples of 16 bytes, found ", call.s.context, " positions and ", call.s.head_size, " elements");
+                 "multiples of 16 bytes, found ", call.s.sequence, " positions and ", call.s.head_size, " elements");
       return false;
     }
     return dry_ || provider().prepare(call, why);

@@ -53,11 +53,11 @@ void launch_plain(void (*kernel)(AttentionPlain<T, R>), std::int64_t rows, cudaS
 }
 template <class T, class R>
 void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
-  launch_plain(attention_forward_plain<T, R>, a.s.batch * a.s.heads * a.s.context, stream, a);
+  launch_plain(attention_forward_plain<T, R>, a.s.batch * a.s.heads * a.s.sequence, stream, a);
 }
 template <class T, class R>
 void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream) {
-  const auto rows = a.s.batch * a.s.heads * a.s.context;
+  const auto rows = a.s.batch * a.s.heads * a.s.sequence;
   launch_plain(attention_delta_plain<T, R>, rows, stream, a);
   launch_plain(attention_queries_plain<T, R>, rows, stream, a);
   launch_plain(attention_keys_plain<T, R>, a.s.batch * a.s.kv_heads * a.s.keys, stream, a);
@@ -75,7 +75,7 @@ AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
   a.q = in(c.q), a.k = in(c.k), a.v = in(c.v), a.saved_out = in(c.saved_out), a.dout = in(c.dout);
   a.out = out(c.out), a.dq = out(c.dq), a.dk = out(c.dk), a.dv = out(c.dv);
   a.lse = c.lse, a.saved_lse = c.saved_lse;
-  a.context = static_cast<int>(c.s.context), a.keys = static_cast<int>(c.s.key_count());
+  a.sequence = static_cast<int>(c.s.sequence), a.keys = static_cast<int>(c.s.key_count());
   a.offset = static_cast<int>(c.s.offset);
   a.heads = static_cast<int>(c.s.heads), a.kv_heads = static_cast<int>(c.s.kv_heads);
   a.scale = 1 / std::sqrt(static_cast<float>(c.s.head_size));
@@ -85,7 +85,7 @@ AttentionTiles<T, R> tiles_of(const AttentionCall& c) {
 /// One block for as many rows as a tile owns.
 template <class Tile, class R>
 void forward_with(const AttentionCall& c, cudaStream_t stream) {
-  launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.context, Tile::queries),
+  launch_attention(attention_forward_tiles<Tile, R>, c.s.batch * c.s.heads * ceil_div(c.s.sequence, Tile::queries),
                    Tile::threads, Tile::shared_bytes, stream, tiles_of<typename Tile::Element, R>(c));
 }
 template <class T, class R>
@@ -98,13 +98,13 @@ void backward_with(const AttentionCall& c, float* rows, cudaStream_t stream) {
   using T = typename Keys::Element;
   auto a = tiles_of<T, R>(c);
   a.rows = rows;
-  const auto count = c.s.batch * c.s.heads * c.s.context;
+  const auto count = c.s.batch * c.s.heads * c.s.sequence;
   launch_attention(attention_backward_rows<Keys::head_size, T, R>, ceil_div(count, 2048 / Keys::head_size), 256, 0,
                    stream, a, count);
   launch_attention(attention_backward_keys<Keys, R>, c.s.batch * c.s.kv_heads * ceil_div(c.s.key_count(), Keys::keys),
                    Keys::threads, Keys::shared_bytes, stream, a);
   launch_attention(attention_backward_queries<Queries, R>,
-                   c.s.batch * c.s.heads * ceil_div(c.s.context, Queries::queries), Queries::threads,
+                   c.s.batch * c.s.heads * ceil_div(c.s.sequence, Queries::queries), Queries::threads,
                    Queries::shared_bytes, stream, a);
 }
 template <class T, class R>
@@ -128,14 +128,14 @@ template <class Tile, class Kernel, class R>
 void launch_warpgroups(Kernel* kernel, const AttentionCall& c, const AttentionTiles<typename Tile::Element, R>& a,
                        unsigned* counter, cudaStream_t stream) {
   const auto map = [&](HeadsIn heads, bool of_keys) {
-    return tensor_map(heads.data, heads.stride, heads.sequence, c.s.batch, of_keys ? c.s.key_count() : c.s.context,
+    return tensor_map(heads.data, heads.stride, heads.sequence, c.s.batch, of_keys ? c.s.key_count() : c.s.sequence,
                       of_keys ? c.s.kv_heads : c.s.heads, Tile::head_size,
                       of_keys == Tile::owns_keys ? Tile::own : Tile::moving);
   };
   int device = 0, multiprocessors = 0;
   cuda_check(cudaGetDevice(&device), "cudaGetDevice");
   cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  const auto blocks = ceil_div(Tile::owns_keys ? c.s.key_count() : c.s.context, Tile::own);
+  const auto blocks = ceil_div(Tile::owns_keys ? c.s.key_count() : c.s.sequence, Tile::own);
   const auto pieces = c.s.batch * (Tile::owns_keys ? c.s.kv_heads : c.s.heads) * blocks;
   if (pieces > INT_MAX / 2)
     throw ConfigError(text("attention: ", pieces, " blocks are more than a GPU takes; use a smaller micro-batch"));

@@ -26,7 +26,7 @@ struct AttentionTiles {
   const float* saved_lse;  ///< [B, H, T]
   float* rows;             ///< [B, H, T, 2]: log-sum-exp in base 2, rowsum(dO ∘ O)
   Out dq, dk, dv;
-  int context, keys, offset;  ///< positions of queries and of keys; query t sees the keys up to number t + offset
+  int sequence, keys, offset;  ///< positions of queries and of keys; query t sees the keys up to number t + offset
   int heads, kv_heads;
   float scale;  ///< 1 / √D
 };

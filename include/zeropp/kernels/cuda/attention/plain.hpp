@@ -60,8 +60,8 @@ __device__ C dot(const T* left, const T* right, std::int64_t size) {
 template <class T, class R>
 __global__ void __launch_bounds__(plain_warps * 32) attention_forward_plain(const AttentionPlain<T, R> a) {
   using C = compute_t<T>;
-  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.context) return;
-  const PlainRow row(a.s.heads, a.s.context);
+  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.sequence) return;
+  const PlainRow row(a.s.heads, a.s.sequence);
   const std::int64_t kv = row.head / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
   const T* const q = place_of(a.q, a.s, row.b, row.head, row.position);
   const auto score = [&](std::int64_t key) { return dot<C>(q, place_of(a.k, a.s, row.b, kv, key), size) * a.scale; };
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(plain_warps * 32) attention_forward_plain(cons
 template <class T, class R>
 __global__ void __launch_bounds__(plain_warps * 32) attention_delta_plain(const AttentionPlain<T, R> a) {
   using C = compute_t<T>;
-  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.context) return;
-  const PlainRow row(a.s.heads, a.s.context);
+  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.sequence) return;
+  const PlainRow row(a.s.heads, a.s.sequence);
   const T* const out = place_of(a.out, a.s, row.b, row.head, row.position);
   const T* const dout = place_of(a.dout, a.s, row.b, row.head, row.position);
   C sum = 0;
@@ -118,7 +118,7 @@ struct PlainPair {
                        std::int64_t key) {
     using C = compute_t<T>;
     const std::int64_t kv = h / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
-    const std::int64_t row = (b * a.s.heads + h) * a.s.context + query;
+    const std::int64_t row = (b * a.s.heads + h) * a.s.sequence + query;
     const C score = dot<C>(place_of(a.q, a.s, b, h, query), place_of(a.k, a.s, b, kv, key), size) * a.scale;
     p = std::exp(score - a.lse[row]);
     ds = p * (dot<C>(place_of(a.dout, a.s, b, h, query), place_of(a.v, a.s, b, kv, key), size) - a.delta[row]);
@@ -129,8 +129,8 @@ struct PlainPair {
 template <class T, class R>
 __global__ void __launch_bounds__(plain_warps * 32) attention_queries_plain(const AttentionPlain<T, R> a) {
   using C = compute_t<T>;
-  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.context) return;
-  const PlainRow row(a.s.heads, a.s.context);
+  if (PlainRow::index() >= a.s.batch * a.s.heads * a.s.sequence) return;
+  const PlainRow row(a.s.heads, a.s.sequence);
   const std::int64_t kv = row.head / (a.s.heads / a.s.kv_heads), size = a.s.head_size;
   R* const to = place_of(a.to, a.s, row.b, row.head, row.position);
   const std::int64_t seen = seen_by(row.position, a.s);
@@ -160,13 +160,13 @@ __global__ void __launch_bounds__(plain_warps * 32) attention_keys_plain(const A
   for (std::int64_t d = row.lane; d - row.lane < size; d += 32) {
     C dk = 0, dv = 0;
     for (std::int64_t h = row.head * group; h < (row.head + 1) * group; ++h)
-      for (std::int64_t first = begin; first < a.s.context; first += 32) {
+      for (std::int64_t first = begin; first < a.s.sequence; first += 32) {
         const std::int64_t query = first + row.lane;
         PlainPair<T> pair;
-        if (query < a.s.context) pair = {a, row.b, h, query, row.position};
+        if (query < a.s.sequence) pair = {a, row.b, h, query, row.position};
         for (int l = 0; l < 32; ++l) {
           const C p = __shfl_sync(0xffffffffu, pair.p, l), ds = __shfl_sync(0xffffffffu, pair.ds, l);
-          if (first + l < a.s.context && d < size) {
+          if (first + l < a.s.sequence && d < size) {
             dv += p * static_cast<C>(place_of(a.dout, a.s, row.b, h, first + l)[d]);
             dk += ds * static_cast<C>(place_of(a.q, a.s, row.b, h, first + l)[d]);
           }

@@ -35,14 +35,14 @@ __global__ void __launch_bounds__(256) attention_backward_rows(const AttentionTi
   const std::int64_t row = std::int64_t{blockIdx.x} * (256 / threads) + threadIdx.x / threads;  // b · T + t, then h
   if (row >= count) return;
   const int piece = static_cast<int>(threadIdx.x) % threads;
-  const std::int64_t h = row % a.heads, b = row / a.heads / a.context, t = row / a.heads % a.context;
+  const std::int64_t h = row % a.heads, b = row / a.heads / a.sequence, t = row / a.heads % a.sequence;
   const auto from = [&](const auto& heads) {
     return *reinterpret_cast<const uint4*>(heads.data + b * heads.sequence + t * heads.stride + h * D + piece * 8);
   };
   float sum = dot<T>(from(a.saved_out), from(a.dout));
   for (int other = threads / 2; other > 0; other /= 2) sum += __shfl_xor_sync(__activemask(), sum, other);
   if (piece == 0) {
-    const std::int64_t at = (b * a.heads + h) * a.context + t;
+    const std::int64_t at = (b * a.heads + h) * a.sequence + t;
     *reinterpret_cast<float2*>(a.rows + 2 * at) = {a.saved_lse[at] * log2_e, sum};
   }
 }
@@ -64,21 +64,21 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   const int blocks = (a.keys + Tile::keys - 1) / Tile::keys;
   const int first = static_cast<int>(blockIdx.x % blocks) * Tile::keys;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.kv_heads, kv = pair % a.kv_heads;
-  const int group = a.heads / a.kv_heads, end = (a.context + count - 1) / count;
+  const int group = a.heads / a.kv_heads, end = (a.sequence + count - 1) / count;
   const int begin = min(max(first - a.offset, 0) / count, end - 1);  // the first queries that see these keys, if any do
   int next_tile = begin, parity = 0;  // what is loaded next: a tile of queries of a head, and where to
   std::int64_t next_head = kv * group;
   const auto load = [&] {
     T* const to = stages + parity * 2 * panel;
     load_panel<D, count, Tile::threads>(to, a.q.data + b * a.q.sequence + next_head * D, a.q.stride, next_tile * count,
-                                        a.context);
+                                        a.sequence);
     load_panel<D, count, Tile::threads>(to + panel, a.dout.data + b * a.dout.sequence + next_head * D, a.dout.stride,
-                                        next_tile * count, a.context);
+                                        next_tile * count, a.sequence);
     const int place = static_cast<int>(threadIdx.x), query = next_tile * count + place;
     if (place < count) {
-      const bool there = query < a.context;
+      const bool there = query < a.sequence;
       copy_8(stage_rows + parity * count + place,
-             a.rows + 2 * ((b * a.heads + next_head) * a.context + (there ? query : 0)), there);
+             a.rows + 2 * ((b * a.heads + next_head) * a.sequence + (there ? query : 0)), there);
     }
     parity ^= 1;
     if (++next_tile == end) next_tile = begin, ++next_head;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   T* const dout = q + Tile::queries * panel_stride<D>;
   T* const stages = dout + Tile::queries * panel_stride<D>;  // keys, values; keys, values
 
-  const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
+  const int blocks = (a.sequence + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
   const std::int64_t kv = h / (a.heads / a.kv_heads);
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     load_panel<D, count, Tile::threads>(to, k, a.k.stride, tile * count, a.keys);
     load_panel<D, count, Tile::threads>(to + panel, v, a.v.stride, tile * count, a.keys);
   };
-  load_panel<D, Tile::queries, Tile::threads>(q, a.q.data + b * a.q.sequence + h * D, a.q.stride, first, a.context);
+  load_panel<D, Tile::queries, Tile::threads>(q, a.q.data + b * a.q.sequence + h * D, a.q.stride, first, a.sequence);
   load_panel<D, Tile::queries, Tile::threads>(dout, a.dout.data + b * a.dout.sequence + h * D, a.dout.stride, first,
-                                              a.context);
+                                              a.sequence);
   load(0);
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -173,9 +173,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = first + row + i * 16 + half * 8 + lane / 4;
-      const float* const of_row = a.rows + 2 * (pair * a.context + query);
-      shift[i][half] = query < a.context ? of_row[0] : 0.0f;
-      delta[i][half] = query < a.context ? of_row[1] : 0.0f;
+      const float* const of_row = a.rows + 2 * (pair * a.sequence + query);
+      shift[i][half] = query < a.sequence ? of_row[0] : 0.0f;
+      delta[i][half] = query < a.sequence ? of_row[1] : 0.0f;
     }
 
   float dq[atoms][D / 8][4] = {};
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   float scale[atoms][2];
 #pragma unroll
   for (int i = 0; i < atoms; ++i) scale[i][0] = scale[i][1] = a.scale;
-  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + b * a.dq.sequence + h * D, a.dq.stride, first + row, a.context);
+  store_panel<D, atoms>(dq, scale, own_q, a.dq.data + b * a.dq.sequence + h * D, a.dq.stride, first + row, a.sequence);
 }
 
 #endif

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   T* const queries = reinterpret_cast<T*>(attention_shared);
   T* const stages = queries + Tile::queries * panel_stride<D>;  // keys, values; keys, values
 
-  const int blocks = (a.context + Tile::queries - 1) / Tile::queries;
+  const int blocks = (a.sequence + Tile::queries - 1) / Tile::queries;
   const int first = (blocks - 1 - static_cast<int>(blockIdx.x % blocks)) * Tile::queries;
   const std::int64_t pair = blockIdx.x / blocks, b = pair / a.heads, h = pair % a.heads;
   const std::int64_t kv = h / (a.heads / a.kv_heads);
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     load_panel<D, keys, Tile::threads>(to + panel, v, a.v.stride, tile * keys, a.keys);
   };
   load_panel<D, Tile::queries, Tile::threads>(queries, a.q.data + b * a.q.sequence + h * D, a.q.stride, first,
-                                              a.context);
+                                              a.sequence);
   load(0);
 
   const int warp = static_cast<int>(threadIdx.x) / 32, row = warp * atoms * 16;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   }
 
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float* const lse = a.lse + pair * a.context;
+  float* const lse = a.lse + pair * a.sequence;
 #pragma unroll
   for (int i = 0; i < atoms; ++i)
 #pragma unroll
@@ -122,11 +122,11 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
       total += __shfl_xor_sync(0xffffffffu, total, 1);
       total += __shfl_xor_sync(0xffffffffu, total, 2);
       const int query = first + row + i * 16 + half * 8 + lane / 4;
-      if (lane % 4 == 0 && query < a.context) lse[query] = top[i][half] * a.scale + logf(total);
+      if (lane % 4 == 0 && query < a.sequence) lse[query] = top[i][half] * a.scale + logf(total);
       total = 1 / total;
     }
   store_panel<D, atoms>(out, sum, queries + row * panel_stride<D>, a.out.data + b * a.out.sequence + h * D,
-                        a.out.stride, first + row, a.context);
+                        a.out.stride, first + row, a.sequence);
 }
 
 #endif

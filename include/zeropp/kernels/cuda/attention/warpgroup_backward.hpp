@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
       uint4 out[2][owns_keys ? 1 : D / 32];  // of this thread's queries, four threads a row
       float shift[2] = {}, delta[2] = {};
-      const auto of_query = [&](int half) { return min(first + row + half * 8, a.context - 1); };
-      const auto of_head = (std::int64_t{piece.b} * a.heads + piece.head) * a.context;
+      const auto of_query = [&](int half) { return min(first + row + half * 8, a.sequence - 1); };
+      const auto of_head = (std::int64_t{piece.b} * a.heads + piece.head) * a.sequence;
       if constexpr (!owns_keys) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
                                                     piece_of_row<Tile::own>(own_1, row + half * 8, i * 4 + lane % 4)));
           delta[half] += __shfl_xor_sync(~0u, delta[half], 1);
           delta[half] += __shfl_xor_sync(~0u, delta[half], 2);
-          if (lane % 4 == 0 && first + row + half * 8 < a.context)
+          if (lane % 4 == 0 && first + row + half * 8 < a.sequence)
             *reinterpret_cast<float2*>(a.rows + 2 * (of_head + of_query(half))) = {shift[half], delta[half]};
         }
       }
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
                                  to.stride, first, place, end);
       };
       meet(1 + group, 128);  // nobody's products read what is now written over
-      store(of_first, a.scale, own_0, owns_keys ? a.dk : a.dq, owns_keys ? a.keys : a.context);
+      store(of_first, a.scale, own_0, owns_keys ? a.dk : a.dq, owns_keys ? a.keys : a.sequence);
       if constexpr (owns_keys) store(of_second, 1.0f, own_1, a.dv, a.keys);
       fence_engines();
       rings.release_own(n);

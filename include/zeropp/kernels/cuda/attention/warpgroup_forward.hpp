@@ -110,14 +110,14 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       for (int half = 0; half < 2; ++half) {
         sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
         sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
-        if (const int query = first + row + half * 8; lane % 4 == 0 && query < a.context)
-          a.lse[(std::int64_t{piece.b} * a.heads + piece.head) * a.context + query] =
+        if (const int query = first + row + half * 8; lane % 4 == 0 && query < a.sequence)
+          a.lse[(std::int64_t{piece.b} * a.heads + piece.head) * a.sequence + query] =
               top[half] * a.scale + logf(sum[half]);
       }
       meet(1 + group, 128);  // nobody's products read what is now written over
       store_rows<D, Tile::own>(out, float2{1 / sum[0], 1 / sum[1]}, queries,
                                a.out.data + std::int64_t{piece.b} * a.out.sequence + std::int64_t{piece.head} * D,
-                               a.out.stride, first, row, a.context);
+                               a.out.stride, first, row, a.sequence);
       fence_engines();
       rings.release_own(n);
     }

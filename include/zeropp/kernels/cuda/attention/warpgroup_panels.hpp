@@ -60,14 +60,14 @@ struct WarpgroupPiece {
   template <class T, class R>
   __device__ WarpgroupPiece(const AttentionTiles<T, R>& a, const WarpgroupWork& work, int number) {
     const int group = a.heads / a.kv_heads, heads = Tile::owns_keys ? a.kv_heads : a.heads;
-    const int blocks = ((Tile::owns_keys ? a.keys : a.context) + Tile::own - 1) / Tile::own;
+    const int blocks = ((Tile::owns_keys ? a.keys : a.sequence) + Tile::own - 1) / Tile::own;
     const int mixed = number / (work.together * blocks) * work.together, rest = number - mixed * blocks;
     const int together = min(work.together, work.pieces / blocks - mixed);
     const int pair = mixed + rest % together, block = rest / together;  // what meets the most tiles comes first
     b = pair / heads, head = pair % heads;
     if constexpr (Tile::owns_keys) {
       first = block * Tile::own;
-      end = (a.context + Tile::moving - 1) / Tile::moving;
+      end = (a.sequence + Tile::moving - 1) / Tile::moving;
       begin = min(max(first - a.offset, 0) / Tile::moving, end - 1);  // one, all masked, where no query sees them
       partner = head * group, partners = group;
     } else {
@@ -150,7 +150,7 @@ struct WarpgroupRings {
       }
       if constexpr (Tile::own_tensors == 2 && !Tile::owns_keys) {  // the outputs, which its threads will read
         for (int i = lane; i < Tile::own * Tile::panels; i += 32) {
-          const int query = min(of.first + i / Tile::panels, a.context - 1);
+          const int query = min(of.first + i / Tile::panels, a.sequence - 1);
           const T* const from = a.saved_out.data + std::int64_t{of.b} * a.saved_out.sequence +
                                 query * a.saved_out.stride + std::int64_t{of.head} * Tile::head_size +
                                 i % Tile::panels * 64;
@@ -168,10 +168,10 @@ struct WarpgroupRings {
                    t * Tile::moving, of.b, barrier);
           }
           if constexpr (Tile::owns_keys) {
-            const float* const from = a.rows + 2 * (std::int64_t{of.b} * a.heads + partner) * a.context;
+            const float* const from = a.rows + 2 * (std::int64_t{of.b} * a.heads + partner) * a.sequence;
             for (int row = lane; row < Tile::moving; row += 32) {
               const int query = t * Tile::moving + row;
-              const bool there = query < a.context;
+              const bool there = query < a.sequence;
               copy_8(rows(step) + row, from + 2 * (there ? query : 0), there);
             }
             barrier.arrive_after_copies();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of every sequence that is on this rank, where the ranks of a group share the context. It is a property of
-// the run, not of a layer: layers ask `ctx.part` which positions they see, and attention exchanges through it.
+// The part of every sequence that is on this rank, where the ranks of a group share sequences. It is a property of
+// the run, not of a layer: layers ask `ctx.context_shard` which positions they see, and attention exchanges through it.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,10 @@ inline ContextAttention context_attention(std::string_view name) {
   throw ConfigError(text("context ranks attend by ulysses or ring, got \"", name, "\""));
 }
 
-class ContextPart {
+class ContextShard {
  public:
-  ContextPart() = default;  ///< one rank: whole sequences
-  explicit ContextPart(Comm comm, ContextAttention attention = ContextAttention::ulysses)
+  ContextShard() = default;  ///< one rank: whole sequences
+  explicit ContextShard(Comm comm, ContextAttention attention = ContextAttention::ulysses)
       : comm_(std::move(comm)), attention_(attention) {}
 
   const Comm& comm() const { return comm_; }
@@ -43,13 +43,13 @@ class ContextPart {
   /// 2n − 1 − r, so that early and late queries add up to the same number of keys on every rank.
   int chunks() const { return size() > 1 && attention_ == ContextAttention::ring ? 2 : 1; }
 
-  /// Positions of a sequence of `context` that are on each rank. Throws ConfigError unless the chunks divide it.
-  std::int64_t share(std::int64_t context) const {
+  /// Positions of a sequence of `length` that are on each rank. Throws ConfigError unless the chunks divide it.
+  std::int64_t share(std::int64_t length) const {
     const auto parts = std::int64_t{size()} * chunks();
-    if (context % parts)
-      throw ConfigError(text("sequences of ", context, " tokens cannot be shared by ", size(),
+    if (length % parts)
+      throw ConfigError(text("sequences of ", length, " tokens cannot be shared by ", size(),
                              " context ranks: ", name_of(attention_), " attention needs a multiple of ", parts));
-    return context / size();
+    return length / size();
   }
 
   /// Which positions of the whole sequence the `here` ones of this rank are.

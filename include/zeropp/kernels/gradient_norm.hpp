@@ -13,56 +13,56 @@
 
 namespace zeropp {
 
-struct Clip {
+struct GradientNorm {
   double norm = 0;     ///< of all gradients, over all ranks, before clipping
   float factor = 1;    ///< what FusedAdam multiplies gradients by, beside the inverse of their loss scale
   bool finite = true;  ///< false on every rank if any rank's gradient holds a NaN or infinity: the step is then skipped
 
   /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_; 1 where
   /// max_norm is 0.
-  static constexpr Clip of(double norm, double max_norm) {
-    Clip clip{.norm = norm, .finite = norm - norm == 0};
+  static constexpr GradientNorm of(double norm, double max_norm) {
+    GradientNorm clip{.norm = norm, .finite = norm - norm == 0};
     const double factor = max_norm / (norm + 1e-6);
     if (max_norm > 0 && clip.finite && factor < 1) clip.factor = static_cast<float>(factor);
     return clip;
   }
 };
 
-/// A handle to a Clip that may not be known yet. It belongs to a step: read it, or give it to the optimizer, before the
+/// A handle to a GradientNorm that may not be known yet. It belongs to a step: read it, or give it to the optimizer, before the
 /// device is gone.
 class ClipResult {
  public:
   ClipResult() = default;  ///< nothing is clipped
-  ClipResult(const Clip& known) : known_(known) {}
+  ClipResult(const GradientNorm& known) : known_(known) {}
   /// `place`, in the device's memory, is written by what is enqueued; `wait` waits for that and returns it.
-  ClipResult(std::shared_ptr<const Clip> place, std::function<Clip()> wait)
+  ClipResult(std::shared_ptr<const GradientNorm> place, std::function<GradientNorm()> wait)
       : place_(std::move(place)), wait_(std::move(wait)) {}
 
   /// These wait where a device is still computing. They throw what it has found wrong in its data.
   double norm() const { return value().norm; }
   float factor() const { return value().factor; }
   bool finite() const { return value().finite; }
-  Clip value() const { return wait_ ? wait_() : known_; }
+  GradientNorm value() const { return wait_ ? wait_() : known_; }
 
   /// Where the device keeps it; null: the host knew it from the start.
-  const Clip* on_device() const { return place_.get(); }
+  const GradientNorm* on_device() const { return place_.get(); }
 
  private:
-  Clip known_;
-  std::shared_ptr<const Clip> place_;
-  std::function<Clip()> wait_;
+  GradientNorm known_;
+  std::shared_ptr<const GradientNorm> place_;
+  std::function<GradientNorm()> wait_;
 };
 
 namespace kernels {
 
 /// norm = √(Σ squares) / loss_scale, the sum in order. 0 on the dry device.
 template <Device D>
-ClipResult clip(D& device, std::span<const double> squares, double loss_scale, double max_norm) {
+ClipResult gradient_norm(D& device, std::span<const double> squares, double loss_scale, double max_norm) {
   double sum = 0;
   device.run({.name = "clip", .flops = static_cast<double>(squares.size())}, [&](auto&) {
     for (double one : squares) sum += one;
   });
-  return Clip::of(std::sqrt(sum) / loss_scale, max_norm);
+  return GradientNorm::of(std::sqrt(sum) / loss_scale, max_norm);
 }
 
 }  // namespace kernels
@@ -70,5 +70,5 @@ ClipResult clip(D& device, std::span<const double> squares, double loss_scale, d
 }  // namespace zeropp
 
 #ifdef ZEROPP_CUDA
-#include <zeropp/kernels/cuda/clip.hpp>
+#include <zeropp/kernels/cuda/gradient_norm.hpp>
 #endif
