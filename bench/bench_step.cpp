@@ -161,10 +161,27 @@ int main(int argc, char** argv) {
       std::printf("%-8s %10.1f %12.0f %13.1f%% %10.3f %12.1f\n", row.name.c_str(), 1e3 * row.seconds,
                   tokens / row.seconds, 100 * flops / row.seconds / rate, row.seconds / rows[0].seconds,
                   static_cast<double>(row.planned) / (1 << 20));
-      json << text("{\"model\":\"", s.model, "\",\"name\":\"", row.name, "\",\"ranks\":", world.size,
-                   ",\"batch\":", s.batch, ",\"sequence\":", s.sequence, ",\"seconds\":", row.seconds,
-                   ",\"gemm_flops\":", rate, ",\"fraction_of_gemm\":", flops / row.seconds / rate,
-                   ",\"over_first\":", row.seconds / rows[0].seconds, ",\"bytes\":", row.planned, "}\n");
+      json << text({"{\"model\":\"",
+                    s.model,
+                    "\",\"name\":\"",
+                    row.name,
+                    "\",\"ranks\":",
+                    world.size,
+                    ",\"batch\":",
+                    s.batch,
+                    ",\"sequence\":",
+                    s.sequence,
+                    ",\"seconds\":",
+                    row.seconds,
+                    ",\"gemm_flops\":",
+                    rate,
+                    ",\"fraction_of_gemm\":",
+                    flops / row.seconds / rate,
+                    ",\"over_first\":",
+                    row.seconds / rows[0].seconds,
+                    ",\"bytes\":",
+                    row.planned,
+                    "}\n"});
     }
   });
 }

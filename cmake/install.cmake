@@ -5,7 +5,8 @@ include(CMakePackageConfigHelpers)
 
 set(zeropp_config_dir ${CMAKE_INSTALL_DATADIR}/cmake/zeropp)  # headers are the same on every architecture
 set_property(TARGET zeropp_checked PROPERTY EXPORT_NAME checked)
-install(TARGETS zeropp zeropp_checked EXPORT zeropp FILE_SET HEADERS)
+set_property(TARGET zeropp_tcp PROPERTY EXPORT_NAME tcp)
+install(TARGETS zeropp zeropp_checked zeropp_tcp EXPORT zeropp FILE_SET HEADERS)
 install(EXPORT zeropp FILE targets.cmake NAMESPACE zeropp:: DESTINATION ${zeropp_config_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/zeroppConfigVersion.cmake COMPATIBILITY SameMinorVersion
                                  ARCH_INDEPENDENT)

@@ -4,9 +4,10 @@
 #include <fstream>
 #include <future>
 
+#include <zeropp/app/log/plan_report.hpp>
 #include <zeropp/app/log/timeline.hpp>
 #include <zeropp/app/log/trace_json.hpp>
-#include <zeropp/app/log/plan_report.hpp>
+#include <zeropp/comm/launch.hpp>
 
 #include "gpu.hpp"
 #include "simulate.hpp"

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library, room by room. Included by name: zeropp/train/checkpoint/checkpoint.hpp, which parses JSON and takes a
-// second to compile; the backends of MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are made.
+// second to compile; the backends of TCP, MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are made.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/format.hpp>
+#include <zeropp/base/function_ref.hpp>
 #include <zeropp/base/random.hpp>
 #include <zeropp/base/shape.hpp>
 #include <zeropp/base/trace.hpp>
@@ -22,6 +23,7 @@
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/simulated/simulated.hpp>
 #include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/comm/world.hpp>
 
 #include <zeropp/kernels/adam.hpp>
 #include <zeropp/kernels/adam_stochastic.hpp>

@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <concepts>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -21,27 +22,66 @@ struct Where {
   static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
-namespace detail {
-inline void append(std::string& out, std::string_view part) { out += part; }
-inline void append(std::string& out, char part) { out += part; }
-template <std::same_as<bool> T>  // a template, or string literals would convert to bool
-void append(std::string& out, T part) {
-  out += part ? "true" : "false";
-}
-template <class T>
-requires((std::integral<T> || std::floating_point<T>)&&!std::same_as<T, bool> &&
-         !std::same_as<T, char>) void append(std::string& out, T part) {
-  char digits[64];
-  out.append(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
-}
-}  // namespace detail
+/// What `text` joins: a string, a character, a number or a truth value, held by reference or by value. One type for all
+/// of them, so that a sentence costs the compiler no instantiation.
+class TextPart {
+ public:
+  TextPart() = default;
+  TextPart(std::string_view part) : kind_(Kind::string), string_(part) {}
+  TextPart(const std::string& part) : TextPart(std::string_view(part)) {}
+  TextPart(const char* part) : TextPart(std::string_view(part)) {}
+  TextPart(char part) : kind_(Kind::character), character_(part) {}
+  template <std::same_as<bool> T>  // a template, or pointers would convert to bool
+  TextPart(T part) : TextPart(part ? std::string_view("true") : std::string_view("false")) {}
+  TextPart(float part) : kind_(Kind::single), single_(part) {}
+  TextPart(double part) : kind_(Kind::real), real_(part) {}
+  template <std::signed_integral T>
+  TextPart(T part) : kind_(Kind::integer), integer_(part) {}
+  template <std::unsigned_integral T>
+  requires(!std::same_as<T, bool>)  //
+      TextPart(T part)
+      : kind_(Kind::natural), natural_(part) {}
+
+  void append_to(std::string& out) const {
+    char digits[64];
+    char* const end = digits + sizeof digits;
+    switch (kind_) {
+      case Kind::nothing: break;
+      case Kind::string: out += string_; break;
+      case Kind::character: out += character_; break;
+      case Kind::integer: out.append(digits, std::to_chars(digits, end, integer_).ptr); break;
+      case Kind::natural: out.append(digits, std::to_chars(digits, end, natural_).ptr); break;
+      case Kind::single: out.append(digits, std::to_chars(digits, end, single_).ptr); break;
+      case Kind::real: out.append(digits, std::to_chars(digits, end, real_).ptr); break;
+    }
+  }
+
+ private:
+  enum class Kind : unsigned char { nothing, string, character, integer, natural, single, real } kind_ = Kind::nothing;
+  union {
+    std::string_view string_ = {};
+    char character_;
+    long long integer_;
+    unsigned long long natural_;
+    float single_;
+    double real_;
+  };
+};
 
 /// Concatenates strings, characters and numbers (shortest form that reads back to the same value).
-template <class... Parts>
-std::string text(const Parts&... parts) {
+inline std::string text(std::initializer_list<TextPart> parts) {
   std::string out;
-  (detail::append(out, parts), ...);
+  for (auto& part : parts) part.append_to(out);
   return out;
+}
+/// The same for up to twenty of them without braces; no template, for calls of many lengths.
+inline std::string text(const TextPart& a = {}, const TextPart& b = {}, const TextPart& c = {}, const TextPart& d = {},
+                        const TextPart& e = {}, const TextPart& f = {}, const TextPart& g = {}, const TextPart& h = {},
+                        const TextPart& i = {}, const TextPart& j = {}, const TextPart& k = {}, const TextPart& l = {},
+                        const TextPart& m = {}, const TextPart& n = {}, const TextPart& o = {}, const TextPart& p = {},
+                        const TextPart& q = {}, const TextPart& r = {}, const TextPart& s = {},
+                        const TextPart& t = {}) {
+  return text({a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t});
 }
 
 /// Base of everything the library throws. `what()` is the sentence; `where()` the place; `exit_code()` what `launch`

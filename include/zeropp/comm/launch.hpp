@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One body on every rank, whatever started them: threads of this process (`--ranks N`); processes of torchrun, srun or
-// anything else that says RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, joined by TCP (comm/tcp/place.hpp); or those
-// of mpirun, or srun with MPI, in a program that links zeropp::mpi. Errors end in one sentence and an exit code.
+// One body on every rank, whatever started them: threads of this process (`--ranks N`); in a program that links
+// zeropp::tcp, processes of torchrun, srun or anything else that says RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT,
+// joined by TCP (comm/tcp/place.hpp); in one that links zeropp::mpi, those of mpirun, or of srun with MPI. Errors end
+// in one sentence and an exit code.
 //
 //   int main(int argc, char** argv) {
 //     return launch(argc, argv, [](World& world) { ... world.comm.all_reduce(data); ... });
@@ -14,24 +15,16 @@
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/comm/ranks.hpp>
 #include <zeropp/comm/report.hpp>
-#include <zeropp/comm/tcp/launch.hpp>
 #include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/comm/world.hpp>
 #ifdef ZEROPP_MPI
 #include <zeropp/comm/mpi/launch.hpp>
 #endif
+#ifdef ZEROPP_TCP
+#include <zeropp/comm/tcp/launch.hpp>
+#endif
 
 namespace zeropp {
-
-/// What a rank knows of itself and the others. Converts to its communicator.
-struct World {
-  Comm comm;
-  int rank = 0;
-  int size = 1;
-  int local_rank = 0;  ///< among the ranks of this host: the device to take
-  std::string source;  ///< what said how many ranks there are: "--ranks 4", "torchrun", "mpirun (Open MPI)"
-
-  operator const Comm&() const { return comm; }
-};
 
 struct LaunchOptions {
   int ranks = 0;  ///< threads of this process; 0: what the environment says, else one rank
@@ -111,7 +104,7 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
   if (options.ranks != 0)
     throw ConfigError(text("--ranks ", options.ranks, " asks for threads of one process, but ", started,
                            "; leave out --ranks, or start one process"));
-  const auto on_rank = [&](Comm comm, int local_rank) {
+  [[maybe_unused]] const auto on_rank = [&](Comm comm, int local_rank) {
     World world{comm, comm.rank(), comm.size(), local_rank, found.source};
     return exit_code_of(body, world);
   };
@@ -124,7 +117,13 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
                            ", but this program was built without MPI; link zeropp::mpi, or give it MASTER_ADDR and "
                            "MASTER_PORT as torchrun does, or use --ranks N for threads of one process"));
 #endif
+#ifdef ZEROPP_TCP
   return tcp_launch(found, options.limit, [&](Comm comm) { return on_rank(comm, found.local_rank); });
+#else
+  throw ConfigError(text(started,
+                         ", but this program was built without ranks as processes: link zeropp::tcp (or define "
+                         "ZEROPP_TCP for all of it), or use --ranks N for threads of one process"));
+#endif
 }
 
 }  // namespace detail

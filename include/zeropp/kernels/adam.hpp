@@ -4,10 +4,6 @@
 // into shards gives the bits of the whole.
 #pragma once
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -84,10 +80,20 @@ inline void square_roots(C* x) {
 #if defined(__SSE2__)
   if constexpr (std::is_same_v<C, float>) {
 #if defined(__AVX__)
-    for (int i = 0; i < adam_block; i += 8) _mm256_storeu_ps(x + i, _mm256_sqrt_ps(_mm256_loadu_ps(x + i)));
+    constexpr int n = 8;
 #else
-    for (int i = 0; i < adam_block; i += 4) _mm_storeu_ps(x + i, _mm_sqrt_ps(_mm_loadu_ps(x + i)));
+    constexpr int n = 4;
 #endif
+    for (int i = 0; i < adam_block; i += n) {
+      Vector<float, n> v;
+      std::memcpy(&v, x + i, sizeof v);
+#if defined(__AVX__)
+      asm("vsqrtps %0, %0" : "+x"(v));
+#else
+      asm("sqrtps %0, %0" : "+x"(v));
+#endif
+      std::memcpy(x + i, &v, sizeof v);
+    }
   } else
 #endif
   {

@@ -12,6 +12,11 @@
 #include <zeropp/device/memory.hpp>
 #include <zeropp/kernels/vector.hpp>
 
+#ifdef __CUDACC__  // its front end does not know GCC's unroll pragma, and says so
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675
+#endif
+
 namespace zeropp::kernels {
 
 /// A row-major matrix of rows × columns as stored; `transposed` says to read it the other way.
@@ -148,3 +153,7 @@ class Scratch {
 }  // namespace detail
 
 }  // namespace zeropp::kernels
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif

@@ -2,11 +2,6 @@
 // Random::half for many elements in a row: blocks of Philox side by side, one in each 64-bit lane of a vector.
 #pragma once
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-#include <bit>
 #include <cstdint>
 
 #include <zeropp/base/random.hpp>
@@ -20,17 +15,20 @@ namespace detail {
 /// compilers make three products of whole lanes of it.
 template <class V>
 inline V multiply_lower(const V& x, std::uint64_t factor) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64)
-    return std::bit_cast<V>(
-        _mm512_maskz_mul_epu32(0xff, std::bit_cast<__m512i>(x), _mm512_set1_epi64(static_cast<long long>(factor))));
-#elif defined(__AVX2__)
-  if constexpr (sizeof(V) == 32)
-    return std::bit_cast<V>(
-        _mm256_mul_epu32(std::bit_cast<__m256i>(x), _mm256_set1_epi64x(static_cast<long long>(factor))));
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == register_bytes) {
+    const V factors = V{} + factor;
+    V product;
+    asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(x), "v"(factors));
+    return product;
+  }
 #elif defined(__SSE2__)
-  if constexpr (sizeof(V) == 16)
-    return std::bit_cast<V>(_mm_mul_epu32(std::bit_cast<__m128i>(x), _mm_set1_epi64x(static_cast<long long>(factor))));
+  if constexpr (sizeof(V) == 16) {
+    const V factors = V{} + factor;
+    V product = x;
+    asm("pmuludq %1, %0" : "+x"(product) : "x"(factors));
+    return product;
+  }
 #endif
   return (x & 0xffffffffu) * factor;
 }

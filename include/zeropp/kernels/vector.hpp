@@ -3,10 +3,6 @@
 // type (bf16 and f16 convert to float and back), and the transposition of a square block.
 #pragma once
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +10,11 @@
 #include <utility>
 
 #include <zeropp/base/dtype.hpp>
+
+#ifdef __CUDACC__  // its front end does not know GCC's unroll pragma, and says so
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675
+#endif
 
 namespace zeropp::kernels {
 
@@ -55,27 +56,47 @@ template <int N>
 inline void to_f16(f16* to, const Vector<float, N>& v, std::integral_constant<int, N>) {
   for (int i = 0; i < N; ++i) to[i] = f16(v[i]);
 }
+// Instructions are written as such here and elsewhere in kernels/: the header of intrinsics takes as long to compile as
+// a quarter of the standard library.
 #if defined(__F16C__)
-inline constexpr int to_nearest_even = 0;  // in instructions
+using Halves = Vector<std::uint16_t, 8>;  // a register of 16 bytes
 inline Vector<float, 4> from_f16(const f16* from, std::integral_constant<int, 4>) {
-  return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  Halves half{};
+  std::memcpy(&half, from, 8);
+  Vector<float, 4> out;
+  asm("vcvtph2ps %1, %0" : "=x"(out) : "x"(half));
+  return out;
 }
 inline Vector<float, 8> from_f16(const f16* from, std::integral_constant<int, 8>) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  Halves half;
+  std::memcpy(&half, from, sizeof half);
+  Vector<float, 8> out;
+  asm("vcvtph2ps %1, %0" : "=x"(out) : "x"(half));
+  return out;
 }
 inline void to_f16(f16* to, const Vector<float, 4>& v, std::integral_constant<int, 4>) {
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_cvtps_ph(v, to_nearest_even));
+  Halves half;
+  asm("vcvtps2ph $0, %1, %0" : "=x"(half) : "x"(v));  // $0: to nearest even
+  std::memcpy(static_cast<void*>(to), &half, 8);
 }
 inline void to_f16(f16* to, const Vector<float, 8>& v, std::integral_constant<int, 8>) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, to_nearest_even));
+  Halves half;
+  asm("vcvtps2ph $0, %1, %0" : "=x"(half) : "x"(v));
+  std::memcpy(static_cast<void*>(to), &half, sizeof half);
 }
 #endif
-#if defined(__F16C__) && defined(__AVX512F__)  // masked: for the others g++ 12 warns of its own undefined values
+#if defined(__F16C__) && defined(__AVX512F__)
 inline Vector<float, 16> from_f16(const f16* from, std::integral_constant<int, 16>) {
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  Vector<std::uint16_t, 16> half;
+  std::memcpy(&half, from, sizeof half);
+  Vector<float, 16> out;
+  asm("vcvtph2ps %1, %0" : "=v"(out) : "v"(half));
+  return out;
 }
 inline void to_f16(f16* to, const Vector<float, 16>& v, std::integral_constant<int, 16>) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, v, to_nearest_even));
+  Vector<std::uint16_t, 16> half;
+  asm("vcvtps2ph $0, %1, %0" : "=v"(half) : "v"(v));
+  std::memcpy(static_cast<void*>(to), &half, sizeof half);
 }
 #endif
 
@@ -148,3 +169,7 @@ inline void transpose(V (&rows)[N]) {
 }
 
 }  // namespace zeropp::kernels
+
+#ifdef __CUDACC__
+#pragma nv_diagnostic pop
+#endif

@@ -7,7 +7,7 @@
 
 #include <cstdlib>
 
-#include <zeropp/comm/launch.hpp>
+#include <zeropp/comm/world.hpp>
 #include <zeropp/device/cuda.hpp>
 
 namespace zeropp {

@@ -47,10 +47,42 @@ struct MatrixProduct {
   double flops() const { return 2 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k); }
   /// One word that differs where the algorithm may.
   std::string key() const {
-    return text(m, ",", n, ",", k, ",", lda, ",", ldb, ",", ldd, ",", ld_aux, ",", static_cast<int>(operands), ",",
-                static_cast<int>(result), ",", int{turn_a}, int{turn_b}, int{adds}, int{tf32}, ",",
-                static_cast<int>(epilogue), ",", align_a, ",", align_b, ",", align_c, ",", align_d, ",", align_bias,
-                ",", align_aux);
+    return text({m,
+                 ",",
+                 n,
+                 ",",
+                 k,
+                 ",",
+                 lda,
+                 ",",
+                 ldb,
+                 ",",
+                 ldd,
+                 ",",
+                 ld_aux,
+                 ",",
+                 static_cast<int>(operands),
+                 ",",
+                 static_cast<int>(result),
+                 ",",
+                 int{turn_a},
+                 int{turn_b},
+                 int{adds},
+                 int{tf32},
+                 ",",
+                 static_cast<int>(epilogue),
+                 ",",
+                 align_a,
+                 ",",
+                 align_b,
+                 ",",
+                 align_c,
+                 ",",
+                 align_d,
+                 ",",
+                 align_bias,
+                 ",",
+                 align_aux});
   }
 };
 

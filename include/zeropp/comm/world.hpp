@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the body of a program is given by launch (comm/launch.hpp).
+#pragma once
+
+#include <string>
+
+#include <zeropp/comm/comm.hpp>
+
+namespace zeropp {
+
+/// What a rank knows of itself and the others. Converts to its communicator.
+struct World {
+  Comm comm;
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;  ///< among the ranks of this host: the device to take
+  std::string source;  ///< what said how many ranks there are: "--ranks 4", "torchrun", "mpirun (Open MPI)"
+
+  operator const Comm&() const { return comm; }
+};
+
+}  // namespace zeropp
