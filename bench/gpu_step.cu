@@ -26,7 +26,9 @@
 #include <string>
 #include <vector>
 
+#include <zeropp/app/data/tokens.hpp>
 #include <zeropp/app/log/trace_json.hpp>
+#include <zeropp/app/machine.hpp>
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/train/checkpoint/weights.hpp>
 #include <zeropp/zero.hpp>
@@ -64,19 +66,20 @@ struct Gpt : Sequential<GptEmbedding, Repeat<Recompute<Block>>, LayerNorm, LmHea
   }
 };
 
-template <Stage S, class P>
-void run(const Settings& s, const World& world) {
+template <class P>
+void run(Stage stage, const Settings& s, const World& world) {
   const double started = steady_seconds();
   Cuda gpu{{.ordinal = world.local_rank % std::max(1, cuda_devices()),
             .profile = s.profile || !s.trace.empty(),
             .shared = world.size > cuda_devices()}};
   gpu.companion<kernels::CudaAttention>().options = {.backend = s.attention, .deterministic = !s.any_order};
-  Sharded<Gpt, S, P, Cuda> model{world.comm,
-                                 gpu,
-                                 Gpt{s},
-                                 {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch,
-                                  .prefetch = s.prefetch,
-                                  .graph = s.graph}};
+  ShardedEngine<Gpt, P, Cuda> model{world.comm,
+                                    gpu,
+                                    Gpt{s},
+                                    stage,
+                                    {.reduction = s.reduce_once ? Reduction::once : Reduction::every_micro_batch,
+                                     .prefetch = s.prefetch,
+                                     .graph = s.graph}};
   if (!s.weights.empty()) load_weights(s.weights, model, {.naming = Naming::gpt2()});
   if (!s.save_weights.empty()) return save_weights(s.save_weights, model, {.naming = Naming::gpt2()});
   FusedAdam adam{model, {.weight_decay = 0.1f}};
@@ -155,8 +158,8 @@ void run(const Settings& s, const World& world) {
         "\"%s\", \"batch\": %lld, \"accumulate\": %lld, \"recompute\": \"%s\", \"ms\": %.2f, \"ms_best\": %.2f, "
         "\"tok_s\": %.0f, \"tflops\": %.1f, \"planned_gib\": %.3f, \"kept_gib\": %.3f, \"arena_gib\": %.3f, "
         "\"first_step_s\": %.2f, \"loss\": %.5f, \"norm\": %.5f}\n",
-        gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(S), std::string(P::name).c_str(),
-        static_cast<long long>(s.batch), static_cast<long long>(s.accumulate),
+        gpu.properties().name.c_str(), world.size, s.model.c_str(), static_cast<int>(stage),
+        std::string(P::name).c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.accumulate),
         (s.recompute_blocks ? text(s.recompute_blocks, " blocks")
          : s.recompute_gelu ? "gelu"
                             : "")
@@ -212,13 +215,8 @@ int main(int argc, char** argv) {
   }
   s.recompute_blocks = std::min(s.recompute_blocks, s.layers);
   return launch(argc, argv, [&](World& world) {
-    if (s.fp32) return run<Stage::none, Fp32>(s, world);
-    if (s.bf16_gradients) return run<Stage::none, Bf16Gradients>(s, world);
-    switch (s.stage) {
-      case 0: return run<Stage::none, Bf16>(s, world);
-      case 1: return run<Stage::optimizer_states, Bf16>(s, world);
-      case 2: return run<Stage::gradients, Bf16>(s, world);
-      default: return run<Stage::parameters, Bf16>(s, world);
-    }
+    if (s.fp32) return run<Fp32>(Stage::none, s, world);
+    if (s.bf16_gradients) return run<Bf16Gradients>(Stage::none, s, world);
+    return run<Bf16>(static_cast<Stage>(std::clamp(s.stage, 0, 3)), s, world);
   });
 }

@@ -11,6 +11,7 @@
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/sequential.hpp>
 #include <zeropp/parallel/pipeline/instructions.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 #include <zeropp/train/simulate/simulate.hpp>
 
@@ -20,7 +21,7 @@ using namespace zeropp;
 
 /// Hands on what it gets, after a while.
 struct Timed {
-  static constexpr bool splits_backward = true;
+  static constexpr LayerTraits traits{.splits_backward = true};
   Parameter gain;
   PassTimes times;
 
@@ -83,8 +84,9 @@ inline SimulatedStep timed_step(PipelineKind kind, int stages, std::int64_t micr
                               .mesh = {.pipeline = stages},
                               .rows = micro_batches,
                               .sequence = 4,
-                              .micro_batches = micro_batches};
-  return simulate<Stage::none, Fp32>(
+                              .micro_batches = micro_batches,
+                              .stage = Stage::none};
+  return simulate<Fp32>(
       simulation, [&](const Mesh& mesh) { return TimedModel::stage(mesh.pipeline(), kind, chunks, blocks, times); },
       trace);
 }

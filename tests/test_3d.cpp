@@ -15,28 +15,18 @@ using namespace test;
 namespace {
 
 /// The bytes of losses and norms of each step, the same on every rank.
-template <class G, Stage S, class P>
-std::string steps_of(const Layout& layout, const RunOptions& o) {
+template <class G, class P = Fp32>
+std::string steps_of(Stage stage, const Layout& layout, const RunOptions& o) {
   std::string out;
   std::mutex mutex;
   run_ranks(layout.ranks(), {.limit = std::chrono::seconds(60)}, [&](Comm comm) {
-    auto mine = train_on_mesh<G, S, P>(comm, layout, o);
+    Cpu device;
+    auto mine = train_on_mesh<G, P>(stage, comm, device, layout, o);
     const std::lock_guard lock(mutex);
     if (out.empty()) out = mine.steps;
     CHECK(out == mine.steps);
   });
   return out;
-}
-
-template <class G, class P = Fp32>
-std::string steps_of(Stage stage, const Layout& layout, const RunOptions& o) {
-  switch (stage) {
-    case Stage::none: return steps_of<G, Stage::none, P>(layout, o);
-    case Stage::optimizer_states: return steps_of<G, Stage::optimizer_states, P>(layout, o);
-    case Stage::gradients: return steps_of<G, Stage::gradients, P>(layout, o);
-    case Stage::parameters: return steps_of<G, Stage::parameters, P>(layout, o);
-  }
-  return {};
 }
 
 }  // namespace
@@ -69,10 +59,14 @@ TEST_CASE("a pipeline of tensor-parallel stages has the bytes of tensor-parallel
                                 {PipelineKind::interleaved, 2},
                                 {PipelineKind::zb_h1, 1},
                                 {PipelineKind::zb_v, 2}})
-      CHECK(steps_of<Recomputed>(
-                Stage::parameters,
-                {.data = 2, .tensor = 2, .pipeline = 2, .sequence_parallel = sequence, .schedule = kind, .chunks = chunks},
-                o) == flat);
+      CHECK(steps_of<Recomputed>(Stage::parameters,
+                                 {.data = 2,
+                                  .tensor = 2,
+                                  .pipeline = 2,
+                                  .sequence_parallel = sequence,
+                                  .schedule = kind,
+                                  .chunks = chunks},
+                                 o) == flat);
   }
 }
 
@@ -145,7 +139,8 @@ TEST_CASE("in double, context ranks agree with one to 1e-12; in float over 20 st
   const auto one_longer = steps_of<Plain>(Stage::none, {}, longer);
   constexpr auto ring = ContextAttention::ring;
   for (const auto& layout :
-       {Layout{.context = 2}, Layout{.context = 4}, Layout{.data = 2, .tensor = 2, .sequence_parallel = true, .context = 2},
+       {Layout{.context = 2}, Layout{.context = 4},
+        Layout{.data = 2, .tensor = 2, .sequence_parallel = true, .context = 2},
         Layout{.context = 2, .attention = ring}, Layout{.context = 4, .attention = ring},
         Layout{.context = 8, .attention = ring},
         Layout{.tensor = 2, .pipeline = 2, .sequence_parallel = true, .context = 2, .attention = ring}}) {

@@ -20,29 +20,17 @@ namespace {
 
 const ThreadOptions limit{.limit = std::chrono::seconds(20)};
 
-/// Calls f.template operator()<Stage>().
-template <class F>
-void with_stage(Stage stage, F f) {
-  switch (stage) {
-    case Stage::none: return f.template operator()<Stage::none>();
-    case Stage::optimizer_states: return f.template operator()<Stage::optimizer_states>();
-    case Stage::gradients: return f.template operator()<Stage::gradients>();
-    case Stage::parameters: return f.template operator()<Stage::parameters>();
-  }
-}
 constexpr Stage stages[] = {Stage::none, Stage::optimizer_states, Stage::gradients, Stage::parameters};
 
 template <class P>
 std::string save_at(const std::string& folder, int ranks, Stage stage, const Naming& naming = {}) {
   std::string bits;
   run_ranks(ranks, limit, [&](Comm comm) {
-    with_stage(stage, [&]<Stage S>() {
-      Run<S, P> run(comm);
-      Checkpoints store{comm, folder, {.naming = naming}};
-      run.train(3).save(store, {.step = 3, .seed = 11, .cursor = 42, .config = "{\"a\": 1}", .extra = "[true]"});
-      const auto mine = run.bits();
-      if (comm.rank() == 0) bits = mine;
-    });
+    RunOf<P> run(stage, comm);
+    Checkpoints store{comm, folder, {.naming = naming}};
+    run.train(3).save(store, {.step = 3, .seed = 11, .cursor = 42, .config = "{\"a\": 1}", .extra = "[true]"});
+    const auto mine = run.bits();
+    if (comm.rank() == 0) bits = mine;
   });
   return bits;
 }
@@ -51,21 +39,19 @@ template <class P>
 std::string resume_at(const std::string& folder, int ranks, Stage stage, int more = 0, const Naming& naming = {}) {
   std::string bits;
   run_ranks(ranks, limit, [&](Comm comm) {
-    with_stage(stage, [&]<Stage S>() {
-      Run<S, P> run(comm, 99);
-      Checkpoints store{comm, folder, {.naming = naming}};
-      const auto resumed = run.resume(store);
-      REQUIRE(resumed);
-      CHECK(resumed->step == 3);
-      CHECK(resumed->seed == 11);
-      CHECK(resumed->cursor == 42);
-      CHECK(resumed->config == "{\"a\": 1}");
-      CHECK(resumed->extra == "[true]");
-      CHECK(resumed->refused.empty());
-      CHECK(resumed->path == folder + "/step-00000003");
-      const auto mine = run.train(more).bits();
-      if (comm.rank() == 0) bits = mine;
-    });
+    RunOf<P> run(stage, comm, 99);
+    Checkpoints store{comm, folder, {.naming = naming}};
+    const auto resumed = run.resume(store);
+    REQUIRE(resumed);
+    CHECK(resumed->step == 3);
+    CHECK(resumed->seed == 11);
+    CHECK(resumed->cursor == 42);
+    CHECK(resumed->config == "{\"a\": 1}");
+    CHECK(resumed->extra == "[true]");
+    CHECK(resumed->refused.empty());
+    CHECK(resumed->path == folder + "/step-00000003");
+    const auto mine = run.train(more).bits();
+    if (comm.rank() == 0) bits = mine;
   });
   return bits;
 }
@@ -74,10 +60,8 @@ template <class P>
 std::string straight(int ranks, Stage stage, int steps) {
   std::string bits;
   run_ranks(ranks, limit, [&](Comm comm) {
-    with_stage(stage, [&]<Stage S>() {
-      const auto mine = Run<S, P>(comm).train(steps).bits();
-      if (comm.rank() == 0) bits = mine;
-    });
+    const auto mine = RunOf<P>(stage, comm).train(steps).bits();
+    if (comm.rank() == 0) bits = mine;
   });
   return bits;
 }
@@ -111,8 +95,8 @@ std::vector<float> values(R& run, const std::string& name) {
 
 /// Six steps of a small GPT with dropout and Adam; a second one takes its steps 4 to 6 from a checkpoint, and so does a
 /// third one behind a ShardedModel and an Optimizer.
-template <Stage S, class P>
-void gpt_resumes(const std::string& folder, int ranks) {
+template <class P>
+void gpt_resumes(Stage stage, const std::string& folder, int ranks) {
   run_ranks(ranks, limit, [&](Comm comm) {
     const TinyConfig config{.layers = 2};
     std::string bytes[3];
@@ -152,20 +136,20 @@ void gpt_resumes(const std::string& folder, int ranks) {
         for (auto moments : {adam.first(u), adam.second(u)})
           for (auto moment : moments) put(moment);
     };
-    using Model = Sharded<Plain, S, P>;
+    using Model = ShardedEngine<Plain, P>;
     const ShardedOptions options{.seed = 3};
     for (int run : {0, 1}) {
       Cpu device;
-      Model model{comm, device, Plain{config}, options};
+      Model model{comm, device, Plain{config}, stage, options};
       FusedAdam adam{model, {}};
       go(run, model, model, adam);
     }
     Cpu device;
     const std::unique_ptr<ShardedModel<P, Cpu>> model =
-        std::make_unique<ShardedModelOf<Model>>(comm, device, Plain{config}, options);
+        std::make_unique<ShardedModelOf<Model>>(comm, device, Plain{config}, stage, options);
     const std::unique_ptr<zeropp::Optimizer<moment_t<P>>> adam =
         std::make_unique<FusedAdam<ShardedState<P, Cpu>>>(model->state());
-    CHECK(model->state().stage() == S);
+    CHECK(model->state().stage() == stage);
     CHECK(model->parameters() == model->state().parameters());
     go(2, *model, model->state(), *adam);
     CHECK(bytes[0] == bytes[2]);
@@ -179,32 +163,31 @@ void gpt_resumes(const std::string& folder, int ranks) {
 std::string rounded(int ranks, Stage stage, int steps, const std::string& load, const std::string& save) {
   std::string bits;
   run_ranks(ranks, limit, [&](Comm comm) {
-    with_stage(stage, [&]<Stage S>() {
-      Cpu device;
-      Sharded<Layers, S, Bf16Stochastic> model{comm, device, layers(), {.seed = 5}};
-      FusedAdam adam{model, {}};
-      if (!load.empty()) {
-        Checkpoints store{comm, load};
-        REQUIRE(store.resume(model, adam));
-      }
-      for (int step = 0; step < steps; ++step) {
-        for (auto& unit : model.units()) {
-          const Random random(6, RandomPurpose::test, static_cast<std::uint64_t>(unit.index()),
-                              static_cast<std::uint64_t>(model.step()));
-          auto at = unit.updated().begin;
-          for (auto& g : unit.gradients())
-            g = bf16(at < unit.size() ? random.uniform(static_cast<std::uint64_t>(at)) - 0.5f : 0.0f), ++at;
-        }
-        adam.step(1e-3f);
-      }
-      std::string mine;
+    Cpu device;
+    ShardedEngine<Layers, Bf16Stochastic> model{comm, device, layers(), stage, {.seed = 5}};
+    FusedAdam adam{model, {}};
+    if (!load.empty()) {
+      Checkpoints store{comm, load};
+      REQUIRE(store.resume(model, adam));
+    }
+    for (int step = 0; step < steps; ++step) {
       for (auto& unit : model.units()) {
-        auto lease = unit.lease();
-        mine.append(reinterpret_cast<const char*>(unit.whole().data()), static_cast<std::size_t>(unit.size()) * 2);
+        const Random random(6, RandomPurpose::test, static_cast<std::uint64_t>(unit.index()),
+                            static_cast<std::uint64_t>(model.step()));
+        auto at = unit.updated().begin;
+        for (auto& g : unit.gradients())
+          g = bf16(at < unit.size() ? random.uniform(static_cast<std::uint64_t>(at)) - 0.5f : 0.0f), ++at;
       }
-      if (!save.empty()) Checkpoints{comm, save}.save(model, adam, {.step = model.step()});
-      if (comm.rank() == 0) bits = mine;
-    });
+      model.finish_gradients();
+      adam.step(1e-3f);
+    }
+    std::string mine;
+    for (auto& unit : model.units()) {
+      auto lease = unit.lease();
+      mine.append(reinterpret_cast<const char*>(unit.whole().data()), static_cast<std::size_t>(unit.size()) * 2);
+    }
+    if (!save.empty()) Checkpoints{comm, save}.save(model, adam, {.step = model.step()});
+    if (comm.rank() == 0) bits = mine;
   });
   return bits;
 }
@@ -247,6 +230,7 @@ TEST_CASE("those bits are numbered by seed, step, parameter and element") {
         }
       }
     }
+    model.finish_gradients();
     adam.step(0.125f);
     for (std::size_t u = 0; u < expected.size(); ++u)
       for (std::size_t i = 0; i < expected[u].size(); ++i)
@@ -272,12 +256,10 @@ TEST_CASE("a GPT trained three steps, resumed, and trained three more has the bi
       CAPTURE(ranks);
       CAPTURE(static_cast<int>(stage));
       const Folder folder;
-      with_stage(stage, [&]<Stage S>() {
-        gpt_resumes<S, Fp32>(folder / "fp32", ranks);
-        gpt_resumes<S, Bf16>(folder / "bf16", ranks);
-        gpt_resumes<S, Fp16>(folder / "fp16", ranks);
-        gpt_resumes<S, Bf16Stochastic>(folder / "bf16-stochastic", ranks);
-      });
+      gpt_resumes<Fp32>(stage, folder / "fp32", ranks);
+      gpt_resumes<Bf16>(stage, folder / "bf16", ranks);
+      gpt_resumes<Fp16>(stage, folder / "fp16", ranks);
+      gpt_resumes<Bf16Stochastic>(stage, folder / "bf16-stochastic", ranks);
     }
 }
 
@@ -454,12 +436,11 @@ TEST_CASE("a shard that lies wholly in the padding rows is filled with zeros") {
   }
   for (int ranks : {2, 3, 7, 17})
     run_ranks(ranks, limit, [&](Comm comm) {
-      for (auto stage : {Stage::none, Stage::gradients, Stage::parameters})
-        with_stage(stage, [&]<Stage S>() {
-          Run<S> run(comm, 2);
-          load_weights(folder / "one_row", run.model, options);
-          CHECK(run.bits() == bits);
-        });
+      for (auto stage : {Stage::none, Stage::gradients, Stage::parameters}) {
+        RunOf<Fp32> run(stage, comm, 2);
+        load_weights(folder / "one_row", run.model, options);
+        CHECK(run.bits() == bits);
+      }
     });
 }
 

@@ -93,18 +93,21 @@ void collect(Model& model, Adam& adam, Whole& into) {
   }
 }
 
-template <Stage S, class P>
-Seen run(const Layout& layout, const Session& session) {
+template <class P>
+Seen run(Stage stage, const Layout& layout, const Session& session) {
   const auto o = mesh_options();
   Whole begin, end;
   Seen seen;
   run_ranks(layout.ranks(), limit, [&](Comm world) {
     Cpu device;
     const Mesh mesh{world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
-    auto part = parallelize(
-        mesh, Plain{o.config},
-        {.schedule = layout.schedule, .chunks = layout.chunks, .sequence_parallel = layout.sequence_parallel, .width = o.config.width});
-    Sharded<decltype(part), S, P> model{mesh, device, std::move(part), {.seed = session.load.empty() ? 7u : 8u}};
+    auto part = parallelize(mesh, Plain{o.config},
+                            {.schedule = layout.schedule,
+                             .chunks = layout.chunks,
+                             .sequence_parallel = layout.sequence_parallel,
+                             .width = o.config.width});
+    ShardedEngine<decltype(part), P> model{
+        mesh, device, std::move(part), stage, {.seed = session.load.empty() ? 7u : 8u}};
     FusedAdam adam{model, {}};
     if (!session.load.empty()) REQUIRE(Checkpoints{world, session.load}.resume(model, adam));
     collect(model, adam, begin);
@@ -141,17 +144,6 @@ Seen run(const Layout& layout, const Session& session) {
   seen.begin = begin.bytes();
   seen.end = end.bytes();
   return seen;
-}
-
-template <class P>
-Seen run(Stage stage, const Layout& layout, const Session& session) {
-  switch (stage) {
-    case Stage::none: return run<Stage::none, P>(layout, session);
-    case Stage::optimizer_states: return run<Stage::optimizer_states, P>(layout, session);
-    case Stage::gradients: return run<Stage::gradients, P>(layout, session);
-    case Stage::parameters: return run<Stage::parameters, P>(layout, session);
-  }
-  return {};
 }
 
 struct Place {

@@ -63,13 +63,12 @@ TEST_CASE("DeepSpeed's keys") {
   CHECK(mesh.micro_batches(2) == 6);
   CHECK(mesh.mesh(16).tensor == 2);
   CHECK(mesh.mesh(16).pipeline == 4);
-  const auto parallel = mesh.parallel(768);
+  const auto parallel = mesh.parallel();
   CHECK(parallel.schedule == PipelineKind::interleaved);
   CHECK(parallel.chunks == 3);
   CHECK(parallel.sequence_parallel);
-  CHECK(parallel.width == 768);
-  CHECK(read(R"({"pipeline": {"schedule": "zb-v"}})").parallel(1).chunks == 2);
-  CHECK(TrainSettings{}.parallel(1).chunks == 1);
+  CHECK(read(R"({"pipeline": {"schedule": "zb-v"}})").parallel().chunks == 2);
+  CHECK(TrainSettings{}.parallel().chunks == 1);
 }
 
 TEST_CASE("syntax, duplicates, unknown keys, types, ranges: with the line") {

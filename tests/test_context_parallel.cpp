@@ -432,7 +432,13 @@ TEST_CASE("sequences that the chunks do not divide, or longer than the table of 
     const Mesh mesh{comm, {.context = 4}};
     Sharded<Plain, Stage::gradients> model{mesh, cpu, Plain{config}, {.context_attention = ring}};
     Sharded<Plain, Stage::gradients> other{mesh, cpu, Plain{config}};
-    auto batch = Batch::on(cpu, 1, 12);
+    const auto filled = [&](std::int64_t sequence) {
+      auto batch = Batch::on(cpu, 1, sequence);
+      const std::vector<std::int32_t> ones(static_cast<std::size_t>(sequence), 1);
+      batch.fill(ones, ones);
+      return batch;
+    };
+    auto batch = filled(12);
     CHECK_THROWS_WITH_AS(model.train(batch),
                          doctest::Contains("sequences of 12 tokens cannot be shared by 4 context "
                                            "ranks: ring attention needs a multiple of 8"),
@@ -440,10 +446,10 @@ TEST_CASE("sequences that the chunks do not divide, or longer than the table of 
     const std::int64_t row = 3;
     std::vector<float> out(61);
     CHECK_THROWS_WITH_AS(model.logits(batch.tokens, {&row, 1}, out), doctest::Contains("a multiple of 8"), ConfigError);
-    auto odd = Batch::on(cpu, 1, 14);
+    auto odd = filled(14);
     CHECK_THROWS_WITH_AS(other.evaluate(odd), doctest::Contains("ulysses attention needs a multiple of 4"),
                          ConfigError);
-    auto long_one = Batch::on(cpu, 1, 32);
+    auto long_one = filled(32);
     CHECK_THROWS_WITH_AS(other.evaluate(long_one), doctest::Contains("holds 16 positions, got sequences of 32 tokens"),
                          ConfigError);
   });
@@ -479,7 +485,7 @@ TEST_CASE("context ranks that were given different rows end with a sentence rath
       });
       FAIL("was accepted");
     } catch (const CommError& e) {
-      CHECK(contains(e.what(), "context rank 1 was given other rows than context rank 0"));
+      CHECK(contains(e.what(), "context rank 1 was given another batch than context rank 0"));
     }
 }
 

@@ -35,24 +35,25 @@ Batch batch_of(D& device, const Comm& data, int step, const RunOptions& o) {
 }
 
 /// A model with its optimizer and its scaler on one rank of a mesh.
-template <class P, Stage S = Stage::gradients>
-struct Training {
+template <class P>
+struct TrainingOf {
   using Split = TensorParallel<Plain>;
   RunOptions o;
   Mesh mesh;
   Cpu device;
-  Sharded<PipelineStage<Split>, S, P> model;
-  FusedAdam<Sharded<PipelineStage<Split>, S, P>> adam;
+  ShardedEngine<PipelineStage<Split>, P> model;
+  FusedAdam<ShardedState<P, Cpu>> adam;
   LossScaler scaler;
   int step = 0;
   double loss = 0, norm = 0;
 
-  Training(const Comm& world, const Layout& layout, const RunOptions& options, LossScaleOptions scale)
+  TrainingOf(Stage stage, const Comm& world, const Layout& layout, const RunOptions& options, LossScaleOptions scale)
       : o(options),
         mesh(world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}),
         model(mesh, device,
               PipelineStage<Split>{{.comm = mesh.pipeline(), .schedule = layout.schedule, .width = o.config.width},
-                                   Split{{.comm = mesh.tensor()}, Plain{o.config}}}),
+                                   Split{{.comm = mesh.tensor()}, Plain{o.config}}},
+              stage),
         adam(model),
         scaler(scale) {}
 
@@ -75,6 +76,12 @@ struct Training {
     }
     return out;
   }
+};
+
+template <class P, Stage S = Stage::gradients>
+struct Training : TrainingOf<P> {
+  Training(const Comm& world, const Layout& layout, const RunOptions& options, LossScaleOptions scale)
+      : TrainingOf<P>(S, world, layout, options, scale) {}
 };
 
 std::vector<float> scales_after(LossScaler scaler, const std::string& steps) {  // 'x': one that overflows

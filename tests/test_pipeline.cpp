@@ -6,6 +6,8 @@
 #include <mutex>
 
 #include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/layers/gelu.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 
 #include "support/tiny_gpt.hpp"
 
@@ -27,8 +29,8 @@ Record whole(int ranks, const RunOptions& o) {
   return out;
 }
 
-template <class G, Stage S>
-Record piped(int data, int stages, PipelineKind schedule, const RunOptions& o, int chunks = 1) {
+template <class G>
+Record piped(Stage zero, int data, int stages, PipelineKind schedule, const RunOptions& o, int chunks = 1) {
   Record out;
   std::mutex mutex;
   run_ranks(data * stages, within, [&](Comm comm) {
@@ -36,7 +38,7 @@ Record piped(int data, int stages, PipelineKind schedule, const RunOptions& o, i
     const Mesh mesh{comm, {.data = data, .pipeline = stages}};
     PipelineStage<G> stage{{.comm = mesh.pipeline(), .schedule = schedule, .chunks = chunks, .width = o.config.width},
                            G{o.config}};
-    Sharded<PipelineStage<G>, S> model{mesh, device, std::move(stage), {.reduction = o.reduction}};
+    ShardedEngine<PipelineStage<G>> model{mesh, device, std::move(stage), zero, {.reduction = o.reduction}};
     auto mine = record(model, mesh.data(), o);
     const std::lock_guard lock(mutex);
     if (out.steps.empty()) out.steps = mine.steps;
@@ -66,10 +68,11 @@ class Rendezvous final : public CommBackend {
     const std::uint8_t answer = 1;
     answers_.send(from, std::span{&answer, 1});
   }
-  // What else a pipeline's ranks do together goes over the mesh.
-  void reduce_scatter(const Operation&, std::span<const Piece>) override { FAIL("not over this communicator"); }
-  void all_gather(const Operation&, std::span<const Piece>) override { FAIL("not over this communicator"); }
-  void broadcast(const Operation&, std::span<std::byte>) override { FAIL("not over this communicator"); }
+  void reduce_scatter(const Operation& op, std::span<const Piece> all) override { data_.reduce_scatter(op.dtype, all); }
+  void all_gather(const Operation& op, std::span<const Piece> all) override { data_.all_gather(op.dtype, all); }
+  void broadcast(const Operation& op, std::span<std::byte> data) override {
+    data_.broadcast(std::span{reinterpret_cast<std::uint8_t*>(data.data()), data.size()}, op.root);
+  }
   void all_to_all(const Operation&, std::span<const std::byte>, std::span<const std::int64_t>, std::span<std::byte>,
                   std::span<const std::int64_t>) override {
     FAIL("not over this communicator");
@@ -80,17 +83,6 @@ class Rendezvous final : public CommBackend {
  private:
   Comm data_, answers_;
 };
-
-template <class G>
-Record piped(Stage stage, int data, int stages, PipelineKind schedule, const RunOptions& o, int chunks = 1) {
-  switch (stage) {
-    case Stage::none: return piped<G, Stage::none>(data, stages, schedule, o, chunks);
-    case Stage::optimizer_states: return piped<G, Stage::optimizer_states>(data, stages, schedule, o, chunks);
-    case Stage::gradients: return piped<G, Stage::gradients>(data, stages, schedule, o, chunks);
-    case Stage::parameters: return piped<G, Stage::parameters>(data, stages, schedule, o, chunks);
-  }
-  return {};
-}
 
 void same(const Record& a, const Record& b) {
   CHECK(a.steps == b.steps);
@@ -155,7 +147,8 @@ TEST_CASE("sends that wait for their receiver lock no stage, and change no byte"
       PipelineStage<Plain> stage{
           {.comm = waiting, .schedule = schedule.first, .chunks = schedule.second, .width = o.config.width},
           Plain{o.config}};
-      Sharded<PipelineStage<Plain>, Stage::gradients> model{mesh, device, std::move(stage)};
+      const ModelComms comms{mesh.world(), mesh.sharding(), mesh.tensor(), waiting, mesh.context()};
+      Sharded<PipelineStage<Plain>, Stage::gradients> model{comms, device, std::move(stage)};
       CHECK(record(model, mesh.data(), o).steps == base.steps);
     });
   }
@@ -216,8 +209,11 @@ TEST_CASE("a pipeline that cannot be is refused before memory is taken") {
     const RunOptions o;  // three blocks
     CHECK_THROWS_WITH_AS((PipelineStage<Plain>{{.comm = mesh.pipeline(), .width = 24}, Plain{o.config}}),
                          doctest::Contains("the model has 3"), ConfigError);
-    CHECK_THROWS_WITH_AS((PipelineStage<Plain>{{.comm = mesh.pipeline()}, Plain{o.config}}), doctest::Contains("width"),
-                         ConfigError);
+    using Widthless = Sequential<Dropout, Repeat<LayerNorm>, Gelu>;
+    CHECK_THROWS_WITH_AS(
+        (PipelineStage<Widthless>{{.comm = mesh.pipeline()},
+                                  {Dropout{"drop", 0}, {{{"a", 4}, {"b", 4}, {"c", 4}, {"d", 4}}}, Gelu{}}}),
+        doctest::Contains("and no layer in front of the blocks has a width()"), ConfigError);
     CHECK_THROWS_WITH_AS(
         (PipelineStage<Plain>{{.comm = mesh.pipeline(), .schedule = PipelineKind::zb_v, .width = 24}, Plain{o.config}}),
         doctest::Contains("2 chunks"), ConfigError);
@@ -229,7 +225,7 @@ namespace {
 /// Writes down what runs when, and computes nothing. A layer that cannot split its backward logs both halves at once.
 template <bool Splits>
 struct Recorder {
-  static constexpr bool splits_backward = Splits;
+  static constexpr LayerTraits traits{.splits_backward = Splits};
   Parameter gain;
   std::vector<std::pair<char, std::int64_t>>* log;
 
@@ -266,7 +262,8 @@ void passes_are_those_of(PipelineKind kind, int chunks) {
   run_ranks(stages, within, [&](Comm comm) {
     Cpu device;
     std::vector<std::pair<char, std::int64_t>> log, expected;
-    PipelineStage<Recorded<Splits>> stage{{.comm = comm, .schedule = kind, .chunks = chunks, .width = 4},
+    const Mesh mesh{comm, {.pipeline = stages}};
+    PipelineStage<Recorded<Splits>> stage{{.comm = mesh.pipeline(), .schedule = kind, .chunks = chunks, .width = 4},
                                           Recorded<Splits>{stages * chunks, log}};
     const auto schedule = stage.schedule(micro_batches);
     for (auto& op : schedule.instructions(comm.rank())) {
@@ -278,7 +275,7 @@ void passes_are_those_of(PipelineKind kind, int chunks) {
         expected.emplace_back('W', op.micro_batch);
     }
     using Model = Sharded<PipelineStage<Recorded<Splits>>, Stage::parameters>;
-    Model model{Mesh{comm, {.pipeline = comm.size()}}, device, std::move(stage)};
+    Model model{mesh, device, std::move(stage)};
     auto batch = Batch::on(device, micro_batches, 4);
     std::fill_n(batch.tokens.data(), batch.tokens.size(), 1);
     std::fill_n(batch.labels.data(), batch.labels.size(), 1);

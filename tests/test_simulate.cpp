@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/parallel/tensor/tensor_parallel.hpp>
 #include <zeropp/app/config/simulate_config.hpp>
+#include <zeropp/parallel/parallelize.hpp>
 
 #include "../bench/timed_layer.hpp"
 #include "support/tiny_gpt.hpp"
@@ -51,9 +51,8 @@ Simulation cube(const Cube& c = {}) {
 }
 const TinyConfig cube_model{.vocabulary = 64, .sequence = 12, .width = 24, .heads = 4, .layers = 4};
 
-template <Stage S = Stage::gradients>
 SimulatedStep simulate_cube(const Simulation& simulation, Trace* trace = nullptr) {
-  return simulate<S, Fp32>(
+  return simulate<Fp32>(
       simulation, [](const Mesh& mesh) { return part_of(mesh, cube_model); }, trace);
 }
 

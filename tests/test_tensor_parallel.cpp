@@ -46,7 +46,7 @@ struct Gpt : Sequential<GptEmbedding, Dropout, Repeat<Recompute<Block>>, LayerNo
 
 /// A layer of a user: each position alone, so no rule is needed.
 struct Gain {
-  static constexpr bool per_position = true;
+  static constexpr LayerTraits traits{.per_position = true};
   Parameter gain{.name = "gain", .shape = {16}, .init = Init::normal(1)};
   auto parameters() { return std::array{&gain}; }
   template <class C, class T>
@@ -285,8 +285,8 @@ TEST_CASE("norms, gelu and dropout") {
 }
 
 TEST_CASE("embedding by vocabulary: sums over ranks are exact") {
-  for (std::int64_t sequence : {0, 12}) {
-    const GptEmbedding layer{{.vocabulary = 32, .sequence = sequence, .width = 16, .vocabulary_used = 29}};
+  for (std::int64_t positions : {0, 12}) {
+    const GptEmbedding layer{{.vocabulary = 32, .sequence = positions, .width = 16, .vocabulary_used = 29}};
     check_rule(layer, tokens);
     for (int ranks : {2, 4})
       for (bool sequence : {false, true}) {
@@ -422,14 +422,13 @@ TEST_CASE("under Sharded: the same units, first weights that are slices of the w
 namespace {
 
 /// Losses, norms and a few weights of a short training on a mesh of 2 data ranks and `tensor` ranks.
-template <Stage S>
-std::vector<double> short_training(int tensor, bool sequence) {
+std::vector<double> short_training(Stage stage, int tensor, bool sequence) {
   std::vector<double> of_first;
   run_ranks(2 * tensor, [&](Comm world) {
     const Mesh mesh{world, {.tensor = tensor}};
     Cpu device;
     TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence_parallel = sequence}, Gpt{}};
-    Sharded<TensorParallel<Gpt>, S> model{mesh, device, std::move(net)};
+    ShardedEngine<TensorParallel<Gpt>> model{mesh, device, std::move(net), stage};
     FusedAdam adam{model, {}};
     auto batch = Batch::on(device, 2, 8);
     batch.first_sample = 2 * mesh.data().rank();
@@ -453,17 +452,17 @@ std::vector<double> short_training(int tensor, bool sequence) {
 }  // namespace
 
 TEST_CASE("training: losses and norms of the unsplit model at every stage; the same bits at each of them") {
-  const auto whole = short_training<Stage::none>(1, false);
+  const auto whole = short_training(Stage::none, 1, false);
   CHECK(whole.size() == 9);
   for (int ranks : {2, 4})
     for (bool sequence : {false, true}) {
       CAPTURE(ranks);
       CAPTURE(sequence);
-      const auto split = short_training<Stage::none>(ranks, sequence);
+      const auto split = short_training(Stage::none, ranks, sequence);
       for (std::size_t i = 0; i < whole.size(); ++i) CHECK(split[i] == doctest::Approx(whole[i]).epsilon(1e-4));
-      CHECK(short_training<Stage::optimizer_states>(ranks, sequence) == split);
-      CHECK(short_training<Stage::gradients>(ranks, sequence) == split);
-      CHECK(short_training<Stage::parameters>(ranks, sequence) == split);
+      CHECK(short_training(Stage::optimizer_states, ranks, sequence) == split);
+      CHECK(short_training(Stage::gradients, ranks, sequence) == split);
+      CHECK(short_training(Stage::parameters, ranks, sequence) == split);
     }
 }
 

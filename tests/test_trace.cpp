@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
+#include <zeropp/app/log/timeline.hpp>
+#include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/optimizers/fused_adam.hpp>
-#include <zeropp/app/log/timeline.hpp>
-#include <zeropp/app/log/trace_json.hpp>
 
 #include "support/tiny_gpt.hpp"
 

@@ -12,17 +12,21 @@ namespace mini_gpt {
 /// D: the dry device of the run.
 template <class P, class D>
 Plan plan_of(const Settings& s, const Mesh& mesh) {
-  const PlanOptions options{s.rows_of(mesh.data()), s.model.block_size, s.micro_batches(mesh.size(Axis::data)),
-                            s.sharded(), s.adam()};
-  return with_stage(s, [&]<Stage S>() { return plan<S, P, D>(mesh, model_on(mesh, s), options); });
+  return plan<P, D>(mesh, model_on(mesh, s),
+                    {.rows = s.rows_of(mesh.data()),
+                     .sequence = s.model.block_size,
+                     .micro_batches = s.micro_batches(mesh.size(Axis::data)),
+                     .stage = s.stage(),
+                     .sharded = s.sharded(),
+                     .adam = s.adam()});
 }
 
 template <class P>
 SimulatedStep simulate_of(const Settings& s, const Simulation& simulation, Trace* trace) {
-  return with_stage(s, [&]<Stage S>() {
-    return simulate<S, P>(
-        simulation, [&](const Mesh& mesh) { return model_on(mesh, s); }, trace);
-  });
+  auto staged = simulation;
+  staged.stage = s.stage();
+  return simulate<P>(
+      staged, [&](const Mesh& mesh) { return model_on(mesh, s); }, trace);
 }
 
 extern template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);

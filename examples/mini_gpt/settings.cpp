@@ -124,6 +124,20 @@ int parse(int argc, char** argv, Settings& s) {
   return -1;
 }
 
+SettingList Settings::compared() const {
+  auto all = TrainSettings::compared();
+  for (auto& [name, value] :
+       {Setting{"--n-layer", text(model.n_layer)}, Setting{"--n-head", text(model.n_head)},
+        Setting{"--n-embd", text(model.n_embd)}, Setting{"--block-size", text(model.block_size)},
+        Setting{"--vocab-size", text(model.vocabulary)}, Setting{"--dropout", text(model.dropout)},
+        Setting{"--held-out", text(held_out)}, Setting{"--eval-every", text(eval_every)},
+        Setting{"--save-every", text(save_every)}, Setting{"--sample-every", text(sample_every)},
+        Setting{"--sample", text(sample_tokens)}, Setting{"--keep", text(keep)}, Setting{"--resume", resume},
+        Setting{"--weights", weights}, Setting{"--out", out}, Setting{"--backend", backend}})
+    all.push_back({name, value});
+  return all;
+}
+
 void Settings::check(int world_size) const {
   const auto refuse = [](const auto&... parts) { throw ConfigError(text(parts...)); };
   if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)

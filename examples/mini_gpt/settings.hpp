@@ -23,6 +23,8 @@ struct Settings : TrainSettings {
   std::string config_text;  ///< the file as it came, for the checkpoint
 
   std::int64_t tokens() const { return rows * model.block_size; }
+  /// What must be the same on all ranks.
+  SettingList compared() const;
   /// Everything that can be refused before memory is taken. Throws ConfigError.
   void check(int world_size) const;
 };

@@ -6,15 +6,15 @@
 #include <fstream>
 #include <future>
 
-#include <zeropp/comm/launch.hpp>
-#include <zeropp/train/checkpoint/checkpoint.hpp>
-#include <zeropp/train/clip.hpp>
 #include <zeropp/app/data/corpus.hpp>
 #include <zeropp/app/data/evaluate.hpp>
 #include <zeropp/app/interrupt.hpp>
 #include <zeropp/app/log/console.hpp>
 #include <zeropp/app/log/curve.hpp>
 #include <zeropp/app/log/metrics.hpp>
+#include <zeropp/comm/world.hpp>
+#include <zeropp/train/checkpoint/checkpoint.hpp>
+#include <zeropp/train/clip.hpp>
 #include <zeropp/train/sampler.hpp>
 
 #include "engine.hpp"
@@ -46,6 +46,9 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   const Corpus& corpus = data.get();
   const double started = steady_seconds();
   Console console{world.rank == 0};
+  auto compared = s.compared();
+  compared.push_back({"the checksum of the tokens", text(fingerprint_of(*corpus.split.training.source))});
+  expect_same_settings(world.comm, compared);
   const Mesh mesh{world.comm, s.mesh(world.size)};
   const auto engine = build_engine<P, D>(s, mesh, device);
   auto& model = *engine.model;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library, room by room. Included by name: zeropp/train/checkpoint/checkpoint.hpp, which parses JSON and takes a
-// second to compile; the backends of TCP, MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are made.
+// second to compile; the backends of TCP, MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are
+// made.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
@@ -21,6 +22,7 @@
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/comm/launch.hpp>
 #include <zeropp/comm/mesh.hpp>
+#include <zeropp/comm/settings.hpp>
 #include <zeropp/comm/simulated/simulated.hpp>
 #include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/comm/world.hpp>
@@ -49,6 +51,7 @@
 #include <zeropp/layers/gelu.hpp>
 #include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/layers/layer_traits.hpp>
 #include <zeropp/layers/linear.hpp>
 #include <zeropp/layers/lm_head.hpp>
 #include <zeropp/layers/loss.hpp>
@@ -59,14 +62,19 @@
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/residual.hpp>
 #include <zeropp/layers/rms_norm.hpp>
+#include <zeropp/layers/run.hpp>
+#include <zeropp/layers/run_state.hpp>
 #include <zeropp/layers/sequential.hpp>
 #include <zeropp/layers/swiglu.hpp>
+#include <zeropp/layers/visit.hpp>
 
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context/context_parallel.hpp>
 #include <zeropp/parallel/parallelize.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/bucketed_reducer.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded_engine.hpp>
 #include <zeropp/parallel/sharding/sharded_model.hpp>
 #include <zeropp/parallel/sharding/sharded_options.hpp>
 #include <zeropp/parallel/sharding/sharded_state.hpp>

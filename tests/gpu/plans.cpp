@@ -19,8 +19,8 @@ void print_plans(int ranks, const MeshOptions& mesh = {}, ContextAttention atten
   for (const std::int64_t head : {64, 24}) {
     const TinyConfig config{.vocabulary = 1003, .sequence = 64, .width = 4 * head, .heads = 4, .layers = 2};
     const auto plan =
-        zeropp::plan<S, P, DryCuda>(Mesh{dry_comm(0, ranks), mesh}, Plain{config},
-                                    {.rows = 8, .sequence = 64, .sharded = {.context_attention = attention}});
+        zeropp::plan<P, DryCuda>(Mesh{dry_comm(0, ranks), mesh}, Plain{config},
+                                 {.rows = 8, .sequence = 64, .stage = S, .sharded = {.context_attention = attention}});
     std::printf("%s, %d ranks, heads of %d: %zu B = kept %s; at the peak %s\n", std::string(P::name).c_str(), ranks,
                 static_cast<int>(head), plan.total, describe(plan.kept).c_str(), describe(plan.peak).c_str());
   }

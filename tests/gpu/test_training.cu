@@ -33,7 +33,7 @@ double worst(const std::vector<double>& a, const std::vector<double>& b) {
 
 /// The bytes of weights, masters and moments.
 template <class Model>
-std::string state_of(Model& model, FusedAdam<Model>& adam) {
+std::string state_of(Model& model, FusedAdam<ShardedState<typename Model::Precision, typename Model::Device>>& adam) {
   std::string all;
   const auto put = [&](auto span) {
     const auto at = all.size();
@@ -128,7 +128,7 @@ struct Trainer {
   }
   Cuda gpu;
   Sharded<G, Stage::gradients, Bf16, Cuda> model;
-  FusedAdam<decltype(model)> adam{model};
+  FusedAdam<ShardedState<decltype(model)::Precision, decltype(model)::Device>> adam{model};
   Batch batch = Batch::on(gpu, 2, TinyConfig{}.sequence);
 };
 
@@ -375,4 +375,63 @@ TEST_CASE("a token beyond the vocabulary is a sentence, and the next step goes o
   CHECK(adam.step(1e-2f, clip_by_global_norm(model, 1.0f)));
   CHECK(adam.steps() == 2);
   CHECK(model.step() == 2);
+}
+
+TEST_CASE("a GPU takes the place of the CPU, and nothing else changes") {
+  const auto losses = [](auto& device) {
+    const TinyConfig config{.dropout = 0};
+    auto model = sharded<Stage::gradients>(Comm{}, device, Plain{config});
+    FusedAdam adam{model};
+    auto batch = Batch::on(device, 4, config.sequence);
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size())), labels(tokens.size());
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = static_cast<std::int32_t>(i * 7 % 61), labels[i] = static_cast<std::int32_t>(i * 5 % 61);
+    batch.fill(tokens, labels);
+    std::vector<double> all;
+    for (int step = 0; step < 5; ++step) {
+      all.push_back(model.train(batch).mean());
+      adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+    }
+    return all;
+  };
+  Cpu cpu;
+  Cuda gpu;
+  const auto there = losses(gpu), here = losses(cpu);
+  for (std::size_t i = 0; i < here.size(); ++i) CHECK(there[i] == doctest::Approx(here[i]).epsilon(1e-4));
+  CHECK(here.back() < here.front());
+}
+
+TEST_CASE("several models on one GPU, in turn, with the bits that each has alone") {
+  const auto step = [](auto& model, auto& adam, Batch& batch) {
+    const auto loss = model.train(batch).mean();
+    adam.step(1e-2f, clip_by_global_norm(model, 1.0f));
+    return loss;
+  };
+  const auto of = [](std::int64_t width) { return Plain{{.width = width, .dropout = 0}}; };
+  const auto filled = [](Cuda& gpu) {
+    auto batch = Batch::on(gpu, 4, TinyConfig{}.sequence);
+    std::vector<std::int32_t> values(static_cast<std::size_t>(batch.tokens.size()));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::int32_t>(i * 11 % 61);
+    batch.fill(values, values);
+    return batch;
+  };
+  std::vector<double> alone[2], together[2];
+  for (int which : {0, 1}) {
+    Cuda gpu;
+    ShardedEngine<Plain, Fp32, Cuda> model{Comm{}, gpu, of(which ? 48 : 24), Stage::gradients, {.graph = true}};
+    FusedAdam adam{model};
+    auto batch = filled(gpu);
+    for (int i = 0; i < 6; ++i) alone[which].push_back(step(model, adam, batch));  // the last ones as a graph
+  }
+  Cuda gpu;
+  ShardedEngine<Plain, Fp32, Cuda> a{Comm{}, gpu, of(24), Stage::gradients, {.graph = true}},
+      b{Comm{}, gpu, of(48), Stage::gradients, {.graph = true}};
+  FusedAdam of_a{a}, of_b{b};
+  auto batch = filled(gpu);
+  for (int i = 0; i < 6; ++i) {
+    together[0].push_back(step(a, of_a, batch));
+    together[1].push_back(step(b, of_b, batch));
+  }
+  CHECK(together[0] == alone[0]);
+  CHECK(together[1] == alone[1]);
 }

@@ -1,24 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is recomputed must be a layer.
-#include <array>
-
 #include <zeropp/layers/recompute.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 
-using namespace zeropp;
+#include "scale.hpp"
 
-struct Scale {
-  Parameter weight{.name = "scale", .shape = {1}};
-  auto parameters() { return std::array{&weight}; }
-  template <class C>
-  auto forward(C&, Tensor<float, 2> x) {
-    return Forward{x, None{}};
-  }
-  template <class C>
-  auto backward(C&, Tensor<float, 2> dy, None) {
-    return dy;
-  }
-};
+using namespace zeropp;
 
 #ifdef REFUSED
 // refused: Recompute<L>: L is not a layer. A layer declares parameters(), or holds layers

@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake -D COMPILER=... -D FLAGS=@file -D CASE=case.cpp -D SCRATCH=folder -P refused.cmake: see CMakeLists.txt here.
+# cmake -D COMPILER=... -D FLAGS=@file -D CASE=case.cpp [-D NUMBER=n] -D SCRATCH=folder -P refused.cmake: see
+# CMakeLists.txt here.
 set(most_lines 25)
+cmake_path(GET COMPILER STEM compiler)
+cmake_path(GET CASE PARENT_PATH here)
+set(mark "refused")
+if(NUMBER)
+  set(mark "refused ${NUMBER}")
+  if(NOT compiler MATCHES "^g")
+    set(most_lines 45)  # clang says where each template was instantiated, with the code
+  endif()
+endif()
 
 function(fail sentence)
   message(NOTICE "${sentence}")  # as it is; an error message would be wrapped
@@ -8,31 +18,40 @@ function(fail sentence)
 endfunction()
 
 file(READ ${CASE} code)
-if(NOT code MATCHES "// refused: ([^\n]+)")
-  fail("${CASE} has no line '// refused: <sentence>'")
+if(NOT code MATCHES "// ${mark}: ([^\n]+)")
+  fail("${CASE} has no line '// ${mark}: <sentence>'")
 endif()
 set(sentence "${CMAKE_MATCH_1}")
 
 # Compilers quote the code in their messages. The sentence must not come from there, so they see the case without it.
 cmake_path(GET CASE STEM name)
-cmake_path(GET COMPILER STEM compiler)
-string(REGEX REPLACE "// refused: [^\n]+" "" code "${code}")
-set(copy ${SCRATCH}/${name}.${compiler}.cpp)
+string(REGEX REPLACE "// refused[ 0-9]*: [^\n]+" "" code "${code}")
+set(copy ${SCRATCH}/${name}${NUMBER}.${compiler}.cpp)
 file(WRITE ${copy} "${code}")
 
+set(check_only -fsyntax-only)
+if(compiler STREQUAL "nvcc")
+  set(check_only -x cu --expt-relaxed-constexpr --cuda -o /dev/null)  # up to its own front end's output
+endif()
 function(compile out_status out_text)
-  execute_process(COMMAND ${COMPILER} -std=c++20 -fsyntax-only ${FLAGS} ${ARGN} ${copy} RESULT_VARIABLE status
+  execute_process(COMMAND ${COMPILER} -std=c++20 ${check_only} ${FLAGS} -I${here} ${ARGN} ${copy} RESULT_VARIABLE status
                   OUTPUT_VARIABLE text ERROR_VARIABLE text)
   set(${out_status} "${status}" PARENT_SCOPE)
   set(${out_text} "${text}" PARENT_SCOPE)
 endfunction()
 
-compile(status text)
-if(NOT status EQUAL 0)
-  fail("the right arm of ${name} does not compile:\n${text}")
+if(NOT NUMBER GREATER 1)
+  compile(status text)
+  if(NOT status EQUAL 0)
+    fail("the right arm of ${name} does not compile:\n${text}")
+  endif()
 endif()
 
-compile(status text -DREFUSED)
+if(NUMBER)
+  compile(status text -DREFUSED=${NUMBER})
+else()
+  compile(status text -DREFUSED)
+endif()
 string(REGEX MATCHALL "\n" lines "${text}")
 list(LENGTH lines lines)
 if(status EQUAL 0)
@@ -42,7 +61,18 @@ string(FIND "${text}" "${sentence}" at)
 if(at LESS 0)
   fail("the wrong arm of ${name} is refused without the sentence: ${sentence}\n${text}")
 endif()
+if(NUMBER)
+  string(REPLACE ";" "," listable "${text}")
+  string(REGEX MATCHALL "error: [^\n]*" errors "${listable}")
+  string(REPLACE ";" "," sentence "${sentence}")
+  list(LENGTH errors count)
+  list(GET errors 0 first)
+  string(FIND "${first}" "${sentence}" at)
+  if(at LESS 0 OR NOT count EQUAL 1)
+    fail("the sentence is not the first and only error of ${count}:\n${text}")
+  endif()
+endif()
 if(lines GREATER most_lines)
   fail("the wrong arm of ${name} is refused in ${lines} lines, at most ${most_lines} are readable:\n${text}")
 endif()
-message(STATUS "${name} is refused in ${lines} lines: ${sentence}")
+message(STATUS "${name} ${NUMBER} is refused in ${lines} lines: ${sentence}")

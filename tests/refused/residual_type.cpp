@@ -2,6 +2,7 @@
 // A residual adds what its layers return to what they are given.
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/layers/embedding.hpp>
+#include <zeropp/layers/linear.hpp>
 #include <zeropp/layers/residual.hpp>
 
 using namespace zeropp;

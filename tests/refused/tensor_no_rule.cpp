@@ -9,7 +9,7 @@ using namespace zeropp;
 
 struct Scale {
 #ifndef REFUSED
-  static constexpr bool per_position = true;
+  static constexpr LayerTraits traits{.per_position = true};
 #endif
   // refused: TensorParallel<L>: no rule says how ranks share this layer; specialise TensorParallel<YourLayer>, or
   Parameter weight{.name = "scale", .shape = {1}};

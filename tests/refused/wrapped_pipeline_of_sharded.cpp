@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stages cut out of a model whose state is partitioned.
 #include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 
 using namespace zeropp;

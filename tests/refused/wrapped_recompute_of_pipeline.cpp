@@ -2,6 +2,7 @@
 // A whole stage recomputed, instead of its blocks.
 #include <zeropp/layers/layer_norm.hpp>
 #include <zeropp/layers/recompute.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 
 using namespace zeropp;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // State partitioned twice.
 #include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 
 using namespace zeropp;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers shared among tensor ranks after stages were cut.
 #include <zeropp/layers/layer_norm.hpp>
+#include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 #include <zeropp/parallel/tensor/tensor_parallel.hpp>
 

@@ -66,7 +66,7 @@ struct Weights {
   }
 };
 struct Layers {
-  static constexpr bool container = true;
+  static constexpr LayerTraits traits{.container = true};
   Weights a, b, c;
   template <class F>
   void for_each_child(F&& f) {
@@ -132,17 +132,17 @@ class Optimizer {
   std::int64_t steps_ = 0;
 };
 
-/// A rank's model and optimizer.
-template <Stage S, class P = Fp32>
-struct Run {
-  using Model = Sharded<Layers, S, P>;
+/// A rank's model and optimizer, at any stage.
+template <class P>
+struct RunOf {
+  using Model = ShardedEngine<Layers, P>;
   Cpu device;
   Model model;
   Optimizer<Model> optimizer;
 
-  explicit Run(const Comm& comm, std::uint64_t seed = 1, Layers model_layers = layers())
-      : model(comm, device, std::move(model_layers), {.seed = seed}), optimizer(model) {}
-  Run& train(int steps) {
+  RunOf(Stage stage, const Comm& comm, std::uint64_t seed = 1, Layers model_layers = layers())
+      : model(comm, device, std::move(model_layers), stage, {.seed = seed}), optimizer(model) {}
+  RunOf& train(int steps) {
     while (steps--) optimizer.step();
     return *this;
   }
@@ -178,6 +178,12 @@ struct Run {
     model.comm().all_gather(std::span<const T>{mine}, std::span{all});
     add(out, std::span{all}, unit.size());
   }
+};
+
+template <Stage S, class P = Fp32>
+struct Run : RunOf<P> {
+  explicit Run(const Comm& comm, std::uint64_t seed = 1, Layers model_layers = layers())
+      : RunOf<P>(S, comm, seed, std::move(model_layers)) {}
 };
 
 /// Calls the n-th system call (from 0) something else than it is.

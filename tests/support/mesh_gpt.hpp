@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include <zeropp/parallel/tensor/tensor_parallel.hpp>
+#include <zeropp/parallel/parallelize.hpp>
 
 #include "tiny_gpt.hpp"
 
@@ -28,25 +28,30 @@ inline RunOptions mesh_options() {
   return o;
 }
 
-template <class G, Stage S, class P = Fp32, Device D>
-Record train_on_mesh(const Comm& world, D& device, const Layout& layout, const RunOptions& o) {
-  using Split = TensorParallel<G>;
+template <class G, class P = Fp32, Device D>
+Record train_on_mesh(Stage stage, const Comm& world, D& device, const Layout& layout, const RunOptions& o) {
   const Mesh mesh{
       world, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline, .context = layout.context}};
-  const PipelineOptions pipeline{.comm = mesh.pipeline(),
-                                 .schedule = layout.schedule,
-                                 .chunks = layout.chunks,
-                                 .width = o.config.width,
-                                 .sequence_shards = layout.sequence_parallel ? layout.tensor : 1};
-  PipelineStage<Split> stage{pipeline, Split{{.comm = mesh.tensor(), .sequence_parallel = layout.sequence_parallel}, G{o.config}}};
-  Sharded<PipelineStage<Split>, S, P, D> model{mesh, device, std::move(stage), {.context_attention = layout.attention}};
+  ShardedEngine<Parallel<G>, P, D> model{
+      mesh,
+      device,
+      parallelize(
+          mesh, G{o.config},
+          {.schedule = layout.schedule, .chunks = layout.chunks, .sequence_parallel = layout.sequence_parallel}),
+      stage,
+      {.context_attention = layout.attention}};
   return record(model, mesh.data(), o);
+}
+
+template <class G, Stage S, class P = Fp32, Device D>
+Record train_on_mesh(const Comm& world, D& device, const Layout& layout, const RunOptions& o) {
+  return train_on_mesh<G, P>(S, world, device, layout, o);
 }
 
 template <class G, Stage S, class P = Fp32>
 Record train_on_mesh(const Comm& world, const Layout& layout, const RunOptions& o) {
   Cpu device;
-  return train_on_mesh<G, S, P>(world, device, layout, o);
+  return train_on_mesh<G, P>(S, world, device, layout, o);
 }
 
 }  // namespace test

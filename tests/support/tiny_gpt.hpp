@@ -117,28 +117,23 @@ D device_for(const RunOptions& o) {
 }
 
 /// The bytes of losses, norms and final weights: equal runs are equal strings.
-template <class G, Stage S, class P = Fp32, class D = Cpu>
-std::string train(const Comm& comm, RunOptions o = {}) {
+template <class G, class P = Fp32, class D = Cpu>
+std::string train(Stage stage, const Comm& comm, const RunOptions& o = {}) {
   D device = device_for<D>(o);
-  Sharded<G, S, P, D> model{
+  ShardedEngine<G, P, D> model{
       comm,
       device,
       G{o.config},
+      stage,
       {.reduction = o.reduction, .prefetch = o.prefetch, .bucket_bytes = o.bucket_bytes, .graph = o.graph}};
   auto [bytes, weights] = record(model, comm, o);
   for (auto& [name, unit] : weights) bytes += unit;
   return bytes;
 }
 
-template <class G, class P = Fp32, class D = Cpu>
-std::string train(Stage stage, const Comm& comm, const RunOptions& options = {}) {
-  switch (stage) {
-    case Stage::none: return train<G, Stage::none, P, D>(comm, options);
-    case Stage::optimizer_states: return train<G, Stage::optimizer_states, P, D>(comm, options);
-    case Stage::gradients: return train<G, Stage::gradients, P, D>(comm, options);
-    case Stage::parameters: return train<G, Stage::parameters, P, D>(comm, options);
-  }
-  return {};
+template <class G, Stage S, class P = Fp32, class D = Cpu>
+std::string train(const Comm& comm, const RunOptions& o = {}) {
+  return train<G, P, D>(S, comm, o);
 }
 
 inline constexpr Stage all_stages[] = {Stage::none, Stage::optimizer_states, Stage::gradients, Stage::parameters};

@@ -58,6 +58,7 @@ class Mesh {
   /// Called by all ranks of `world` with the same options. Throws ConfigError, before ranks exchange anything, if the
   /// sizes of the axes don't multiply to the number of ranks or the order doesn't name every axis once.
   explicit Mesh(const Comm& world, const MeshOptions& options = {}) : world_(world) {
+    if (world_.label().empty()) world_.label("world");
     sizes_ = {options.data, options.tensor, options.pipeline, options.context};
     fill(options.data == 0);
     place(options.order);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -26,11 +27,27 @@ class Pool {
     return books_->program ? books_->planned(books_, bytes, purpose) : books_->direct(books_, bytes, purpose, false);
   }
 
+  /// The programs of one model: several models on a device may each have a "train" of their own. They are forgotten
+  /// with it.
+  class Owner {
+   public:
+    explicit Owner(Pool& pool) : books_(pool.books_), number_(++books_->owners) {}
+    ~Owner() { books_->forget(number_); }
+    Owner(const Owner&) = delete;
+    Owner& operator=(const Owner&) = delete;
+
+   private:
+    friend class Pool;
+    std::shared_ptr<detail::PoolBooks> books_;
+    std::uint64_t number_;
+  };
+
   /// Marks the requests until its end as one run of the program `name`: recorded the first time, replayed afterwards.
   /// A replay that asks for something else than was recorded throws MemoryError.
   class Program {
    public:
-    Program(Pool& pool, std::string_view name) : books_(pool.books_) { books_->begin(name); }
+    Program(Pool& pool, std::string_view name) : books_(pool.books_) { books_->begin(0, name); }
+    Program(const Owner& owner, std::string_view name) : books_(owner.books_) { books_->begin(owner.number_, name); }
     ~Program() {
       if (books_) books_->abandon();
     }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -82,17 +82,22 @@ struct PoolBooks {
     if (program) throw MemoryError(text(who, " begins while '", program_name, "' runs; end it first"));
     if (in_arena) throw MemoryError(text(who, " begins while ", in_arena, " blocks of the last run are still held"));
   }
-  void begin(std::string_view name) {
-    expect_free(text("program '", name, "'"));
+  void begin(std::uint64_t owner, std::string_view name) {
+    if (program || in_arena) expect_free(text("program '", name, "'"));
     program_name = name;
-    program = &programs[program_name];
+    program_owner = owner;
+    program = &programs[{owner, program_name}];
     cursor = moment = 0;
     live = {};
     ++run;
   }
   void abandon() {
-    if (program && !program->packed) programs.erase(program_name);
+    if (program && !program->packed) programs.erase({program_owner, program_name});
     program = nullptr;
+  }
+  /// The programs of an owner that is gone.
+  void forget(std::uint64_t owner) {
+    std::erase_if(programs, [&](const auto& entry) { return entry.first.first == owner; });
   }
   void end() {
     auto& recording = *program;
@@ -177,9 +182,11 @@ struct PoolBooks {
   PoolOptions options;
   Bytes kept, live, peak;
   std::size_t allocated = 0;
-  std::map<std::string, Recording, std::less<>> programs;
+  std::map<std::pair<std::uint64_t, std::string>, Recording> programs;  ///< by owner and name
+  std::uint64_t owners = 0;                                             ///< that there were, to number them
   Recording* program = nullptr;
   std::string program_name;
+  std::uint64_t program_owner = 0;
   std::size_t cursor = 0, moment = 0, run = 0;
   std::size_t in_arena = 0;
   std::byte* arena = nullptr;

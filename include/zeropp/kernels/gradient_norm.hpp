@@ -17,6 +17,7 @@ struct GradientNorm {
   double norm = 0;     ///< of all gradients, over all ranks, before clipping
   float factor = 1;    ///< what FusedAdam multiplies gradients by, beside the inverse of their loss scale
   bool finite = true;  ///< false on every rank if any rank's gradient holds a NaN or infinity: the step is then skipped
+  bool agreed = true;  ///< false on every rank if ranks were given different arguments: the step is skipped as well
 
   /// factor = max_norm / (norm + 1e-6) where the norm exceeds max_norm, as torch.nn.utils.clip_grad_norm_; 1 where
   /// max_norm is 0.
@@ -28,8 +29,8 @@ struct GradientNorm {
   }
 };
 
-/// A handle to a GradientNorm that may not be known yet. It belongs to a step: read it, or give it to the optimizer, before the
-/// device is gone.
+/// A handle to a GradientNorm that may not be known yet. It belongs to a step: read it, or give it to the optimizer,
+/// before the device is gone.
 class ClipResult {
  public:
   ClipResult() = default;  ///< nothing is clipped
@@ -42,7 +43,15 @@ class ClipResult {
   double norm() const { return value().norm; }
   float factor() const { return value().factor; }
   bool finite() const { return value().finite; }
-  GradientNorm value() const { return wait_ ? wait_() : known_; }
+  GradientNorm value() const {
+    const auto norm = wait_ ? wait_() : known_;
+    if (!norm.agreed)
+      throw CommError(
+          "ranks of a model were given different arguments: a norm to clip to, a loss scale, or the learning rate of "
+          "the "
+          "step before; give all ranks the same");
+    return norm;
+  }
 
   /// Where the device keeps it; null: the host knew it from the start.
   const GradientNorm* on_device() const { return place_.get(); }
@@ -53,16 +62,31 @@ class ClipResult {
   std::function<GradientNorm()> wait_;
 };
 
+/// A number that each rank makes of its arguments, summed over ranks beside the squares: it shows whether all ranks
+/// have made the same of them.
+struct Agreement {
+  const double* sum = nullptr;  ///< in the device's memory; null: there is one rank
+  double expected = 0;          ///< if all ranks agree with this one
+
+  constexpr bool holds() const { return !sum || *sum == expected; }
+};
+
 namespace kernels {
 
 /// norm = √(Σ squares) / loss_scale, the sum in order. 0 on the dry device.
 template <Device D>
-ClipResult gradient_norm(D& device, std::span<const double> squares, double loss_scale, double max_norm) {
+ClipResult gradient_norm(D& device, std::span<const double> squares, double loss_scale, double max_norm,
+                         const Agreement& agreement = {}) {
   double sum = 0;
+  bool agreed = true;
   device.run({.name = "clip", .flops = static_cast<double>(squares.size())}, [&](auto&) {
     for (double one : squares) sum += one;
+    agreed = agreement.holds();
   });
-  return GradientNorm::of(std::sqrt(sum) / loss_scale, max_norm);
+  auto norm = GradientNorm::of(std::sqrt(sum) / loss_scale, max_norm);
+  norm.finite = norm.finite && agreed;
+  norm.agreed = agreed;
+  return norm;
 }
 
 }  // namespace kernels

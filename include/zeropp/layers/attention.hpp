@@ -31,7 +31,7 @@ namespace detail {
 template <class Qkv, class Projection>
 class AttentionCore {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   AttentionCore(const AttentionOptions& here, Qkv of_qkv, Projection of_projection)
       : qkv(std::move(of_qkv)),
@@ -43,6 +43,9 @@ class AttentionCore {
   Projection projection;
 
   const AttentionOptions& options() const { return options_; }
+  std::string settings() const {
+    return text("heads ", options_.heads, ", key heads ", options_.kv_heads, ", rope_base ", options_.rope_base);
+  }
 
   template <class F>
   void for_each_child(F&& f) {
@@ -136,7 +139,7 @@ class AttentionCore {
 /// names them.
 class CausalSelfAttention : public detail::AttentionCore<Linear, Linear> {
  public:
-  using OutputOnto = CausalSelfAttention;
+  static constexpr LayerTraits traits{.shares_context = true, .adds_output_onto = &this_layer<CausalSelfAttention>};
 
   CausalSelfAttention(const std::string& name, const AttentionOptions& o)
       : CausalSelfAttention(Checked{checked(name, o)}, name) {}

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where and how a layer runs: device, precision, randomness, the labels of the batch. Containers call their children
-// through it, so a wrapper can stand in between by deriving from it (see parallel/sharding/residency.hpp).
+// through it, so a wrapper can stand in between by deriving from it (see parallel/sharding/sharded_context.hpp).
 #pragma once
 
-#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -17,42 +16,18 @@
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/into.hpp>
-#include <zeropp/layers/context_shard.hpp>
-#include <zeropp/layers/layer.hpp>
+#include <zeropp/layers/checks.hpp>
 #include <zeropp/layers/precision.hpp>
+#include <zeropp/layers/run.hpp>
+#include <zeropp/layers/run_state.hpp>
+#include <zeropp/layers/visit.hpp>
 
 namespace zeropp {
 
-enum class Mode { training, evaluation };
-
-/// Asks a head for the logits of some rows (of B·T) instead of a loss: sampling. `out` is [rows, vocabulary].
-struct LogitsRequest {
-  std::span<const std::int64_t> rows;
-  std::span<float> out;
-};
-
-/// What does not depend on the types: copied into every context.
-struct RunState {
-  Mode mode = Mode::training;
-  std::uint64_t seed = 0;
-  std::int64_t step = 0;
-  std::int64_t first_sample = 0;  ///< index of this batch's first row in the whole batch of the step, over all ranks
-  /// Factor on the gradient of the *sum* of the losses: 1 / labels of the step for a mean, times
-  /// TrainOptions::loss_scale.
-  double loss_weight = 1;
-  Tensor<std::int32_t, 2> labels = {};  ///< [B, T]; negative: no loss at that place
-  LogitsRequest* logits = nullptr;
-  bool* draws = nullptr;  ///< set to true by who draws random numbers in a pass
-  ContextShard context_shard = {};  ///< which positions of every sequence are here; T above and in layers counts these
-};
-
 namespace detail {
-/// Throws ConfigError: what a residual adds must have one shape.
-template <std::size_t Rank>
-void expect_addable(const std::array<std::int64_t, Rank>& output, const std::array<std::int64_t, Rank>& input) {
-  if (output != input)
-    throw ConfigError(text("Residual: the output of the layers inside has shape ", shape_text(output), ", their input ",
-                           shape_text(input), "; only equal shapes can be added"));
+[[noreturn]] inline void refuse_absent(const Parameter& p) {
+  throw Error(text("parameter ", p.name, " is not in memory: a layer may touch its parameters only inside its own ",
+                   "forward and backward, and gradients only in backward"));
 }
 }  // namespace detail
 
@@ -130,31 +105,36 @@ class Context : public RunState {
   // Inputs come by value and are moved along, so that an activation dies as soon as nobody saved it.
   template <class L, class X>
   auto forward(L& child, X x) {
-    return child.forward(*this, std::move(x));
+    return run_forward(*this, child, std::move(x));
   }
   template <class L, class D, class S>
   auto backward(L& child, D dy, S saved) {
-    return child.backward(*this, std::move(dy), std::move(saved));
+    return run_backward(*this, child, std::move(dy), std::move(saved));
   }
   /// forward, with the output added onto `onto`: in the child's own operation where it offers that.
   template <class L, class X, class T>
   auto forward_onto(L& child, X x, T onto) {
-    if constexpr (AddsOutputOnto<L>) {
+    if constexpr (detail::is_refused<X> || detail::is_refused<T>) {
+      return Forward{detail::Refused{}, detail::Refused{}};
+    } else if constexpr (AddsOutputOnto<L>) {
       return child.forward_onto(*this, std::move(x), std::move(onto));
     } else {
       auto out = forward(child, std::move(x));
-      out.output = sum(std::move(out.output), std::move(onto));
+      if constexpr (!detail::is_refused<decltype(out.output)>) out.output = sum(std::move(out.output), std::move(onto));
       return out;
     }
   }
   /// backward, with the gradient of the input added onto `onto`.
   template <class L, class D, class S, class T>
   auto backward_onto(L& child, D dy, S saved, T onto) {
-    if constexpr (AddsGradientOnto<L>)
+    if constexpr (detail::is_refused<D> || detail::is_refused<S>)
+      return detail::Refused{};
+    else if constexpr (AddsGradientOnto<L>)
       return child.backward_onto(*this, std::move(dy), std::move(saved), std::move(onto));
     else
       return sum(backward(child, std::move(dy), std::move(saved)), std::move(onto));
   }
+  detail::Refused sum(detail::Refused, const auto&) { return {}; }
   /// a + b, in the memory of one of them where nobody else sees it.
   template <class T, int Rank>
   Tensor<T, Rank> sum(Tensor<T, Rank> a, Tensor<T, Rank> b) {
@@ -166,18 +146,16 @@ class Context : public RunState {
   /// forward and backward of a child that is one unit even if it is a container: what Repeat calls.
   template <class L, class X>
   auto forward_unit(L& child, X x) {
-    return child.forward(*this, std::move(x));
+    return run_forward(*this, child, std::move(x));
   }
   template <class L, class D, class S>
   auto backward_unit(L& child, D dy, S saved) {
-    return child.backward(*this, std::move(dy), std::move(saved));
+    return run_backward(*this, child, std::move(dy), std::move(saved));
   }
 
  private:
   static void* resident(const Parameter& p, void* place) {
-    if (!place && p.size() > 0)
-      throw Error(text("parameter ", p.name, " is not in memory: a layer may touch its parameters only inside its own ",
-                       "forward and backward, and gradients only in backward"));
+    if (!place && p.size() > 0) detail::refuse_absent(p);
     return place;
   }
 

@@ -19,7 +19,7 @@ struct SequenceShard {
 
 class Dropout {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   /// Elements are zeroed with probability p in [0, 1), the others scaled by 1/(1 − p).
   Dropout(std::string name, float p) : name_(std::move(name)), p_(p) {
@@ -30,6 +30,7 @@ class Dropout {
 
   /// Layers that draw numbers of one purpose need names of their own, or they draw the same: `Sharded` compares them.
   const std::string& random_name() const { return name_; }
+  std::string settings() const { return text(name_, " drops ", p_); }
 
   std::array<Parameter*, 0> parameters() { return {}; }
 
@@ -50,12 +51,13 @@ class Dropout {
     auto y = x.unique() ? x : ctx.make_like(x);
     const auto row = x.extent(0) && x.extent(1) ? x.size() / (x.extent(0) * x.extent(1)) : 1;
     const auto here = x.extent(1) * row, whole = here * shard.parts * ctx.context_shard.size();
-    kernels::dropout(ctx.device, x.span(), y.span(), p_, ctx.random(RandomPurpose::dropout, hash_of(name_)),
-                     {.first = ctx.first_sample * whole,
-                      .here = here,
-                      .whole = whole,
-                      .row = row,
-                      .positions = ctx.context_shard.positions(x.extent(1) * shard.parts).from(shard.index * x.extent(1))});
+    kernels::dropout(
+        ctx.device, x.span(), y.span(), p_, ctx.random(RandomPurpose::dropout, hash_of(name_)),
+        {.first = ctx.first_sample * whole,
+         .here = here,
+         .whole = whole,
+         .row = row,
+         .positions = ctx.context_shard.positions(x.extent(1) * shard.parts).from(shard.index * x.extent(1))});
     return y;
   }
 

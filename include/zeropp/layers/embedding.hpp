@@ -7,13 +7,13 @@
 #include <vector>
 
 #include <zeropp/kernels/embedding.hpp>
-#include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/context.hpp>
 
 namespace zeropp {
 
 struct EmbeddingOptions {
   std::int64_t vocabulary = 0;       ///< V
-  std::int64_t sequence = 0;          ///< rows of the table of positions; 0: no such table (rotary positions)
+  std::int64_t sequence = 0;         ///< rows of the table of positions; 0: no such table (rotary positions)
   std::int64_t width = 0;            ///< C
   std::int64_t vocabulary_used = 0;  ///< rows that are real where the table is padded; 0: all
   std::string tokens = "wte", positions = "wpe";  ///< names
@@ -23,7 +23,7 @@ struct EmbeddingOptions {
 /// Tokens [B, T] to [B, T, C]. Parameters wte.weight [V, C] and, with positions, wpe.weight [sequence, C].
 class GptEmbedding {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true, .splits_backward = true};
 
   explicit GptEmbedding(EmbeddingOptions o) : options_(std::move(o)) {
     const auto vocabulary = detail::positive(options_.vocabulary, options_.tokens, "the vocabulary");
@@ -50,6 +50,8 @@ class GptEmbedding {
 
   std::vector<Parameter> tables;  ///< tokens, and positions if there are any
 
+  std::int64_t width() const { return options_.width; }
+  std::string settings() const { return text("tokens ", options_.vocabulary_used); }
   std::vector<Parameter*> parameters() {
     std::vector<Parameter*> all;
     for (auto& table : tables) all.push_back(&table);

@@ -11,7 +11,7 @@
 namespace zeropp {
 
 struct Gelu {
-  static constexpr bool per_position = true;
+  static constexpr LayerTraits traits{.per_position = true};
 
   std::array<Parameter*, 0> parameters() { return {}; }
 

@@ -7,15 +7,15 @@
 #include <utility>
 
 #include <zeropp/kernels/norm.hpp>
-#include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/context.hpp>
 
 namespace zeropp {
 
 /// Parameters NAME.weight [width] (ones) and NAME.bias [width] (zeros).
 class LayerNorm {
  public:
-  static constexpr bool per_position = true, splits_backward = true;
-  using GradientOnto = LayerNorm;
+  static constexpr LayerTraits traits{
+      .per_position = true, .splits_backward = true, .adds_gradient_onto = &this_layer<LayerNorm>};
 
   LayerNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
@@ -25,6 +25,7 @@ class LayerNorm {
 
   Parameter gain, bias;
 
+  std::string settings() const { return text("epsilon ", epsilon_); }
   auto parameters() { return std::array{&gain, &bias}; }
 
   template <class Activation, int R>

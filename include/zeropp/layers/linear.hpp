@@ -12,22 +12,6 @@
 
 namespace zeropp {
 
-namespace detail {
-/// A size of a layer: at least 1. Throws ConfigError.
-inline std::int64_t positive(std::int64_t size, const std::string& layer, std::string_view what,
-                             Where where = Where::here()) {
-  if (size < 1) throw ConfigError(text(layer, ": ", what, " must be at least 1, got ", size), where);
-  return size;
-}
-/// The last axis of an input must be what the layer was built for. Throws ConfigError.
-template <class T, int R>
-void expect_width(const Tensor<T, R>& x, std::int64_t width, const std::string& layer, Where where = Where::here()) {
-  if (x.extent(-1) != width)
-    throw ConfigError(text(layer, " takes rows of ", width, " elements, got a tensor of shape ", shape_text(x.shape())),
-                      where);
-}
-}  // namespace detail
-
 struct LinearOptions {
   bool bias = true;
   float init_std = 0.02f;  ///< of the weight (normal); the bias begins at 0
@@ -36,8 +20,8 @@ struct LinearOptions {
 /// Parameters NAME.weight [out, in] and NAME.bias [out].
 class Linear {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
-  using OutputOnto = Linear;
+  static constexpr LayerTraits traits{
+      .shares_context = true, .splits_backward = true, .adds_output_onto = &this_layer<Linear>};
 
   Linear(const std::string& name, std::int64_t in, std::int64_t out, LinearOptions options = {})
       : in_(detail::positive(in, name, "the input width")), out_(detail::positive(out, name, "the output width")) {

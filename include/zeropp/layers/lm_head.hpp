@@ -9,7 +9,7 @@
 #include <utility>
 
 #include <zeropp/kernels/cross_entropy.hpp>
-#include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/context.hpp>
 #include <zeropp/layers/loss.hpp>
 
 namespace zeropp {
@@ -23,7 +23,7 @@ struct LmHeadOptions {
 /// Input [B, T, C], output Loss over ctx.labels [B, T]. Parameter NAME.weight [V, C].
 class LmHead {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   LmHead(const std::string& name, std::int64_t vocabulary, std::int64_t width, LmHeadOptions o = {})
       : vocabulary_(detail::positive(vocabulary, name, "the vocabulary")),
@@ -41,6 +41,7 @@ class LmHead {
 
   Parameter weight;
 
+  std::string settings() const { return text("tokens ", used_); }
   auto parameters() { return std::array{&weight}; }
 
   std::int64_t vocabulary() const { return vocabulary_; }
@@ -87,8 +88,7 @@ class LmHead {
   /// Both throw ConfigError where what is asked does not fit an input of so many rows.
   void check(const Tensor<std::int32_t, 2>& labels, std::int64_t rows) const {
     if (labels.size() != rows)
-      throw ConfigError(
-          text(weight.name, ": an input of ", rows, " rows needs as many labels, got ", labels.size()));
+      throw ConfigError(text(weight.name, ": an input of ", rows, " rows needs as many labels, got ", labels.size()));
   }
   void check(const LogitsRequest& request, std::int64_t rows) const {
     if (static_cast<std::int64_t>(request.out.size()) != static_cast<std::int64_t>(request.rows.size()) * used_)

@@ -22,8 +22,7 @@ struct MlpOptions {
 /// Children NAME.c_fc [hidden, width] and NAME.c_proj [width, hidden].
 class Mlp {
  public:
-  static constexpr bool shares_context = true;
-  using OutputOnto = Mlp;
+  static constexpr LayerTraits traits{.shares_context = true, .adds_output_onto = &this_layer<Mlp>};
 
   Mlp(const std::string& name, std::int64_t width, std::int64_t hidden, MlpOptions o = {})
       : Mlp{Linear{name + ".c_fc", width, hidden, {.bias = o.bias, .init_std = o.init_std}},

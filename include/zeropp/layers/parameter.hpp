@@ -60,6 +60,9 @@ struct Parameter {
   /// Held whole by every tensor rank, each of which computes the gradient of its own part of the sequence only: these
   /// are summed over the tensor ranks too.
   bool sum_over_tensor = false;
+  /// Comm::identity() of the tensor ranks that hold it, each a slice or all of it; null where nobody shares it. A model
+  /// is compared with its mesh by it.
+  const void* tensor_group = nullptr;
   /// Under PipelineStage: its place in the order of the whole model, and the stage that holds the parameter it is tied
   /// to, or that holds the one tied to it; -1: this stage.
   int order = -1, tied_stage = -1;

@@ -8,8 +8,8 @@
 #include <utility>
 #include <variant>
 
-#include <zeropp/layers/layer.hpp>
 #include <zeropp/layers/loss.hpp>
+#include <zeropp/layers/run.hpp>
 
 namespace zeropp {
 
@@ -32,7 +32,7 @@ struct Recompute {
       detail::is_layer<L> || detail::around_model<L>,
       "Recompute<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
   static_assert(!detail::recomputes<L>, "Recompute<Recompute<L>> would only run L twice more; write Recompute<L>");
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   L inner;
   bool active = true;  ///< false: as L alone

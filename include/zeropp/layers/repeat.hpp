@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include <zeropp/layers/layer.hpp>
+#include <zeropp/layers/run.hpp>
 
 namespace zeropp {
 
@@ -16,8 +16,7 @@ template <class L>
 struct Repeat {
   static_assert(detail::is_layer<L>,
                 "Repeat<L>: L is not a layer. A layer declares parameters(), or holds layers; see docs/own_layer.md");
-  static constexpr bool container = true;
-  static constexpr bool children_are_units = true;
+  static constexpr LayerTraits traits{.container = true, .children_are_units = true};
 
   std::vector<L> children;
 
@@ -29,25 +28,34 @@ struct Repeat {
   template <class C, class X>
   auto forward(C& ctx, X x) {
     using Result = decltype(ctx.forward_unit(children[0], x));
-    static_assert(std::is_same_v<decltype(Result::output), X>,
+    constexpr bool fits = std::is_same_v<decltype(Result::output), X>;
+    static_assert(fits || detail::is_refused<decltype(Result::output)>,
                   "Repeat<L>: the output of each element is the input of the next; both must be of one type");
-    std::vector<decltype(Result::saved)> all;
-    all.reserve(children.size());
-    for (auto& child : children) {
-      auto [output, saved] = ctx.forward_unit(child, std::move(x));
-      x = std::move(output);
-      all.push_back(std::move(saved));
+    if constexpr (fits) {
+      std::vector<decltype(Result::saved)> all;
+      all.reserve(children.size());
+      for (auto& child : children) {
+        auto [output, saved] = ctx.forward_unit(child, std::move(x));
+        x = std::move(output);
+        all.push_back(std::move(saved));
+      }
+      return Forward{std::move(x), std::move(all)};
+    } else {
+      return Forward{detail::Refused{}, detail::Refused{}};
     }
-    return Forward{std::move(x), std::move(all)};
   }
   template <class C, class D, class S>
   auto backward(C& ctx, D dy, S all) {
-    for (std::size_t i = children.size(); i-- > 0;) {
-      auto saved = std::move(all.back());
-      all.pop_back();
-      dy = ctx.backward_unit(children[i], std::move(dy), std::move(saved));
+    if constexpr (detail::is_refused<decltype(ctx.backward_unit(children[0], dy, std::move(all.back())))>) {
+      return detail::Refused{};
+    } else {
+      for (std::size_t i = children.size(); i-- > 0;) {
+        auto saved = std::move(all.back());
+        all.pop_back();
+        dy = ctx.backward_unit(children[i], std::move(dy), std::move(saved));
+      }
+      return dy;
     }
-    return dy;
   }
 };
 

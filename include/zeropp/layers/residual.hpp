@@ -11,7 +11,7 @@ namespace zeropp {
 
 template <class... Ls>
 struct Residual {
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   using Inner = std::conditional_t<sizeof...(Ls) == 1, std::tuple_element_t<0, std::tuple<Ls...>>, Sequential<Ls...>>;
   Inner inner;
@@ -20,11 +20,14 @@ struct Residual {
 
   template <class C, class X>
   auto forward(C& ctx, X x) {
-    constexpr bool fits = std::is_same_v<decltype(ctx.forward(inner, x).output), X>;
+    using Output = decltype(ctx.forward(inner, x).output);
+    constexpr bool fits = std::is_same_v<Output, X> || detail::is_refused<Output>;
     static_assert(fits,
                   "Residual<...>: the output of the layers inside is added to their input; both must be of one type");
-    if constexpr (fits)  // or compilers would say a hundred lines more
+    if constexpr (fits)
       return ctx.forward_onto(inner, x, x);
+    else
+      return Forward{detail::Refused{}, detail::Refused{}};
   }
   template <class C, class D, class S>
   auto backward(C& ctx, D dy, S saved) {

@@ -7,15 +7,15 @@
 #include <utility>
 
 #include <zeropp/kernels/norm.hpp>
-#include <zeropp/layers/linear.hpp>
+#include <zeropp/layers/context.hpp>
 
 namespace zeropp {
 
 /// Parameter NAME.weight [width] (ones).
 class RmsNorm {
  public:
-  static constexpr bool per_position = true, splits_backward = true;
-  using GradientOnto = RmsNorm;
+  static constexpr LayerTraits traits{
+      .per_position = true, .splits_backward = true, .adds_gradient_onto = &this_layer<RmsNorm>};
 
   RmsNorm(const std::string& name, std::int64_t width, float epsilon = 1e-5f)
       : width_(detail::positive(width, name, "the width")), epsilon_(epsilon) {
@@ -24,6 +24,7 @@ class RmsNorm {
 
   Parameter gain;
 
+  std::string settings() const { return text("epsilon ", epsilon_); }
   auto parameters() { return std::array{&gain}; }
 
   template <class Activation, int R>

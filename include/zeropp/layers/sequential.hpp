@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include <zeropp/layers/layer.hpp>
+#include <zeropp/layers/run.hpp>
 
 namespace zeropp {
 
@@ -18,9 +18,9 @@ struct Sequential {
   static_assert((detail::is_layer<Ls> && ...),
                 "Sequential<...> holds a type that is not a layer: a layer declares parameters(), or holds layers; see "
                 "docs/own_layer.md");
-  static constexpr bool container = true;
-  using OutputOnto = Sequential;    ///< as far as the last layer does
-  using GradientOnto = Sequential;  ///< as far as the first one does
+  /// Adds onto others as far as the last layer does, or the first one.
+  static constexpr LayerTraits traits{
+      .container = true, .adds_output_onto = &this_layer<Sequential>, .adds_gradient_onto = &this_layer<Sequential>};
 
   std::tuple<Ls...> children;
 

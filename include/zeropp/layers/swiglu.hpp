@@ -21,7 +21,7 @@ namespace detail {
 template <class Down>
 class SwiGluCore {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   SwiGluCore(Linear of_gate, Linear of_up, Down of_down)
       : gate(std::move(of_gate)), up(std::move(of_up)), down(std::move(of_down)) {}

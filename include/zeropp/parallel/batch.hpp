@@ -13,13 +13,24 @@
 
 namespace zeropp {
 
+/// A number that ranks compare where they must be given the same batch; never 0 (FNV-1a of pairs).
+inline std::uint64_t fingerprint_of(std::span<const std::int32_t> tokens, std::span<const std::int32_t> labels) {
+  std::uint64_t hash = 0xcbf29ce484222325ull;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const auto label = i < labels.size() ? static_cast<std::uint32_t>(labels[i]) : 0u;
+    hash = (hash ^ (std::uint64_t{label} << 32 | static_cast<std::uint32_t>(tokens[i]))) * 0x100000001b3ull;
+    hash ^= hash >> 29;
+  }
+  return hash | 1;
+}
+
 struct Batch {
   Tensor<std::int32_t, 2> tokens;   ///< [B, T]
   Tensor<std::int32_t, 2> labels;   ///< [B, T]; negative: no loss at that place
   std::int64_t first_sample = 0;    ///< index of the first row in the whole batch, over all ranks
   std::int64_t labels_in_step = 0;  ///< labels that count, over all ranks; 0: counted by a collective
   std::int64_t labels_here = -1;    ///< labels that count, this rank's in a sum over ranks; -1: not known yet
-  std::uint64_t fingerprint = 0;    ///< of how the rows begin, as they were filled: context ranks compare it
+  std::uint64_t fingerprint = 0;    ///< of all tokens and labels, as they were filled: see fingerprint_of
   /// Copies from the host to where the batch lives; empty: it lives there.
   std::function<void(void* to, const void* from, std::size_t bytes)> upload = {};
 
@@ -42,12 +53,7 @@ struct Batch {
                              " tokens and ", label_values.size(), " labels"));
     put(token_values, tokens);
     put(label_values, labels);
-    fingerprint = 0;  // FNV-1a of the first tokens of each row
-    for (std::int64_t row = 0; row < rows(); ++row)
-      for (std::int64_t t = 0; t < std::min<std::int64_t>(sequence(), 8); ++t) {
-        const auto token = token_values[static_cast<std::size_t>(row * sequence() + t)];
-        fingerprint = (fingerprint ^ static_cast<std::uint64_t>(token)) * 0x100000001b3ull;
-      }
+    fingerprint = fingerprint_of(token_values, label_values);
     labels_here = std::count_if(label_values.begin(), label_values.end(), [](auto label) { return label >= 0; });
   }
 

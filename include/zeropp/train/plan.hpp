@@ -6,11 +6,11 @@
 #include <string>
 #include <utility>
 
+#include <zeropp/base/format.hpp>
 #include <zeropp/comm/dry.hpp>
 #include <zeropp/device/dry.hpp>
-#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded_engine.hpp>
 #include <zeropp/train/optimizers/fused_adam.hpp>
-#include <zeropp/base/format.hpp>
 
 namespace zeropp {
 
@@ -25,16 +25,17 @@ struct Plan {
 struct PlanOptions {
   std::int64_t rows = 1, sequence = 1;  ///< of the batch of this rank
   std::int64_t micro_batches = 1;
+  Stage stage = Stage::gradients;
   ShardedOptions sharded = {};
   AdamOptions adam = {};
 };
 
 /// The plan of the rank of a dry mesh, whose part of the model is `layer`: training and evaluation. D is Dry, or
 /// DryCuda for runs on GPUs.
-template <Stage S, Precision P, Device D = Dry, class L>
+template <Precision P, Device D = Dry, class L>
 Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
   D dry;
-  Sharded<L, S, P, D> model{mesh, dry, std::move(layer), o.sharded};
+  ShardedEngine<L, P, D> model{mesh, dry, std::move(layer), o.stage, o.sharded};
   FusedAdam adam{model, o.adam};
   auto batch = Batch::on(dry, o.rows, o.sequence);
   batch.labels_in_step = o.rows * o.sequence * mesh.size(Axis::data);
@@ -46,7 +47,7 @@ Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
     result.parameters += unit.size();
     result.padding += unit.padded() - unit.size();
   }
-  if constexpr (Pipelined<L>) result.part = model.layer().describe();
+  result.part = model.describe();
   return result;
 }
 

@@ -9,9 +9,10 @@
 #include <optional>
 #include <string>
 
+#include <zeropp/comm/settings.hpp>
 #include <zeropp/parallel/parallelize.hpp>
-#include <zeropp/train/optimizers/fused_adam.hpp>
 #include <zeropp/train/loss_scale.hpp>
+#include <zeropp/train/optimizers/fused_adam.hpp>
 #include <zeropp/train/schedule.hpp>
 
 namespace zeropp {
@@ -54,6 +55,31 @@ struct TrainSettings {
   }
   /// For the run's LossScaler: 1 throughout unless the precision is fp16.
   LossScaleOptions loss_scaling() const { return precision == "fp16" ? loss_scale : LossScaleOptions{.fixed = 1}; }
+  /// What must be the same on all ranks, under the names of flags: see expect_same_settings.
+  SettingList compared() const {
+    return {{"--zero", text(zero)},
+            {"--batch", text(micro_batch)},
+            {"--micro-batches", text(passes)},
+            {"sequences a step", text(rows)},
+            {"--tp", text(tensor)},
+            {"--pp", text(pipeline)},
+            {"--cp", text(context)},
+            {"--schedule", pipeline_schedule},
+            {"--chunks", text(chunks)},
+            {"--precision", precision},
+            {"--lr-schedule", lr_schedule},
+            {"--steps", text(steps)},
+            {"--warmup-steps", text(warmup_steps)},
+            {"--lr", text(lr)},
+            {"--min-lr", text(min_lr)},
+            {"--weight-decay", text(weight_decay)},
+            {"betas", text(betas[0], " ", betas[1])},
+            {"epsilon", text(epsilon)},
+            {"--grad-clip", text(grad_clip)},
+            {"fp16", text(loss_scale.fixed, " ", loss_scale.initial, " ", loss_scale.window, " ", loss_scale.hysteresis,
+                          " ", loss_scale.minimum)},
+            {"--seed", text(seed)}};
+  }
   /// Learning rate of a step, from 0. Throws ConfigError for rates and steps that do not fit.
   float rate(std::int64_t step) const {
     if (lr_schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);
@@ -81,11 +107,12 @@ struct TrainSettings {
     if (all > std::numeric_limits<int>::max()) throw ConfigError(text("the batch sizes imply ", all, " ranks"));
     return static_cast<int>(all);
   }
-  /// `width`: C of what blocks hand on. Throws ConfigError for a schedule that there is not.
-  ParallelOptions parallel(std::int64_t width) const {
+  Stage stage() const { return static_cast<Stage>(zero); }
+  /// Throws ConfigError for a schedule that there is not.
+  ParallelOptions parallel() const {
     const auto kind = pipeline_kind(pipeline_schedule);
     const int fewest = kind == PipelineKind::interleaved || kind == PipelineKind::zb_v ? 2 : 1;
-    return {.schedule = kind, .chunks = chunks ? chunks : fewest, .sequence_parallel = sequence_parallel, .width = width};
+    return {.schedule = kind, .chunks = chunks ? chunks : fewest, .sequence_parallel = sequence_parallel};
   }
   /// Sequences of a step that a data rank takes.
   std::int64_t rows_of(const Comm& data) const {

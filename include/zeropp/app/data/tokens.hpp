@@ -28,6 +28,21 @@ class TokenSource {
   virtual void read(std::int64_t begin, std::span<std::int32_t> out) const = 0;
 };
 
+/// A number that differs where tokens do, of up to 64 windows of them: what ranks compare before they train. Of a long
+/// source it reads a part only.
+inline std::uint64_t fingerprint_of(const TokenSource& source) {
+  constexpr std::int64_t window = 1024, windows = 64;
+  std::uint64_t hash = 0xcbf29ce484222325ull ^ static_cast<std::uint64_t>(source.size());
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t i = 0; i < windows; ++i) {
+    const auto begin = std::max<std::int64_t>(0, source.size() - window) / (windows - 1) * i;
+    tokens.resize(static_cast<std::size_t>(std::min(window, source.size() - begin)));
+    source.read(begin, tokens);
+    for (auto token : tokens) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3ull;  // FNV-1a
+  }
+  return hash;
+}
+
 class MemoryTokens final : public TokenSource {
  public:
   explicit MemoryTokens(std::vector<std::int32_t> tokens) : tokens_(std::move(tokens)) {}

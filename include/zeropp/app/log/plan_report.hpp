@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include <zeropp/train/checkpoint/together.hpp>
+#include <zeropp/app/config/settings.hpp>
 #include <zeropp/app/log/console.hpp>
 #include <zeropp/app/machine.hpp>
+#include <zeropp/train/checkpoint/together.hpp>
 #include <zeropp/train/plan.hpp>
-#include <zeropp/app/config/settings.hpp>
 
 namespace zeropp {
 
@@ -66,7 +66,7 @@ void print_plan(Console& console, const Comm& world, const TrainSettings& s, int
   const auto passes = s.micro_batches(first.data().size());
   console.heading(text("plan of ", first.describe(), ": ZeRO-", s.zero, ", ", s.precision,
                        s.recompute ? ", recompute, " : ", ", grouped(tokens), " tokens a step in ", passes,
-                       " micro-batches", detail::pipeline_text(s.parallel(1), s.pipeline, passes)));
+                       " micro-batches", detail::pipeline_text(s.parallel(), s.pipeline, passes)));
   const auto of_first = plan_of(first), of_last = plan_of(last);
   console.line("rank 0:\n" + describe(of_first) + " of " + room);
   if (options.tensor * options.pipeline * options.context > 1)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/gradient_norm.hpp on a GPU: the numbers arrive in its memory, for the optimizer, and in pinned memory, for who asks.
+// kernels/gradient_norm.hpp on a GPU: the numbers arrive in its memory, for the optimizer, and in pinned memory, for
+// who asks.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@
 #include <vector>
 
 #include <zeropp/device/cuda.hpp>
-#include <zeropp/kernels/gradient_norm.hpp>
 #include <zeropp/kernels/cuda/reduce.hpp>
+#include <zeropp/kernels/gradient_norm.hpp>
 
 namespace zeropp::kernels {
 
@@ -43,7 +44,8 @@ class GradientNormSlots {
         slot->read = false;
         return slot;
       }
-    if (slots_.size() % most == 0) places_.push_back(device.pool().take_persistent(most * sizeof(GradientNorm), Purpose::buffers));
+    if (slots_.size() % most == 0)
+      places_.push_back(device.pool().take_persistent(most * sizeof(GradientNorm), Purpose::buffers));
     return add();
   }
 
@@ -58,25 +60,29 @@ class GradientNormSlots {
 };
 
 /// Enqueues a sum in order and what follows from it.
-void launch_gradient_norm(std::span<const double> squares, double loss_scale, double max_norm, GradientNorm* place, GradientNorm* report,
-                 cudaStream_t stream);
+void launch_gradient_norm(std::span<const double> squares, double loss_scale, double max_norm,
+                          const Agreement& agreement, GradientNorm* place, GradientNorm* report, cudaStream_t stream);
 
 #ifdef __CUDACC__
 
 /// One warp.
-static __global__ void __launch_bounds__(32) gradient_norm_kernel(const double* squares, std::int64_t count, double loss_scale,
-                                                         double max_norm, GradientNorm* place, GradientNorm* report) {
+static __global__ void __launch_bounds__(32)
+    gradient_norm_kernel(const double* squares, std::int64_t count, double loss_scale, double max_norm,
+                         const __grid_constant__ Agreement agreement, GradientNorm* place, GradientNorm* report) {
   const double sum = sum_in_order(squares, 0, count);
   if (threadIdx.x != 0) return;
-  const auto clip = GradientNorm::of(__dsqrt_rn(sum) / loss_scale, max_norm);
-  *place = clip;
-  *report = clip;
+  auto norm = GradientNorm::of(__dsqrt_rn(sum) / loss_scale, max_norm);
+  norm.agreed = agreement.holds();
+  norm.finite = norm.finite && norm.agreed;
+  *place = norm;
+  *report = norm;
 }
 
-inline void launch_gradient_norm(std::span<const double> squares, double loss_scale, double max_norm, GradientNorm* place, GradientNorm* report,
-                        cudaStream_t stream) {
-  gradient_norm_kernel<<<1, 32, 0, stream>>>(squares.data(), static_cast<std::int64_t>(squares.size()), loss_scale, max_norm,
-                                    place, report);
+inline void launch_gradient_norm(std::span<const double> squares, double loss_scale, double max_norm,
+                                 const Agreement& agreement, GradientNorm* place, GradientNorm* report,
+                                 cudaStream_t stream) {
+  gradient_norm_kernel<<<1, 32, 0, stream>>>(squares.data(), static_cast<std::int64_t>(squares.size()), loss_scale,
+                                             max_norm, agreement, place, report);
 }
 
 #endif
@@ -85,13 +91,14 @@ inline void launch_gradient_norm(std::span<const double> squares, double loss_sc
 
 /// As the host's; returns at once. `squares` lie in the GPU's memory.
 template <CudaDevice D>
-ClipResult gradient_norm(D& device, std::span<const double> squares, double loss_scale, double max_norm) {
+ClipResult gradient_norm(D& device, std::span<const double> squares, double loss_scale, double max_norm,
+                         const Agreement& agreement = {}) {
   auto& slots = device.template companion<detail::GradientNormSlots>();
   ClipResult result;
   device.run({.name = "clip", .flops = static_cast<double>(squares.size())}, [&](cudaStream_t stream) {
     if constexpr (!D::dry) {
       auto slot = slots.take(device);
-      detail::launch_gradient_norm(squares, loss_scale, max_norm, slot->place, slot->report.get(), stream);
+      detail::launch_gradient_norm(squares, loss_scale, max_norm, agreement, slot->place, slot->report.get(), stream);
       slot->written.record(stream);
       result = {std::shared_ptr<const GradientNorm>(slot, slot->place), [slot, &device] {
                   if (!slot->read) {

@@ -17,29 +17,41 @@
 namespace zeropp {
 
 namespace detail {
-/// Throws CommError, on all context ranks, where their batches begin otherwise. A collective.
-inline void expect_same_rows(const Batch& batch, const Comm& comm) {
-  const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(batch.fingerprint)};
+/// Throws CommError, on all ranks of `comm`, which run along `axis`, where their batches differ. A collective of them.
+template <Device D>
+void expect_same_batch(D& device, const Batch& batch, const Comm& comm, std::string_view axis) {
+  if (comm.size() == 1) return;
+  auto fingerprint = D::dry ? 0 : batch.fingerprint;
+  if constexpr (!D::dry) {
+    constexpr bool on_host = !requires { D::cuda; };  // its memory may have been written to since it was filled
+    if (on_host || fingerprint == 0) {
+      std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size())),
+          labels(static_cast<std::size_t>(batch.labels.size()));
+      device.download(tokens.data(), batch.tokens.data(), tokens.size() * sizeof(std::int32_t));
+      if (!labels.empty()) device.download(labels.data(), batch.labels.data(), labels.size() * sizeof(std::int32_t));
+      fingerprint = fingerprint_of(tokens, labels);
+    }
+  }
+  const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(fingerprint)};
   std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % 2];  // dry ranks gather nothing
   comm.host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
   for (std::size_t i = 2; i < all.size(); ++i)
     if (all[i] != all[i % 2])
-      throw CommError(
-          text("context rank ", i / 2, " was given other rows than context rank 0; ranks that share ",
-               "sequences take the same batch: a loader's rank is mesh.data().rank(), of mesh.data().size()"));
+      throw CommError(text(axis, " rank ", i / 2, " was given another batch than ", axis, " rank 0; ranks of the ",
+                           axis,
+                           " axis take the same batch: a loader's rank is mesh.data().rank(), of mesh.data().size()"));
 }
 }  // namespace detail
 
 /// The positions of this rank, in memory of the device's pool; the batch as it is where there is one context rank.
 /// Every context rank gives the same whole rows, so labels and places need no thought. Throws ConfigError
-/// (ContextShard), and CommError where the rows are not the same. A collective of the context ranks.
+/// (ContextShard).
 template <Device D>
 Batch local_batch(D& device, const Batch& whole, const ContextShard& shard) {
   if (shard.size() == 1) return whole;
   const auto rows = whole.rows(), sequence = whole.sequence(), here = shard.share(sequence);
   const auto chunk = here / shard.chunks();
-  detail::expect_same_rows(whole, shard.comm());
   std::vector<kernels::Rectangle> chunks;
   for (int c = 0; c < shard.chunks(); ++c)
     chunks.push_back({shard.positions(here)[c * chunk], sequence, c * chunk, here, rows, chunk});
@@ -110,10 +122,11 @@ class SharedLogits {
 namespace detail {
 
 [[noreturn]] inline void refuse_context(const std::string& layer, int ranks) {
-  throw ConfigError(text(layer, " does not say that ", ranks,
-                         " context ranks can share its sequences: declare `static constexpr bool per_position = true` "
-                         "in its type if it computes each position alone, or `shares_context = true` if it asks "
-                         "ctx.context_shard which positions it has"));
+  throw ConfigError(text(
+      layer, " does not say that ", ranks,
+      " context ranks can share its sequences: declare `static constexpr LayerTraits traits{.per_position = true}` "
+      "in its type if it computes each position alone, or {.shares_context = true} if it asks "
+      "ctx.context_shard which positions it has"));
 }
 
 /// Throws ConfigError unless every layer inside says that it is right on a part of the sequence.

@@ -9,28 +9,31 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <zeropp/parallel/micro_batches.hpp>
 #include <zeropp/parallel/pipeline/pipeline_stage.hpp>
-#include <zeropp/parallel/sharding/residency.hpp>
+#include <zeropp/parallel/sharding/runner.hpp>
+#include <zeropp/parallel/sharding/sharded_context.hpp>
 
 namespace zeropp {
 
-template <class Model, class Stage>
+/// Model: a ShardedEngine; Piped: its PipelineStage.
+template <class Model, class Piped>
 class PipelineRun {
   using Context = typename Model::Context;
   using T = typename Context::Activation;
   using Activation = Tensor<T, 3>;
-  using Chunk = typename Stage::Chunk;
+  using Chunk = typename Piped::Chunk;
   using Saved = decltype(std::declval<Model&>()
                              .forward_of(std::declval<Chunk&>(), std::declval<Context&>(), PipelineValue<T>{})
                              .saved);
 
  public:
   /// `schedule` is the stage's, for so many micro-batches; to evaluate, its layout is enough.
-  PipelineRun(Model& model, Stage& stage, PipelineSchedule schedule, MicroBatches batches)
+  PipelineRun(Model& model, Piped& stage, PipelineSchedule schedule, MicroBatches batches)
       : model_(model),
         stage_(stage),
         batches_(std::move(batches)),
@@ -153,8 +156,8 @@ class PipelineRun {
     auto ctx = begin(op);
     auto saved = std::move(*flight.saved);
     flight.saved.reset();
-    auto dx = model_.backward_of(chunk(op), ctx, std::move(flight.dy), std::move(saved),
-                                 split ? &flight.weights : nullptr);
+    auto dx =
+        model_.backward_of(chunk(op), ctx, std::move(flight.dy), std::move(saved), split ? &flight.weights : nullptr);
     if (model_part(op) + 1 == schedule_.parts()) total.add(flight.loss);
     auto* previous = neighbour(op, -1);
     (previous ? previous->dy : flight.dx) = std::move(dx);
@@ -171,11 +174,29 @@ class PipelineRun {
   Chunk& chunk(const PipelineOp& op) { return stage_.chunks()[static_cast<std::size_t>(op.chunk)]; }
 
   Model& model_;
-  Stage& stage_;
+  Piped& stage_;
   MicroBatches batches_;
   PipelineSchedule schedule_;
   std::vector<Flight> flights_;
   std::map<int, std::deque<PipelineOp>> expected_;  ///< by stage: what it has sent or will, not yet received
+};
+
+/// The passes of a stage follow its schedule.
+template <Pipelined L>
+struct Runner<L> {
+  template <class Engine>
+  static void train(Engine& engine, L& stage, const MicroBatches& batches, Loss& total) {
+    PipelineRun(engine, stage, stage.schedule(batches.count()), batches).train(total);
+  }
+  template <class Engine>
+  static Loss evaluate(Engine& engine, L& stage, const MicroBatches& batches) {
+    return PipelineRun(engine, stage, stage.layout(), batches).evaluate();
+  }
+  static std::vector<ModelParameter> model_parameters(L& stage) { return stage.model_parameters(); }
+  static int parameters_in_order(L& stage) { return stage.parameters_in_model(); }
+  static const Comm* stages(L& stage) { return &stage.options().comm; }
+  static int last_stage(L& stage) { return stage.last_stage(); }
+  static std::string describe(L& stage) { return stage.describe(); }
 };
 
 }  // namespace zeropp

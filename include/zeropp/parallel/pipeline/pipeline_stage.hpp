@@ -19,17 +19,18 @@
 #include <zeropp/layers/loss.hpp>
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/layers/sequential.hpp>
-#include <zeropp/parallel/sharding/model_parameters.hpp>
+#include <zeropp/layers/visit.hpp>
 #include <zeropp/parallel/pipeline/cut.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
 
 namespace zeropp {
 
 struct PipelineOptions {
   Comm comm = {};  ///< the ranks of the pipeline axis
   PipelineKind schedule = PipelineKind::one_forward_one_backward;
-  int chunks = 1;                     ///< parts of the model on each rank; interleaved: 2 or more, ZB-V: 2
-  std::int64_t width = 0;             ///< C of what blocks hand on: [B, T, C]
+  int chunks = 1;          ///< parts of the model on each rank; interleaved: 2 or more, ZB-V: 2
+  std::int64_t width = 0;  ///< C of what blocks hand on, [B, T, C]; 0: as wide as the layer in front of them says
   std::int64_t sequence_shards = 1;  ///< T is cut so often under sequence parallelism
 };
 
@@ -44,7 +45,7 @@ struct PipelineValue {
 /// Consecutive layers of the model: some blocks, with the layers before them or behind them at the model's ends.
 template <class Front, class Block, class Back>
 struct PipelineChunk {
-  static constexpr bool container = true;
+  static constexpr LayerTraits traits{.container = true};
 
   std::optional<Front> front;
   Repeat<Block> body;
@@ -143,9 +144,8 @@ class PipelineStage {
   using Blocks = std::tuple_element_t<Around::at, Layers>;
 
  public:
-  static constexpr bool around_model = true;
+  static constexpr LayerTraits traits{.container = true, .around_model = true, .pipelined = true};
   using Model = L;
-  static constexpr bool container = true, pipelined = true;
   using Chunk =
       PipelineChunk<decltype(Around::front(std::declval<Layers&>())), typename decltype(Blocks::children)::value_type,
                     decltype(Around::back(std::declval<Layers&>()))>;
@@ -154,8 +154,6 @@ class PipelineStage {
   /// suit, a tie that leads nowhere.
   PipelineStage(PipelineOptions options, L whole) : options_(std::move(options)) {
     const int stages = options_.comm.size(), rank = options_.comm.rank();
-    if (options_.width < 1)
-      throw ConfigError(text("PipelineStage: width must say how wide the blocks' outputs are, got ", options_.width));
     layout_ = make_schedule(options_.schedule, stages, stages, options_.chunks);  // refuses what cannot be
     layout_.of_stage.clear();
     visit_parameters(whole, [&](Parameter& p) { p.order = parameters_in_model_++; });
@@ -163,6 +161,10 @@ class PipelineStage {
     auto& blocks = std::get<Around::at>(whole.children).children;
     auto front = Around::front(whole.children);
     auto back = Around::back(whole.children);
+    if (options_.width == 0) options_.width = width_of(front);
+    if (options_.width < 1)
+      throw ConfigError(text("PipelineStage: width must say how wide the blocks' outputs are, got ", options_.width,
+                             ", and no layer in front of the blocks has a width()"));
     std::vector<double> costs;
     for (auto& block : blocks) costs.push_back(cost_of(block));
     const auto cut = cut_pipeline(costs, 0, cost_of(back), stages * options_.chunks);
@@ -233,6 +235,18 @@ class PipelineStage {
     int stage;
   };
 
+  /// Of the output: that of the last layer inside with a width(); 0 without any.
+  template <class Layer>
+  static std::int64_t width_of(Layer& layer) {
+    std::int64_t width = 0;
+    if constexpr (requires { layer.width(); })
+      width = layer.width();
+    else
+      zeropp::for_each_child(layer, [&](auto& child) {
+        if (const auto inside = width_of(child)) width = inside;
+      });
+    return width;
+  }
   /// Elements that take part in products: every row of the input meets each of them. A tied head computes too.
   template <class Layer>
   static double cost_of(Layer& layer) {
@@ -264,11 +278,6 @@ class PipelineStage {
   PipelineSchedule layout_;
   std::vector<ModelParameter> model_parameters_;
   int parameters_in_model_ = 0;
-};
-
-template <class L>
-concept Pipelined = requires {
-  requires L::pipelined;
 };
 
 }  // namespace zeropp

@@ -1,44 +1,78 @@
 // SPDX-License-Identifier: Apache-2.0
-// Before memory is taken, the ranks of a model compare what they have built: another model or other settings on one of
-// them would otherwise end in a collective that never returns.
+// Before memory is taken, a model is held against its mesh, and the ranks of the mesh compare what they have built.
 #pragma once
 
-#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include <zeropp/base/random.hpp>
-#include <zeropp/comm/comm.hpp>
-#include <zeropp/layers/layer.hpp>
+#include <zeropp/comm/settings.hpp>
+#include <zeropp/layers/parameter.hpp>
+#include <zeropp/parallel/sharding/model_comms.hpp>
+#include <zeropp/parallel/sharding/model_parameters.hpp>
 
 namespace zeropp::detail {
 
-/// Throws CommError, on all ranks of `comm`, unless `what` is the same on all of them. `axis` names them in the
-/// sentence: "", "tensor ". A collective.
-inline void agree(const Comm& comm, std::string_view axis, const std::string& what) {
-  const auto mine = static_cast<std::int64_t>(hash_of(what));
-  std::vector<std::int64_t> hashes(static_cast<std::size_t>(comm.size()), mine);
-  comm.host().all_gather(std::span<const std::int64_t>{&mine, 1}, std::span{hashes});
-  for (std::size_t r = 1; r < hashes.size(); ++r)
-    if (hashes[r] != hashes[0])
-      throw CommError(text(axis, "rank ", r, " built another model than ", axis,
-                           "rank 0 (parameters, shapes, stage, precision or seed differ); start all ranks with the "
-                           "same program and settings"));
+/// Throws ConfigError where tensor ranks of another communicator than `tensor` share the layers, or none of the layers
+/// use the tensor ranks of the mesh.
+inline void expect_tensor_ranks(std::span<Parameter* const> parameters, const Comm& tensor) {
+  bool used = false;
+  for (auto* p : parameters) {
+    if (!p->tensor_group) continue;
+    used = true;
+    if (p->tensor_group != tensor.identity())
+      throw ConfigError(text("parameter ", p->name, p->split() ? text(" is shared by ", p->slice.parts) : " is held by",
+                             " tensor ranks of another communicator than the model's, which has ", tensor.size(),
+                             "; give TensorParallel and Sharded the same mesh: Sharded model{mesh, device, "
+                             "parallelize(mesh, layer)}"));
+  }
+  if (tensor.size() > 1 && !used)
+    throw ConfigError(text("the mesh has ", tensor.size(),
+                           " tensor ranks, and no layer of the model uses them; write "
+                           "Sharded model{mesh, device, parallelize(mesh, layer)}, or leave the axis out"));
 }
 
-/// The same settings everywhere; tensor ranks cut the same parameters, stages of a pipeline have others. A collective.
-template <class L>
-void agree(L& layer, const Comm& comm, const Comm& tensor, const Comm& pipeline, const std::string& settings) {
-  std::string names = settings, shapes = settings;
-  visit_parameters(layer, [&](Parameter& p) {
-    names += p.name + p.tied_to + "\n";
-    shapes += p.name + shape_text(p.shape) + p.tied_to + "\n";
-  });
-  agree(comm, "", shapes);
-  agree(tensor, "tensor ", names);
-  agree(pipeline, "pipeline ", settings);
+/// The same for the stages of a pipeline; `used` is null where no pipeline cuts the model.
+inline void expect_pipeline_ranks(const Comm* used, const Comm& pipeline) {
+  if (used && used->size() > 1 && used->identity() != pipeline.identity())
+    throw ConfigError(text("PipelineStage has ", used->size(),
+                           " stages on another communicator than the model's "
+                           "pipeline, which has ",
+                           pipeline.size(),
+                           "; give both the same mesh: Sharded model{mesh, device, parallelize(mesh, layer)}"));
+  if (pipeline.size() > 1 && (!used || used->size() == 1))
+    throw ConfigError(text("the mesh has ", pipeline.size(),
+                           " pipeline ranks, and the model is not cut into stages; "
+                           "write Sharded model{mesh, device, parallelize(mesh, layer)}, or leave the axis out"));
+}
+
+/// Throws CommError, on all ranks of an axis, where ranks have built models that do not fit together: ranks that share
+/// the state have equal layers; tensor ranks cut the same parameters; stages of a pipeline know the same model.
+inline void expect_same_model(std::span<Parameter* const> parameters, std::span<const std::string> of_layers,
+                              const ModelComms& comms, const std::vector<ModelParameter>& whole,
+                              const SettingList& options) {
+  constexpr std::string_view what = "built another model";
+  SettingList here = options, shared = options, of_pipeline = options;
+  for (auto* parameter : parameters) {
+    auto& p = *parameter;
+    auto declared =
+        text(shape_text(p.whole_shape()), p.decay ? " with decay" : " without decay", ", initialised ",
+             static_cast<int>(p.init.kind), " ", p.init.scale, p.tied_to.empty() ? "" : ", tied to ", p.tied_to);
+    auto mine = declared + text(", here ", shape_text(p.shape));
+    for (auto& range : p.slice.ranges) mine += text(" ", range.begin, "-", range.end);
+    shared.push_back({"parameter " + p.name, std::move(declared)});
+    here.push_back({"parameter " + p.name, std::move(mine)});
+  }
+  for (auto& settings : of_layers) {
+    shared.push_back({"a layer with", settings});
+    here.push_back({"a layer with", settings});
+  }
+  for (auto& p : whole) of_pipeline.push_back({"parameter " + p.name, shape_text(p.shape)});
+  expect_same_settings(comms.sharding, here, "", what);
+  expect_same_settings(comms.tensor, shared, "tensor ", what);
+  expect_same_settings(comms.pipeline, of_pipeline, "pipeline ", what);
 }
 
 }  // namespace zeropp::detail

@@ -6,18 +6,8 @@
 
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/layers/loss.hpp>
-#include <zeropp/parallel/pipeline/pipeline_stage.hpp>
 
 namespace zeropp::detail {
-
-/// The stage of a pipeline that knows the loss; 0 where there is none.
-template <class L>
-int last_stage(L& layer) {
-  if constexpr (Pipelined<L>)
-    return layer.last_stage();
-  else
-    return 0;
-}
 
 /// Σ over the ranks of `comm` of what each found; of a pipeline only the last stage has any, and sends it to the
 /// others. With one rank in all it is `mine`: whoever reads it waits for it. A collective.

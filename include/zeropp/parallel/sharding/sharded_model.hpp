@@ -3,8 +3,8 @@
 // once for all of them, and apart from the engine: for GPUs by the host's compiler, where nvcc compiles the engine.
 //
 //   std::unique_ptr<ShardedModel<Bf16, Cuda>> build(const Mesh& mesh, Cuda& device, const Config& config) {
-//     using Model = Sharded<Gpt, Stage::parameters, Bf16, Cuda>;  // in a .cu file
-//     return std::make_unique<ShardedModelOf<Model>>(mesh, device, Gpt{config});
+//     using Engine = ShardedEngine<Gpt, Bf16, Cuda>;  // in a .cu file
+//     return std::make_unique<ShardedModelOf<Engine>>(mesh, device, Gpt{config}, Stage::parameters);
 //   }
 #pragma once
 
@@ -39,7 +39,7 @@ class ShardedModel {
                       std::span<float> out) = 0;
 };
 
-/// M: a Sharded, which it makes of what it is given.
+/// M: a ShardedEngine or a Sharded, which it makes of what it is given.
 template <class M>
 class ShardedModelOf final : public ShardedModel<typename M::Precision, typename M::Device> {
  public:

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include <zeropp/comm/settings.hpp>
 #include <zeropp/layers/context_shard.hpp>
 #include <zeropp/parallel/sharding/bucketed_reducer.hpp>
 #include <zeropp/parallel/sharding/stage.hpp>
@@ -28,10 +29,12 @@ struct ShardedOptions {
   /// kernels are those of the capture.
   bool graph = false;
 
-  /// What the ranks of a model must agree on, beside its type.
-  std::string words() const {
-    return text("seed ", seed, " reduction ", static_cast<int>(reduction), " bucket ", bucket_bytes, " context ",
-                name_of(context_attention));
+  /// Those that must be the same on all ranks.
+  SettingList settings() const {
+    return {{"seed", text(seed)},
+            {"reduction", reduction == Reduction::once ? "once" : "every micro-batch"},
+            {"bucket_bytes", text(bucket_bytes)},
+            {"context_attention", std::string(name_of(context_attention))}};
   }
 };
 
@@ -40,6 +43,12 @@ struct TrainOptions {
   /// Factor on all gradients of activations and weights, for types that hold no small ones: see train/loss_scale.hpp.
   /// The loss, the norm that clip measures and FusedAdam's step are without it.
   float loss_scale = 1;
+
+  /// Throws ConfigError for values that cannot work.
+  void check() const {
+    if (micro_batches < 1) throw ConfigError(text("micro_batches must be at least 1, got ", micro_batches));
+    if (!(loss_scale > 0)) throw ConfigError(text("loss_scale must be positive, got ", loss_scale));
+  }
 };
 
 }  // namespace zeropp

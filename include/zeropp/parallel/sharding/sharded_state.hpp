@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What of a sharded model depends on neither its layers nor its stage: communicators, units, and when what is sent. It
-// is what optimizers and checkpoints work on; `Sharded` adds the passes.
+// The part of a sharded model that is independent of its layers: communicators, units, and the order of communication.
+// Optimizers and checkpoints use this base class; `ShardedEngine` adds the passes.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,10 @@
 #include <vector>
 
 #include <zeropp/comm/on_device.hpp>
+#include <zeropp/kernels/reduce.hpp>
 #include <zeropp/parallel/batch.hpp>
 #include <zeropp/parallel/context/context_parallel.hpp>
+#include <zeropp/parallel/sharding/gradient_sums.hpp>
 #include <zeropp/parallel/sharding/model_comms.hpp>
 #include <zeropp/parallel/sharding/model_parameters.hpp>
 #include <zeropp/parallel/sharding/sharded_options.hpp>
@@ -51,24 +53,55 @@ class ShardedState {
   /// Optimizer steps done: enters dropout and schedules. Waits for the norm of the last one.
   std::int64_t step() const { return steps_.done(); }
   void set_step(std::int64_t step) { steps_.set(step); }
-  /// An optimizer's step was enqueued, which counts if `clip` is finite.
-  void add_step(const ClipResult& clip) { steps_.add(clip); }
+  /// An optimizer's step was enqueued, which counts if `clip` is finite. The next norm shows whether all ranks have
+  /// stepped at the same rate.
+  void add_step(const ClipResult& clip, float learning_rate = 0) {
+    steps_.add(clip);
+    learning_rate_ = learning_rate;
+  }
 
   /// This rank's positions of a batch: what forward takes where context ranks share sequences.
-  Batch local_batch(const Batch& whole) { return zeropp::local_batch(device_, whole, context_); }
+  /// Tensor and pipeline ranks that were given other batches than each other are refused. A collective.
+  Batch local_batch(const Batch& whole) {
+    if (context_.size() > 1) context_.share(whole.sequence());  // throws where the ranks cannot share sequences
+    const std::pair<const Comm*, std::string_view> axes[] = {
+        {&context_.comm(), "context"}, {&tensor_, "tensor"}, {&pipeline_, "pipeline"}};
+    for (auto [comm, axis] : axes) detail::expect_same_batch(device_, whole, *comm, axis);
+    return zeropp::local_batch(device_, whole, context_);
+  }
 
-  /// After the last micro-batch: gradients over updated() of all units are then sums over ranks, of a loss multiplied by
-  /// `loss_scale`. A collective.
+  /// After the last micro-batch: gradients over updated() of all units are then sums over ranks, of a loss multiplied
+  /// by `loss_scale`. A collective.
   void finish_gradients(float loss_scale = 1) {
     loss_scale_ = loss_scale;
     reducer_.flush();
     units_.join_ties(pipeline_);
     if (tensor_.size() > 1) units_.sum_over_tensor(tensor_);
     if (stage_ == Stage::none) units_.gradients_due();
+    gradients_ = Gradients::finished;
   }
   float loss_scale() const { return loss_scale_; }  ///< what the gradients of the last pass are multiplied by
+  /// The norm of the gradients, and the factor that clips them: see clip_by_global_norm. A collective.
+  ClipResult clip_gradients(float max_norm) {
+    if (!(max_norm >= 0))
+      throw ConfigError(text("the gradients' norm is clipped to a value of at least 0, got ", max_norm));
+    expect_gradients("clipping");
+    // 40 bits, whose sums over ranks are exact.
+    const auto argument = static_cast<double>(hash_of(text(max_norm, " ", loss_scale_, " ", learning_rate_)) >> 24);
+    auto clip = over_gradients(
+        *this, argument,
+        [&](auto parts, auto places, auto sums) { kernels::sums_of_squares(device_, parts, places, sums); },
+        [&](auto squares, const Agreement& agreement) {
+          return ClipResult(kernels::gradient_norm(device_, squares, static_cast<double>(loss_scale_),
+                                                   static_cast<double>(max_norm), agreement));
+        });
+    if (!clip.on_device()) clip.value();  // throws on all ranks where they were given different arguments
+    return clip;
+  }
+
   /// Sends what of them other ranks need, a unit after the other: before an optimizer reads them. A collective.
   void publish_gradients() {
+    expect_gradients("the optimizer's step");
     for (auto& unit : units()) unit.publish_gradients();
   }
   /// To be called when the weights over updated() have changed on every rank. A collective.
@@ -84,7 +117,7 @@ class ShardedState {
   template <class Body>
   auto guarded(const std::string& name, Body body) {
     try {
-      Pool::Program program(device_.pool(), name);
+      Pool::Program program(programs_, name);
       if (device_.pool().recording()) units_.settle();  // what records gives memory back: see NcclBackend::collective
       auto result = body();
       program.finish();
@@ -92,11 +125,39 @@ class ShardedState {
     } catch (...) {
       reducer_.drop();
       units_.abandon();
+      gradients_ = Gradients::none;
       throw;
     }
   }
 
  protected:
+  enum class Gradients { none, unfinished, finished };
+
+  void gradients_are(Gradients now) { gradients_ = now; }
+  /// Throws Error unless gradients are there and summed over ranks: `who` is about to read them.
+  void expect_gradients(std::string_view who) const {
+    if (gradients_ == Gradients::unfinished)
+      throw Error(text(who,
+                       " needs finished gradients: call model.finish_gradients() after the last backward of a step; "
+                       "until then ranks hold gradients of their own"));
+    if (gradients_ == Gradients::none)
+      throw Error(text(who,
+                       " needs gradients, and there are none: call model.train(), or forward, backward and "
+                       "finish_gradients()"));
+  }
+  /// Before the passes of a step: waits for the last one's norm, where a capture may not.
+  void begin_step(float loss_scale) {
+    loss_scale_ = loss_scale;
+    steps_.done();
+  }
+  /// What the ranks of a model must agree on, beside its layers.
+  SettingList settings() const {
+    auto all = options_.settings();
+    all.push_back({"stage", text(static_cast<int>(stage_))});
+    all.push_back({"precision", std::string(P::name)});
+    return all;
+  }
+
   /// Takes no memory yet: who derives compares the ranks' models, then calls find_units.
   ShardedState(const ModelComms& comms, D& device, Stage stage, const ShardedOptions& options)
       : world_(comms.world),
@@ -105,6 +166,7 @@ class ShardedState {
         pipeline_(on_device(comms.pipeline, device)),
         context_(on_device(comms.context, device), options.context_attention),
         device_(device),
+        programs_(device.pool()),
         stage_(stage),
         options_(options),
         units_(comm_, device, stage),
@@ -125,6 +187,7 @@ class ShardedState {
   Comm world_, comm_, tensor_, pipeline_;
   ContextShard context_;
   D& device_;
+  Pool::Owner programs_;
   Stage stage_;
   ShardedOptions options_;
   Units<P, D> units_;
@@ -132,7 +195,8 @@ class ShardedState {
   StepCount steps_;
   std::vector<ModelParameter> model_parameters_;
   int parameters_in_order_ = 0;
-  float loss_scale_ = 1;
+  float loss_scale_ = 1, learning_rate_ = 0;
+  Gradients gradients_ = Gradients::none;
 };
 
 }  // namespace zeropp

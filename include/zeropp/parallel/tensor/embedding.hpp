@@ -14,7 +14,7 @@ namespace zeropp {
 template <>
 class TensorParallel<GptEmbedding> {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true, .splits_backward = true};
 
   /// Tied tables are cut alike: the whole vocabulary, padding included, is divided.
   TensorParallel(const TensorOptions& o, GptEmbedding whole)
@@ -23,9 +23,11 @@ class TensorParallel<GptEmbedding> {
                        "a vocabulary of ")),
         embedding_(std::move(whole)) {
     auto& tokens = embedding_.tables[0];
-    tokens = cut(std::move(tokens), 0, {rows_}, group_.size());
+    tokens = cut(std::move(tokens), 0, {rows_}, o.comm);
   }
 
+  std::int64_t width() const { return embedding_.width(); }
+  std::string settings() const { return embedding_.settings(); }
   std::vector<Parameter*> parameters() { return embedding_.parameters(); }
 
   template <class C>

@@ -15,9 +15,11 @@ namespace zeropp {
 
 class TensorGroup {
  public:
-  explicit TensorGroup(const TensorOptions& o) : comm_(o.comm), sequence_parallel_(o.sequence_parallel && o.comm.size() > 1) {}
+  explicit TensorGroup(const TensorOptions& o)
+      : comm_(o.comm), sequence_parallel_(o.sequence_parallel && o.comm.size() > 1) {}
 
   const Comm& host() const { return comm_.host(); }
+  const Comm& comm() const { return comm_; }  ///< as it was given: what cut() is told
   /// What moves the memory of the context's device.
   template <class C>
   Comm comm(C& ctx) const {
@@ -62,7 +64,10 @@ class TensorGroup {
   }
 
   /// A parameter that every rank holds whole, used on what lies between the split products.
-  void replicate(Parameter& p) const { p.sum_over_tensor = sequence_parallel_; }
+  void replicate(Parameter& p) const {
+    p.sum_over_tensor = sequence_parallel_;
+    if (size() > 1) p.tensor_group = comm_.identity();
+  }
 
  private:
   template <class T, int R>

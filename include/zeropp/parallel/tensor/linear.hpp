@@ -15,14 +15,14 @@ namespace zeropp {
 
 namespace detail {
 /// The outputs of a Linear that lie in some ranges.
-inline Linear outputs_of(const Linear& whole, const std::vector<Range>& ranges, int ranks) {
+inline Linear outputs_of(const Linear& whole, const std::vector<Range>& ranges, const Comm& group) {
   std::vector<Parameter> bias;
-  for (auto& b : whole.bias) bias.push_back(cut(b, 0, ranges, ranks));
-  return Linear{cut(whole.weight, 0, ranges, ranks), std::move(bias)};
+  for (auto& b : whole.bias) bias.push_back(cut(b, 0, ranges, group));
+  return Linear{cut(whole.weight, 0, ranges, group), std::move(bias)};
 }
 /// The bias of an output that ranks sum. Each of them holds it, and adds it after the sum.
 struct BiasAfterSum {
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true, .splits_backward = true};
 
   std::vector<Parameter> bias;  ///< one or none
 
@@ -54,14 +54,14 @@ inline Range share_of_outputs(const Linear& whole, const TensorGroup& group) {
 template <>
 class TensorParallel<Linear, SplitBy::columns> {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true, .splits_backward = true};
 
   /// Even parts of the outputs.
   TensorParallel(const TensorOptions& o, const Linear& whole)
       : TensorParallel(o, whole, {detail::share_of_outputs(whole, TensorGroup{o})}) {}
   /// These outputs, side by side.
   TensorParallel(const TensorOptions& o, const Linear& whole, const std::vector<Range>& outputs)
-      : part(detail::outputs_of(whole, outputs, o.comm.size())), group_(o) {}
+      : part(detail::outputs_of(whole, outputs, o.comm)), group_(o) {}
 
   Linear part;
 
@@ -88,12 +88,12 @@ class TensorParallel<Linear, SplitBy::columns> {
 template <>
 class TensorParallel<Linear, SplitBy::rows> {
  public:
-  static constexpr bool splits_backward = true, shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true, .splits_backward = true};
 
   TensorParallel(const TensorOptions& o, const Linear& whole) : part(whole), group_(o) {
     const auto inputs = share_of(whole.in(), group_.rank(), group_.size(), whole.weight.name, "an input width of ");
     if (group_.size() == 1) return;
-    part = Linear{cut(whole.weight, 1, {inputs}, group_.size())};
+    part = Linear{cut(whole.weight, 1, {inputs}, o.comm)};
     after.bias = whole.bias;
     for (auto& b : after.bias) group_.replicate(b);
   }

@@ -17,14 +17,14 @@ namespace zeropp {
 template <>
 class TensorParallel<LmHead> {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   TensorParallel(const TensorOptions& o, LmHead whole)
       : group_(o),
         part_{share_of(whole.vocabulary(), o.comm.rank(), o.comm.size(), whole.weight.name, "a vocabulary of "),
               whole.used(), o.comm.rank(), o.comm.size()},
         head_(std::move(whole)) {
-    head_.weight = cut(std::move(head_.weight), 0, {part_.rows}, group_.size());
+    head_.weight = cut(std::move(head_.weight), 0, {part_.rows}, o.comm);
   }
 
   auto parameters() { return head_.parameters(); }

@@ -12,7 +12,7 @@ namespace zeropp {
 template <>
 class TensorParallel<Mlp> {
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   TensorParallel(const TensorOptions& o, const Mlp& whole)
       : TensorParallel(o, Halves{{o, whole.widen}, {o, whole.narrow}}, whole.recompute_gelu()) {}

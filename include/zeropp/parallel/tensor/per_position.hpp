@@ -14,7 +14,7 @@ namespace zeropp {
 
 template <PerPosition L>
 struct TensorParallel<L, SplitBy::none> {
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   TensorParallel(const TensorOptions& o, L whole) : inner(std::move(whole)) {
     const TensorGroup group{o};

@@ -3,12 +3,12 @@
 // Built from the whole layer, which costs nothing before memory is placed:
 //
 //   TensorParallel net{TensorOptions{.comm = mesh.tensor(), .sequence_parallel = true}, Gpt{config}};
-//   Sharded<TensorParallel<Gpt>, Stage::gradients> model{mesh.data(), device, std::move(net)};
+//   Sharded<TensorParallel<Gpt>, Stage::gradients> model{mesh, device, std::move(net)};
 //
 // How a layer is shared is its rule, a specialisation; containers map to the same containers of TensorParallel
-// children. Shoeybi et al., "Megatron-LM", 2019 (arXiv 1909.08053); with .sequence_parallel, activations between the split
-// products are shared too: Korthikanti et al., "Reducing activation recomputation", 2022 (arXiv 2205.05198).
-// A parameter keeps its name, and the numbers it would have in the whole. One rank computes the unsplit bits.
+// children. Shoeybi et al., "Megatron-LM", 2019 (arXiv 1909.08053); with .sequence_parallel, activations between the
+// split products are shared too: Korthikanti et al., "Reducing activation recomputation", 2022 (arXiv 2205.05198). A
+// parameter keeps its name, and the numbers it would have in the whole. One rank computes the unsplit bits.
 #pragma once
 
 #include <array>
@@ -44,7 +44,7 @@ struct TensorParallel {
     static_assert(
         std::is_same_v<L, Linear> || detail::around_model<L>,
         "TensorParallel<L>: no rule says how ranks share this layer; specialise TensorParallel<YourLayer>, or declare "
-        "`static constexpr bool per_position = true` in it if it computes each position alone");
+        "`static constexpr LayerTraits traits{.per_position = true}` in it if it computes each position alone");
   }
 
   // So that compilers say no more than that.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <zeropp/base/error.hpp>
+#include <zeropp/comm/comm.hpp>
 #include <zeropp/layers/parameter.hpp>
 
 namespace zeropp {
@@ -23,12 +24,14 @@ inline Range share_of(std::int64_t size, int rank, int ranks, std::string_view l
   return {size / ranks * rank, size / ranks * (rank + 1)};
 }
 
-/// The part of a parameter that lies in some ranges of an axis; the whole where there is one rank.
-inline Parameter cut(Parameter whole, std::size_t axis, std::vector<Range> ranges, int ranks) {
-  if (ranks == 1) return whole;
+/// The part of a parameter that lies in some ranges of an axis, where the ranks of `group` share it; the whole where
+/// there is one rank.
+inline Parameter cut(Parameter whole, std::size_t axis, std::vector<Range> ranges, const Comm& group) {
+  if (group.size() == 1) return whole;
   std::int64_t size = 0;
   for (auto& range : ranges) size += range.size();
-  whole.slice = {whole.shape, axis, std::move(ranges), ranks};
+  whole.slice = {whole.shape, axis, std::move(ranges), group.size()};
+  whole.tensor_group = group.identity();
   whole.shape.at(axis) = size;
   return whole;
 }

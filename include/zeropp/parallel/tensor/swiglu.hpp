@@ -14,7 +14,7 @@ class TensorParallel<SwiGlu> {
   using Core = detail::SwiGluCore<TensorParallel<Linear, SplitBy::rows>>;
 
  public:
-  static constexpr bool shares_context = true;
+  static constexpr LayerTraits traits{.shares_context = true};
 
   TensorParallel(const TensorOptions& o, const SwiGlu& whole)
       : group_(o), inner{share(whole.gate), share(whole.up), {o, whole.down}} {}
@@ -40,7 +40,7 @@ class TensorParallel<SwiGlu> {
 
  private:
   Linear share(const Linear& whole) const {
-    return detail::outputs_of(whole, {detail::share_of_outputs(whole, group_)}, group_.size());
+    return detail::outputs_of(whole, {detail::share_of_outputs(whole, group_)}, group_.comm());
   }
 };
 

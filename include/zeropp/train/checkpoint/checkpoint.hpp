@@ -17,9 +17,26 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/parallel/sharding/sharded_state.hpp>
 #include <zeropp/train/checkpoint/load_checkpoint.hpp>
+#include <zeropp/train/optimizers/optimizer.hpp>
 
 namespace zeropp {
+
+namespace detail {
+/// What checkpoints work on, so that they compile once for all models and optimizers of a precision and device.
+template <Precision P, Device D>
+ShardedState<P, D>& state_of(ShardedState<P, D>& model) {
+  return model;
+}
+template <class Adam>
+auto& optimizer_of(Adam& adam) {
+  if constexpr (std::is_base_of_v<Optimizer<typename Adam::Moment>, Adam>)
+    return static_cast<Optimizer<typename Adam::Moment>&>(adam);
+  else
+    return adam;
+}
+}  // namespace detail
 
 struct CheckpointOptions {
   std::int64_t keep = 3;  ///< newest checkpoints that stay; 0: all
@@ -46,7 +63,7 @@ class Checkpoints {
   std::string save(Model& model, Adam& adam, const CheckpointState& state) {
     const auto name = CheckpointStore::name_of(state.step);
     try {
-      current_ = write(model, adam, state);
+      current_ = write(detail::state_of(model), detail::optimizer_of(adam), state);
     } catch (const CommError&) {
       throw;  // the other ranks are gone; the next save removes the temporary folder
     } catch (...) {
@@ -74,6 +91,12 @@ class Checkpoints {
   /// been changed. A collective.
   template <class Model, class Adam>
   std::optional<Resumed> resume(Model& model, Adam& adam, const std::string& path = {}) {
+    return resume_state(detail::state_of(model), detail::optimizer_of(adam), path);
+  }
+
+ private:
+  template <class Model, class Adam>
+  std::optional<Resumed> resume_state(Model& model, Adam& adam, const std::string& path) {
     if (!path.empty()) return load(model, adam, path);
     std::vector<std::string> names, refused, damaged;
     together(comm_, [&] {
@@ -102,7 +125,6 @@ class Checkpoints {
                          ". Restore one of them, or start in another folder"));
   }
 
- private:
   /// Returns the identity of what it wrote.
   template <class Model, class Adam>
   std::string write(Model& model, Adam& adam, const CheckpointState& state) {

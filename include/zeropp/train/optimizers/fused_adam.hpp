@@ -35,12 +35,19 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   using Precision = typename Model::Precision;
   using typename Base::Moment;
 
-  /// Takes 2 · sizeof(Moment) bytes a parameter that this rank updates. `model` must outlive it.
+  /// Takes 2 · sizeof(Moment) bytes a parameter that this rank updates. `model` must outlive it. A collective: ranks
+  /// with other options than each other are refused.
   explicit FusedAdam(Model& model, AdamOptions options = {}) : model_(model), options_(options) {
     check(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "in [0, 1)");
     check(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "in [0, 1)");
     check(options.epsilon >= 0, "epsilon", options.epsilon, "at least 0");
     check(options.weight_decay >= 0, "weight_decay", options.weight_decay, "at least 0");
+    expect_same_settings(model.comms().world,
+                         {{"beta1", text(options.beta1)},
+                          {"beta2", text(options.beta2)},
+                          {"epsilon", text(options.epsilon)},
+                          {"weight_decay", text(options.weight_decay)}},
+                         "", "has another optimizer");
     for (auto& unit : model.units()) {
       const auto bytes = static_cast<std::size_t>(unit.updated().size()) * sizeof(Moment);
       states_.push_back({model.device().pool().take_persistent(bytes, Purpose::states),
@@ -54,7 +61,7 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
     const auto number = this->steps() + 1;
     if (clip.on_device() || clip.finite()) enqueue(learning_rate, clip, number);
     this->steps_.add(clip);
-    model_.add_step(clip);
+    model_.add_step(clip, learning_rate);
     return StepDone(clip);
   }
 
@@ -149,5 +156,9 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   AdamOptions options_;
   std::vector<State> states_;
 };
+
+/// One type for all models of a precision and device.
+template <class Model>
+FusedAdam(Model&, AdamOptions = {}) -> FusedAdam<ShardedState<typename Model::Precision, typename Model::Device>>;
 
 }  // namespace zeropp

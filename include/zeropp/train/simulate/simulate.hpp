@@ -3,7 +3,7 @@
 // One rank of each pipeline stage is run, as a thread; ranks that differ in the data, tensor or context axis only have
 // the same work, so they are taken to do the same at the same moment. Thousands of ranks cost as much as their stages.
 //
-//   const auto step = simulate<Stage::optimizer_states, Bf16>(simulation, [&](const Mesh& mesh) {
+//   const auto step = simulate<Bf16>(simulation, [&](const Mesh& mesh) {
 //     return PipelineStage{..., TensorParallel{TensorOptions{.comm = mesh.tensor()}, Gpt{config}}};
 //   });
 //   std::puts(describe(step).c_str());
@@ -17,15 +17,15 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/base/format.hpp>
 #include <zeropp/base/trace.hpp>
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/simulated/simulated.hpp>
 #include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/dry.hpp>
-#include <zeropp/parallel/sharding/sharded.hpp>
+#include <zeropp/parallel/sharding/sharded_engine.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/optimizers/fused_adam.hpp>
-#include <zeropp/base/format.hpp>
 
 namespace zeropp {
 
@@ -39,7 +39,9 @@ struct Simulation {
   bool every_rank = false;  ///< run them all, not one of each stage: to check what symmetry gives, on a few ranks
   std::int64_t rows = 1, sequence = 1;  ///< of a step, over all ranks; tokens of a row
   std::int64_t micro_batches = 1;
-  double attention_flops_per_token = 0;  ///< of the model, forward and backward: 6 · layers · width · sequence if causal
+  double attention_flops_per_token =
+      0;  ///< of the model, forward and backward: 6 · layers · width · sequence if causal
+  Stage stage = Stage::gradients;
   ShardedOptions sharded = {};
   AdamOptions adam = {};
 };
@@ -122,7 +124,7 @@ inline Traffic operator-(const Traffic& a, const Traffic& b) {
 /// The second of two steps: forward, backward, clipping, Adam. make(mesh) is the layer of the rank: with a mesh of
 /// several stages a PipelineStage, with tensor ranks a TensorParallel inside. With a trace its spans are recorded,
 /// in simulated seconds. Throws ConfigError, and whatever the engine throws.
-template <Stage S, Precision P, class Make>
+template <Precision P, class Make>
 SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
   auto represented = detail::one_of_each_stage(o.ranks, o.mesh);
   if (o.every_rank) {
@@ -146,7 +148,7 @@ SimulatedStep simulate(Simulation o, const Make& make, Trace* trace = nullptr) {
     world.record(recorder);
     const Mesh mesh{world, o.mesh};
     using Layer = decltype(make(mesh));
-    Sharded<Layer, S, P, Dry> model{mesh, device, make(mesh), o.sharded};
+    ShardedEngine<Layer, P, Dry> model{mesh, device, make(mesh), o.stage, o.sharded};
     FusedAdam adam{model, o.adam};
     auto batch = Batch::on(device, o.rows / o.mesh.data, o.sequence);
     batch.labels_in_step = o.rows * o.sequence;

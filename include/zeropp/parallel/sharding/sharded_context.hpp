@@ -1,78 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The context that stands between containers and their children under `Sharded`: before a unit runs its weights are
-// gathered, and those of the next ones in the order of the type; after it they are released, and after its backward its
-// gradients are reduced.
+// The context between containers and their children under `Sharded`: it gathers, releases and reduces at the borders of
+// sites. Inside a site layers run with the plain context.
 #pragma once
 
-#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <zeropp/base/trace.hpp>
 #include <zeropp/layers/context.hpp>
-#include <zeropp/parallel/sharding/units.hpp>
+#include <zeropp/parallel/sharding/site_lifecycle.hpp>
 
 namespace zeropp {
-
-/// What a context needs of its owner during one micro-batch.
-template <Precision P, Device D>
-struct SiteLifecycle {
-  Units<P, D>& units;
-  BucketedReducer<typename P::Gradient>& reducer;
-  Reduction reduction;
-  int prefetch;  ///< sites to gather ahead of the running one
-  bool first_micro_batch = true, last_micro_batch = true;
-  Recorder* recorder = nullptr;
-
-  enum class Direction { forward = 1, backward = -1 };
-
-  void enter(int site, Direction direction) {
-    for (int ahead = 0; ahead <= prefetch; ++ahead)
-      for (auto* unit : at(site, direction, ahead)) unit->gather();
-    for (auto* unit : at(site, direction, 0)) unit->arrive();
-  }
-  /// Releases what neither the next sites nor, at the turn to the backward, this one needs.
-  void leave(int site, Direction direction, bool backward_follows) {
-    if (direction == Direction::forward && backward_follows && site == units.sites() - 1) return;
-    for (auto* unit : units.of_site(site)) {
-      bool needed = false;
-      for (int ahead = 1; ahead <= prefetch; ++ahead) {
-        const auto& next = at(site, direction, ahead);
-        needed |= std::find(next.begin(), next.end(), unit) != next.end();
-      }
-      if (!needed) unit->release();
-    }
-  }
-
-  /// What the names of a site's parameters have in common: "h.0", "ln_f".
-  std::string name_of(int site) const {
-    std::string common;
-    for (auto* unit : units.of_site(site))
-      for (auto* p : unit->parameters()) {
-        if (common.empty()) common = p->name.substr(0, p->name.rfind('.'));
-        const auto differ = std::mismatch(common.begin(), common.end(), p->name.begin(), p->name.end()).first;
-        if (differ == common.end()) continue;
-        const auto dot = common.rfind('.', static_cast<std::size_t>(differ - common.begin()));
-        if (dot != std::string::npos) common.resize(dot);
-      }
-    return common;
-  }
-
-  void begin_gradients(int site) {
-    for (auto* unit : units.gradients_of_site(site)) unit->begin_gradient(reduction, first_micro_batch);
-  }
-  void end_gradients(int site) {
-    for (auto* unit : units.gradients_of_site(site))
-      unit->end_gradient(reduction, first_micro_batch, last_micro_batch, reducer);
-  }
-
- private:
-  const std::vector<Unit<P, D>*>& at(int site, Direction direction, int ahead) const {
-    static const std::vector<Unit<P, D>*> none;
-    const int other = site + ahead * static_cast<int>(direction);
-    return other < 0 || other >= units.sites() ? none : units.of_site(other);
-  }
-};
 
 /// Work for gradients that a split backward has left, a site at a time.
 template <Device D, Precision P>
@@ -97,14 +36,14 @@ class ShardedContext : public Context<D, P> {
   template <class L, class X>
   auto forward(L& child, X x) {
     if constexpr (Container<L>)
-      return child.forward(*this, std::move(x));
+      return run_forward(*this, child, std::move(x));
     else
       return forward_unit(child, std::move(x));
   }
   template <class L, class Dy, class S>
   auto backward(L& child, Dy dy, S saved) {
     if constexpr (Container<L>)
-      return child.backward(*this, std::move(dy), std::move(saved));
+      return run_backward(*this, child, std::move(dy), std::move(saved));
     else
       return backward_unit(child, std::move(dy), std::move(saved));
   }
@@ -114,14 +53,14 @@ class ShardedContext : public Context<D, P> {
     const int site = lifecycle_->units.site_of(child);
     const auto span = recording(site);
     if (site >= 0) lifecycle_->enter(site, Direction::forward);
-    auto out = child.forward(base(), std::move(x));
+    auto out = run_forward(base(), child, std::move(x));
     if (site >= 0) lifecycle_->leave(site, Direction::forward, this->training());
     return out;
   }
   template <class L, class Dy, class S>
   auto backward_unit(L& child, Dy dy, S saved) {
     const int site = lifecycle_->units.site_of(child);
-    if (site < 0) return child.backward(base(), std::move(dy), std::move(saved));
+    if (site < 0) return run_backward(base(), child, std::move(dy), std::move(saved));
     const auto span = recording(site);
     lifecycle_->enter(site, Direction::backward);
     const bool split = later_ && splits_backward(child);
@@ -129,7 +68,7 @@ class ShardedContext : public Context<D, P> {
       this->postpone(&later_->sites.emplace_back(typename WeightWork<D, P>::OfSite{site, {}}).work);
     else
       lifecycle_->begin_gradients(site);
-    auto dx = child.backward(base(), std::move(dy), std::move(saved));
+    auto dx = run_backward(base(), child, std::move(dy), std::move(saved));
     this->postpone(nullptr);
     lifecycle_->leave(site, Direction::backward, false);
     if (!split) lifecycle_->end_gradients(site);
