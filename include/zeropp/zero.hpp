@@ -15,6 +15,7 @@
 
 #include <zeropp/device/clock.hpp>
 #include <zeropp/device/cpu.hpp>
+#include <zeropp/device/device_table.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/device/tensor.hpp>
 
@@ -69,7 +70,6 @@
 #include <zeropp/layers/visit.hpp>
 
 #include <zeropp/parallel/batch.hpp>
-#include <zeropp/parallel/context/context_parallel.hpp>
 #include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/parallel/pipeline/pipeline_run.hpp>
 #include <zeropp/parallel/sharding/bucketed_reducer.hpp>

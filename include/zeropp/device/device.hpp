@@ -12,11 +12,16 @@
 
 namespace zeropp {
 
+/// What limits an operation on a device: how fast it multiplies matrices, how fast it attends, or how fast it moves
+/// bytes.
+enum class CostKind : std::uint8_t { memory, product, attention };
+
 /// What an operation takes, counted from its sizes.
 struct Cost {
-  std::string_view name;  ///< of the kernel
-  double flops = 0;       ///< multiplications and additions
-  double bytes = 0;       ///< read and written in memory, each element once
+  std::string_view name;  ///< of the kernel, for people
+  CostKind kind = CostKind::memory;
+  double flops = 0;  ///< multiplications and additions
+  double bytes = 0;  ///< read and written in memory, each element once
 };
 
 namespace detail {

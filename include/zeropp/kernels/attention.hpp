@@ -118,6 +118,7 @@ inline Cost attention_cost(std::string_view name, const AttentionShape& s, doubl
   const double elements = rows * static_cast<double>(2 * s.heads) + keys * static_cast<double>(2 * s.kv_heads);
   const auto batch = static_cast<double>(s.batch), size = static_cast<double>(s.head_size);
   return {.name = name,
+          .kind = CostKind::attention,
           .flops = products * 2 * batch * pairs * static_cast<double>(s.heads) * size,
           .bytes = batch * elements * size * static_cast<double>(element)};
 }

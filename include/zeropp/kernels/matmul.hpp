@@ -124,8 +124,10 @@ void matmul(D& device, MatrixView<A> a, MatrixView<B> b, MatrixView<T> c, Into i
     throw ConfigError(text("a matrix product of ", a.rows, "x", a.columns, " by ", b.rows, "x", b.columns, " into ",
                            c.rows, "x", c.columns, c.transposed ? " (transposed)" : "", " does not fit"));
   const double m = static_cast<double>(c.rows), n = static_cast<double>(c.columns), k = static_cast<double>(a.columns);
-  const Cost cost{
-      .name = "matmul", .flops = 2 * m * n * k, .bytes = m * k * sizeof(A) + k * n * sizeof(B) + m * n * sizeof(T)};
+  const Cost cost{.name = "matmul",
+                  .kind = CostKind::product,
+                  .flops = 2 * m * n * k,
+                  .bytes = m * k * sizeof(A) + k * n * sizeof(B) + m * n * sizeof(T)};
   using C = std::common_type_t<compute_t<A>, compute_t<B>, compute_t<T>>;
   device.run(cost, [&](auto& workers) {
     const auto rows = detail::even_part(c.rows, detail::matmul_rows, detail::tile_rows);

@@ -27,31 +27,28 @@ concept Precision = requires {
 template <Precision P>
 inline constexpr bool rounds_stochastically = std::is_same_v<typename P::Weight, bf16> && !P::keeps_master;
 
+/// The types of a precision; one of your own derives from it and adds a name.
+template <class W, class A, class G, bool KeepsMaster>
+struct PrecisionOf {
+  using Weight = W;
+  using Activation = A;
+  using Gradient = G;
+  static constexpr bool keeps_master = KeepsMaster;
+};
+
 /// 16 bytes of training state a parameter: 4 weight, 4 gradient, 8 Adam moments.
-struct Fp32 {
-  using Weight = float;
-  using Activation = float;
-  using Gradient = float;
-  static constexpr bool keeps_master = false;
+struct Fp32 : PrecisionOf<float, float, float, false> {
   static constexpr std::string_view name = "fp32";
 };
 
 /// bf16 weights and activations over an exact fp32 master (see SplitMaster), gradients in float: 16 bytes a parameter:
 /// 2 weight, 2 remainder, 4 gradient, 8 moments.
-struct Bf16 {
-  using Weight = bf16;
-  using Activation = bf16;
-  using Gradient = float;
-  static constexpr bool keeps_master = true;
+struct Bf16 : PrecisionOf<bf16, bf16, float, true> {
   static constexpr std::string_view name = "bf16";
 };
 
 /// As Bf16, with gradients in bf16 too: 14 bytes a parameter, where the ZeRO paper counts 16.
-struct Bf16Gradients {
-  using Weight = bf16;
-  using Activation = bf16;
-  using Gradient = bf16;
-  static constexpr bool keeps_master = true;
+struct Bf16Gradients : PrecisionOf<bf16, bf16, bf16, true> {
   static constexpr std::string_view name = "bf16-gradients";
 };
 
@@ -59,31 +56,19 @@ struct Bf16Gradients {
 /// weight up or down with the probability that keeps its mean (Gupta et al., "Deep learning with limited numerical
 /// precision", arXiv 1502.02551; for bf16 weights Zamirai et al., "Revisiting BFloat16 training", arXiv 2010.06192), by
 /// random bits that depend on seed, step, parameter and element alone.
-struct Bf16Stochastic {
-  using Weight = bf16;
-  using Activation = bf16;
-  using Gradient = bf16;
-  static constexpr bool keeps_master = false;
+struct Bf16Stochastic : PrecisionOf<bf16, bf16, bf16, false> {
   static constexpr std::string_view name = "bf16-stochastic";
 };
 
 /// f16 weights and activations beside an fp32 master, gradients in float: 18 bytes a parameter: 2 weight, 4 master,
 /// 4 gradient, 8 moments. Activations' gradients below 2^-24 vanish in f16: train with a LossScaler
 /// (train/loss_scale.hpp).
-struct Fp16 {
-  using Weight = f16;
-  using Activation = f16;
-  using Gradient = float;
-  static constexpr bool keeps_master = true;
+struct Fp16 : PrecisionOf<f16, f16, float, true> {
   static constexpr std::string_view name = "fp16";
 };
 
 /// For checks of gradients against finite differences.
-struct Fp64 {
-  using Weight = double;
-  using Activation = double;
-  using Gradient = double;
-  static constexpr bool keeps_master = false;
+struct Fp64 : PrecisionOf<double, double, double, false> {
   static constexpr std::string_view name = "fp64";
 };
 

@@ -95,6 +95,7 @@ template <class T, class A, class B>
 Cost product_cost(std::string_view name, std::int64_t rows, std::int64_t columns, std::int64_t depth, double extra) {
   const double m = static_cast<double>(rows), n = static_cast<double>(columns), k = static_cast<double>(depth);
   return {.name = name,
+          .kind = CostKind::product,
           .flops = 2 * m * n * k,
           .bytes = m * k * sizeof(A) + k * n * sizeof(B) + (1 + extra) * m * n * sizeof(T)};
 }
@@ -151,13 +152,6 @@ void linear_gelu_forward(D& device, const X* x, const W* w, const W* bias, Y* pr
     detail::enqueue_product(products, a, b, row_major(pre, n, out), static_cast<const Y*>(nullptr), bias, stream);
     detail::launch_pass<detail::Pass::gelu>(pre, bias, y, n, out, out, stream);
   });
-}
-
-/// dx [n, in] = dy [n, out] · w [out, in].
-template <CudaDevice D, class Dy, class W, class Dx>
-void linear_backward_input(D& device, const Dy* dy, const W* w, Dx* dx, std::int64_t n, std::int64_t in,
-                           std::int64_t out, Into into = Into::overwrite) {
-  matmul(device, row_major(dy, n, out), row_major(w, out, in), row_major(dx, n, in), into);
 }
 
 /// dx [n, in] = gelu'(pre) ∘ (dy [n, out] · w [out, in]), with pre [n, in], which is not dx.

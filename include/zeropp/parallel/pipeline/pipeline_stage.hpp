@@ -10,17 +10,14 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include <zeropp/comm/comm.hpp>
-#include <zeropp/layers/context.hpp>
-#include <zeropp/layers/loss.hpp>
-#include <zeropp/layers/repeat.hpp>
-#include <zeropp/layers/sequential.hpp>
 #include <zeropp/layers/visit.hpp>
+#include <zeropp/parallel/pipeline/around_repeat.hpp>
 #include <zeropp/parallel/pipeline/cut.hpp>
+#include <zeropp/parallel/pipeline/pipeline_chunk.hpp>
 #include <zeropp/parallel/pipeline/schedule.hpp>
 #include <zeropp/parallel/sharding/model_parameters.hpp>
 
@@ -33,101 +30,6 @@ struct PipelineOptions {
   std::int64_t width = 0;  ///< C of what blocks hand on, [B, T, C]; 0: as wide as the layer in front of them says
   std::int64_t sequence_shards = 1;  ///< T is cut so often under sequence parallelism
 };
-
-/// What flows through a pipeline: tokens into its first chunk, activations between, a loss out of the last.
-template <class T>
-struct PipelineValue {
-  Tensor<std::int32_t, 2> tokens = {};
-  Tensor<T, 3> x = {};
-  Loss loss = {};
-};
-
-/// Consecutive layers of the model: some blocks, with the layers before them or behind them at the model's ends.
-template <class Front, class Block, class Back>
-struct PipelineChunk {
-  static constexpr LayerTraits traits{.container = true};
-
-  std::optional<Front> front;
-  Repeat<Block> body;
-  std::optional<Back> back;
-
-  template <class F>
-  void for_each_child(F&& f) {
-    if (front) f(*front);
-    f(body);
-    if (back) f(*back);
-  }
-
-  template <class C>
-  auto forward(C& ctx, PipelineValue<typename C::Activation> in) {
-    std::optional<decltype(ctx.forward(*front, in.tokens).saved)> front_saved;
-    std::optional<decltype(ctx.forward(*back, in.x).saved)> back_saved;
-    if (front) {
-      auto [x, saved] = ctx.forward(*front, std::move(in.tokens));
-      in.x = std::move(x);
-      front_saved.emplace(std::move(saved));
-    }
-    auto [x, body_saved] = ctx.forward(body, std::move(in.x));
-    in.x = std::move(x);
-    if (back) {
-      auto [loss, saved] = ctx.forward(*back, std::move(in.x));
-      in.x = {};
-      in.loss = loss;
-      back_saved.emplace(std::move(saved));
-    }
-    return Forward{std::move(in), std::tuple{std::move(front_saved), std::move(body_saved), std::move(back_saved)}};
-  }
-  /// dy is not looked at by the chunk with the loss; dx is empty from the chunk with the tokens.
-  template <class C, class T, class S>
-  auto backward(C& ctx, Tensor<T, 3> dy, S saved) {
-    auto& [front_saved, body_saved, back_saved] = saved;
-    if (back) dy = ctx.backward(*back, 1.0f, std::move(*back_saved));
-    dy = ctx.backward(body, std::move(dy), std::move(body_saved));
-    if (front) {
-      ctx.backward(*front, std::move(dy), std::move(*front_saved));
-      dy = {};
-    }
-    return dy;
-  }
-};
-
-namespace detail {
-
-template <class... Ls>
-Sequential<Ls...> sequential_of(const Sequential<Ls...>&);
-inline void sequential_of(...) {}
-
-/// A Repeat, or what derives from one.
-template <class L>
-inline constexpr bool is_repeat = false;
-template <ContainerOfUnits L>
-inline constexpr bool is_repeat<L> = true;
-
-template <std::size_t Begin, std::size_t... I, class... Ls>
-auto slice_layers(std::tuple<Ls...>& layers, std::index_sequence<I...>) {
-  return Sequential<std::tuple_element_t<Begin + I, std::tuple<Ls...>>...>{std::move(std::get<Begin + I>(layers))...};
-}
-
-/// Front, blocks and back of a Sequential around its only Repeat.
-template <class S>
-struct AroundRepeat;
-template <class... Ls>
-struct AroundRepeat<Sequential<Ls...>> {
-  static constexpr std::size_t count = sizeof...(Ls);
-  static constexpr std::size_t repeats = (std::size_t{is_repeat<Ls>} + ...);
-  static constexpr std::size_t at = [] {
-    std::size_t i = 0, found = 0;
-    ((is_repeat<Ls> ? static_cast<void>(found = i++) : static_cast<void>(i++)), ...);
-    return found;
-  }();
-  static constexpr bool valid = repeats == 1 && at > 0 && at + 1 < count;
-  static auto front(std::tuple<Ls...>& layers) { return slice_layers<0>(layers, std::make_index_sequence<at>{}); }
-  static auto back(std::tuple<Ls...>& layers) {
-    return slice_layers<at + 1>(layers, std::make_index_sequence<count - at - 1>{});
-  }
-};
-
-}  // namespace detail
 
 template <class L>
 class PipelineStage {

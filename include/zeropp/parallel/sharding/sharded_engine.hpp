@@ -12,6 +12,8 @@
 
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
+#include <zeropp/parallel/context/check_context.hpp>
+#include <zeropp/parallel/context/shared_logits.hpp>
 #include <zeropp/parallel/sharding/agree.hpp>
 #include <zeropp/parallel/sharding/loss_over_ranks.hpp>
 #include <zeropp/parallel/sharding/runner.hpp>

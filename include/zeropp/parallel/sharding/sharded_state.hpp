@@ -14,7 +14,7 @@
 #include <zeropp/comm/on_device.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/parallel/batch.hpp>
-#include <zeropp/parallel/context/context_parallel.hpp>
+#include <zeropp/parallel/context/local_batch.hpp>
 #include <zeropp/parallel/sharding/gradient_sums.hpp>
 #include <zeropp/parallel/sharding/model_comms.hpp>
 #include <zeropp/parallel/sharding/model_parameters.hpp>

@@ -7,22 +7,11 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
-#include <utility>
 
-#include <zeropp/kernels/gradient_norm.hpp>
 #include <zeropp/parallel/sharding/step_count.hpp>
+#include <zeropp/train/optimizers/step_done.hpp>
 
 namespace zeropp {
-
-/// Whether a step was done: known when the norm is. Who asks waits for it.
-class StepDone {
- public:
-  explicit StepDone(ClipResult clip) : clip_(std::move(clip)) {}
-  operator bool() const { return clip_.finite(); }
-
- private:
-  ClipResult clip_;
-};
 
 template <class M>
 class Optimizer {

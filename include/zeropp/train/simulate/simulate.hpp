@@ -22,6 +22,7 @@
 #include <zeropp/comm/mesh.hpp>
 #include <zeropp/comm/simulated/simulated.hpp>
 #include <zeropp/comm/threads/threads.hpp>
+#include <zeropp/device/device_table.hpp>
 #include <zeropp/device/dry.hpp>
 #include <zeropp/parallel/sharding/sharded_engine.hpp>
 #include <zeropp/train/clip.hpp>
