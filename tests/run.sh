@@ -31,7 +31,7 @@ if ! command -v "$compiler" > /dev/null; then
   exit 1
 fi
 
-build=$root/build/tests-$compiler${sanitize:+-$sanitize}
+build=$root/build/$compiler${sanitize:+-$sanitize}
 log=$build/configure.log
 mkdir -p "$build"
 options=(-G Ninja "-DCMAKE_CXX_COMPILER=$compiler" "-DZEROPP_SANITIZE=$sanitize" -DZEROPP_TESTS=ON -DZEROPP_BENCH=OFF)

@@ -3,7 +3,6 @@
 #include "train.hpp"
 
 namespace mini_gpt {
-template Engine<Bf16, Cpu> build_engine(const Settings&, const Mesh&, Cpu&);
 template Plan plan_of<Bf16, Dry>(const Settings&, const Mesh&);
 template SimulatedStep simulate_of<Bf16>(const Settings&, const Simulation&, Trace*);
 template int train<Bf16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);

@@ -3,7 +3,6 @@
 #include "train.hpp"
 
 namespace mini_gpt {
-template Engine<Fp16, Cpu> build_engine(const Settings&, const Mesh&, Cpu&);
 template Plan plan_of<Fp16, Dry>(const Settings&, const Mesh&);
 template SimulatedStep simulate_of<Fp16>(const Settings&, const Simulation&, Trace*);
 template int train<Fp16>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);

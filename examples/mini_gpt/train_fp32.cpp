@@ -3,7 +3,6 @@
 #include "train.hpp"
 
 namespace mini_gpt {
-template Engine<Fp32, Cpu> build_engine(const Settings&, const Mesh&, Cpu&);
 template Plan plan_of<Fp32, Dry>(const Settings&, const Mesh&);
 template SimulatedStep simulate_of<Fp32>(const Settings&, const Simulation&, Trace*);
 template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);

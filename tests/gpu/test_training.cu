@@ -128,7 +128,7 @@ struct Trainer {
   }
   Cuda gpu;
   Sharded<G, Stage::gradients, Bf16, Cuda> model;
-  FusedAdam<ShardedState<decltype(model)::Precision, decltype(model)::Device>> adam{model};
+  FusedAdam<ShardedState<Bf16, Cuda>> adam{model};
   Batch batch = Batch::on(gpu, 2, TinyConfig{}.sequence);
 };
 
