@@ -8,6 +8,7 @@
 
 #include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/device/cuda.hpp>
+#include <zeropp/train/clip.hpp>
 
 #include "../support/apart.hpp"
 #include "../support/mesh_gpt.hpp"
@@ -70,4 +71,36 @@ TEST_CASE("a pipeline on GPUs has the bits of none, whatever its schedule") {
                               {PipelineKind::interleaved, 2},
                               {PipelineKind::zb_v, 2}})
     CHECK(steps_of<Recomputed, Stage::parameters>({.pipeline = 2, .schedule = kind, .chunks = chunks}) == one);
+}
+
+TEST_CASE("ranks on GPUs that clip to different norms, or were given different batches, are refused") {
+  const auto o = options();
+  for (auto [layout, different] : {std::pair{Layout{.data = 2}, "norm"},
+                                   {Layout{.tensor = 2}, "norm"},
+                                   {Layout{.pipeline = 2}, "norm"},
+                                   {Layout{.tensor = 2}, "batch"},
+                                   {Layout{.pipeline = 2}, "batch"}}) {
+    const bool batches = different == std::string("batch");
+    std::string sentence;
+    try {
+      run_ranks(2, {.limit = std::chrono::seconds(60)}, [&, layout = layout](Comm comm) {
+        Cuda gpu{{.ordinal = comm.rank() % cuda_devices(), .shared = comm.size() > cuda_devices()}};
+        const Mesh mesh{comm, {.data = layout.data, .tensor = layout.tensor, .pipeline = layout.pipeline}};
+        ShardedEngine<Parallel<Plain>, Fp32, Cuda> model{mesh, gpu, parallelize(mesh, Plain{o.config}), Stage::none};
+        FusedAdam adam{model};
+        auto batch = Batch::on(gpu, 4, o.config.sequence);
+        const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch.tokens.size()),
+                                               batches ? comm.rank() : 1);
+        batch.fill(tokens, tokens);
+        model.train(batch, {.micro_batches = 2});
+        const auto clip = clip_by_global_norm(model, comm.rank() && !batches ? 2.0f : 1.0f);
+        adam.step(1e-2f, clip);  // enqueued, and changes nothing where ranks disagree
+        (void)clip.norm();
+      });
+    } catch (const CommError& e) {
+      sentence = e.what();
+    }
+    CHECK(sentence.find(batches ? "rank 1 was given another batch" : "were given different arguments") !=
+          std::string::npos);
+  }
 }
