@@ -111,7 +111,7 @@ struct Attention {
     causal_attention_backward<Cpu, T>(device(), shape, of(in, 0), of(in, 1), of(in, 2), {out.data(), width}, lse.data(),
                                       {dout.data(), width}, of(dqkv, 0), of(dqkv, 1), of(dqkv, 2));
   }
-  /// Of one product of a head's scores, all heads, below the diagonal.
+  /// The operations of one product of scores, all heads, below the diagonal.
   double product() const { return 12.0 * 64 * static_cast<double>(shape.sequence) * static_cast<double>(shape.sequence); }
 };
 

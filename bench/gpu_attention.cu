@@ -61,7 +61,7 @@ Tensor<bf16, 1> random_tensor(Cuda& gpu, std::int64_t n, std::uint64_t seed) {
   return tensor;
 }
 
-/// What a large product of bf16 matrices reaches through cuBLASLt, 8192 cubed.
+/// The rate of a large product of bf16 matrices through cuBLASLt, 8192 cubed.
 double product_tflops(Cuda& gpu) {
   constexpr std::int64_t n = 8192;
   const auto a = random_tensor(gpu, n * n, 1), b = random_tensor(gpu, n * n, 2), c = random_tensor(gpu, n * n, 3);

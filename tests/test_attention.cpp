@@ -368,8 +368,8 @@ TEST_CASE("nothing in, nothing out") {
 
 namespace {
 
-/// What attention of 5 queries in 4 heads over 2 of 8 elements to `keys` says, forward and backward; poison where it
-/// says nothing.
+/// The results of attention of 5 queries in 4 heads over 2 of 8 elements to `keys`, forward and backward; poison where
+/// it writes nothing.
 std::string partial(std::int64_t keys, std::int64_t offset, std::int64_t sequence = 5) {
   const AttentionShape s{2, sequence, 4, 2, 8, keys, offset};
   const auto q = numbers<float>(2 * sequence * 32, 1), dout = numbers<float>(2 * sequence * 32, 2),

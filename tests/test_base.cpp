@@ -146,7 +146,7 @@ TEST_CASE("bf16: rounds to nearest, ties to even, for every dropped half of many
 
 namespace {
 
-/// What a pattern of binary16 stands for, by the words of IEEE 754.
+/// The value of a pattern of binary16, by the words of IEEE 754.
 double value_of_f16(std::uint32_t pattern) {
   const auto exponent = static_cast<int>(pattern >> 10 & 31u);
   const auto fraction = static_cast<double>(pattern & 0x3ffu) / 1024;

@@ -469,7 +469,7 @@ TEST_CASE("a folder of format 1, from before there were meshes, loads") {
       REQUIRE(resumed);
       CHECK(resumed->step == 3);
       CHECK(resumed->seed == 11);
-      // Of the state when it was saved, two ranks at stage 2.
+      // The checksum of the state when it was saved, two ranks at stage 2.
       CHECK(checksum_text(Checksum::of(run.bits())) == "4c8001feee890baf");
     });
   }

@@ -353,7 +353,7 @@ TEST_CASE("a place of a piece is read as it is written; others are refused") {
   for (auto words : {"", "x", "-1", "1 ", "1 0", "1 0 2", "1 2 0 1", "1 0 3 2", "1 0 0 7", "1 0 0 1 2", "1,0",
                      "99999999999999999999"})
     CHECK_MESSAGE(!place_from(words, shape), words);
-  // What two parts have in common, element by element.
+  // The common elements of two parts, one by one.
   const Slice a{shape, 0, {{1, 3}, {5, 6}}, 2}, b{shape, 1, {{0, 1}, {2, 4}}, 2};
   std::vector<std::int64_t> where(24, -1);
   b.for_each_run({0, count_of(b)}, [&](std::int64_t whole, std::int64_t here, std::int64_t n) {

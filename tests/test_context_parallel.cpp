@@ -262,7 +262,7 @@ TEST_CASE("the ring's work is the same on every rank, and together that of whole
 
 namespace {
 
-/// What is sent in a step, by kind: of the sharding group, and of the context group.
+/// The messages of a step, by kind: of the sharding group, and of the context group.
 struct Sent {
   Traffic sharding, context;
 };

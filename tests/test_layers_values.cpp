@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What layers compute, against plain loops in double written down here; and the same bits where they must be the same:
+// The results of layers, against plain loops in double written down here; and the same bits where they must be equal:
 // recomputed, on any number of threads, for any part of a batch.
 #include <doctest/doctest.h>
 

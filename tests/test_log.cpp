@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run prints and writes: the step line, metrics that read back to the same bits, the console on pipes.
+// The output of a run: the step line, metrics that read back to the same bits, the console on pipes.
 #include <doctest/doctest.h>
 #include <unistd.h>
 

@@ -66,7 +66,7 @@ struct TrainingOf {
     scaler.update(done);
     return done;
   }
-  /// Of everything that a step changes, on this rank.
+  /// The bits of everything that a step changes, on this rank.
   std::string bits() {
     std::string out = text(model.step(), " ", adam.steps(), " ");
     const auto put = [&](auto span) { out.append(reinterpret_cast<const char*>(span.data()), span.size_bytes()); };

@@ -42,7 +42,7 @@ TcpPlace place(int rank, int size, int port, std::string token = "a run") {
   return {.rank = rank, .size = size, .meet = {"127.0.0.1", port}, .token = std::move(token)};
 }
 
-/// What each of `places` ends with: "" or its sentence.
+/// The end of each of `places`: "" or its sentence.
 std::vector<std::string> ends_of(const std::vector<TcpPlace>& places, const std::function<void(Comm)>& body,
                                  std::chrono::nanoseconds limit = 20s) {
   std::vector<std::string> ends(places.size());

@@ -16,7 +16,7 @@ std::string precisions();
 std::string room();
 Plan plan(const Settings&, const Mesh&);
 int train(const Settings&, const World&, const Data&);
-/// What --doctor says of it. A collective.
+/// The lines of --doctor about it. A collective.
 std::string describe(const Settings&, const World&);
 
 }  // namespace mini_gpt::gpu

@@ -16,7 +16,7 @@ using namespace mini_gpt;
 
 namespace {
 
-/// What each rank of a run on `ranks` ranks will hold.
+/// Prints the memory that each rank of a run on `ranks` ranks will hold.
 void print_plan(const Settings& s, int ranks, const World& world, Console& console) {
   const auto room = s.backend == "cuda" ? gpu::room() : bytes_text(machine_memory()) + " on this machine";
   zeropp::print_plan(console, world, s, ranks, s.tokens(), room, [&](const Mesh& mesh) {

@@ -61,7 +61,7 @@ struct Block : Sequential<Residual<LayerNorm, CausalSelfAttention, Dropout>, Res
              Dropout{h + "mlp.drop", c.dropout}}} {}
 
  private:
-  /// What adds to the residual stream begins smaller, the deeper the model (GPT-2).
+  /// Weights that add to the residual stream begin smaller, the deeper the model (GPT-2).
   static float projection(const ModelConfig& c) { return 0.02f / std::sqrt(2.0f * static_cast<float>(c.n_layer)); }
 };
 

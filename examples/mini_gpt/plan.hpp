@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run of mini_gpt will hold and how long its steps will take, without running it: --dry-run and --simulate.
+// The memory of a run of mini_gpt and the time of its steps, without running it: --dry-run and --simulate.
 #pragma once
 
 #include <zeropp/train/plan.hpp>

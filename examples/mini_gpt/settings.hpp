@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run of mini_gpt is told: by flags, or by a JSON file under DeepSpeed's keys. Flags win.
+// The settings of a run of mini_gpt: by flags, or by a JSON file under DeepSpeed's keys. Flags win.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ struct Settings : TrainSettings {
   std::string config_text;  ///< the file as it came, for the checkpoint
 
   std::int64_t tokens() const { return rows * model.block_size; }
-  /// What must be the same on all ranks.
+  /// The settings that must be the same on all ranks.
   SettingList compared() const;
   /// Everything that can be refused before memory is taken. Throws ConfigError.
   void check(int world_size) const;

@@ -23,7 +23,7 @@ namespace mini_gpt {
 
 using Data = std::shared_future<Corpus>;  // loaded by the first rank that asks, in a process
 
-/// What a run is held against.
+/// The ceiling with which a run is compared.
 struct Ceiling {
   double products = 1;  ///< floating-point operations a second, all ranks together
   double memory = 0;    ///< bytes of a device

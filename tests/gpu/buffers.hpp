@@ -19,7 +19,7 @@
 
 namespace zeropp::test {
 
-/// A vector on the GPU that begins `shift` elements behind an aligned address. What lies around it must not change.
+/// A vector on the GPU that begins `shift` elements behind an aligned address. The memory around it must not change.
 template <class T>
 class OnGpu {
  public:

@@ -28,7 +28,7 @@ class Hash {
   std::uint64_t value_ = 0xcbf29ce484222325ull;
 };
 
-/// What rank `rank` brings to round `round`: every rank can compute it for every other.
+/// The contribution of rank `rank` to round `round`: every rank can compute it for every other.
 template <class T>
 std::vector<T> input_of(int rank, int round, std::int64_t count) {
   std::uint64_t state = static_cast<std::uint64_t>(rank) << 32 | static_cast<std::uint64_t>(round);

@@ -84,7 +84,7 @@ struct Alone : NoParameters {
 #endif
 };
 
-/// Of float, whatever the precision.
+/// Takes float, whatever the precision.
 struct OfFloat : NoParameters {
   template <class C>
   auto forward(C&, Tensor<float, 3> x) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is recomputed must be a layer.
+// The argument of Recompute must be a layer.
 #include <zeropp/layers/recompute.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is repeated must be a layer.
+// The argument of Repeat must be a layer.
 #include <zeropp/layers/repeat.hpp>
 #include <zeropp/parallel/sharding/sharded.hpp>
 

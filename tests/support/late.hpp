@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A communicator over the host whose operations run as late as the rules of comm/pending.hpp allow: when they are
-// waited for, and no earlier. What it will write is poisoned until then. Code that reads results before wait(), changes
-// what an operation reads, or gives its memory back too early, comes to other bits or other sentences.
+// waited for, and no earlier. The memory it will write is poisoned until then. Code that reads results before wait(),
+// changes what an operation reads, or gives its memory back too early, comes to other bits or other sentences.
 #pragma once
 
 #include <cstring>

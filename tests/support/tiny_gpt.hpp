@@ -66,7 +66,7 @@ struct RunOptions {
   TinyConfig config = {};
 };
 
-/// What must be equal bit for bit.
+/// The results that must be equal bit for bit.
 struct Record {
   std::string steps;                           ///< the bytes of losses and norms
   std::map<std::string, std::string> weights;  ///< of this rank's units, by the name of the first parameter

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine under a run offers: memory, and the rates that a step is held against. Measured, in milliseconds.
+// The machine under a run: its memory, and the rates that a step is compared with. Measured, in milliseconds.
 #pragma once
 
 #include <unistd.h>

@@ -30,7 +30,8 @@ struct bf16 {
 };
 
 /// `value` rounded up in magnitude with the probability of the fraction that bf16 drops, otherwise down: right on
-/// average where `random` is uniform over its 65,536 values. What bf16 holds exactly, infinities among it, stays.
+/// average where `random` is uniform over its 65,536 values. Values that bf16 holds exactly, infinities among them,
+/// stay.
 constexpr bf16 rounded_stochastically(float value, std::uint16_t random) {
   const auto b = std::bit_cast<std::uint32_t>(value);
   bf16 out;

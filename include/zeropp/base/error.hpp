@@ -22,8 +22,8 @@ struct Where {
   static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
-/// What `text` joins: a string, a character, a number or a truth value, held by reference or by value. One type for all
-/// of them, so that a sentence costs the compiler no instantiation.
+/// A part of what `text` joins: a string, a character, a number or a truth value, held by reference or by value. One
+/// type for all of them, so that a sentence costs the compiler no instantiation.
 class TextPart {
  public:
   TextPart() = default;

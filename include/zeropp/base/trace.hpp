@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What ranks did, and when: spans of a real run or of a simulated one, on one clock. `Comm`, the pipeline and the
+// The work of ranks over time: spans of a real run or of a simulated one, on one clock. `Comm`, the pipeline and the
 // optimizer record themselves where a recorder was given to the world's communicator; without one it costs a branch.
 //
 //   Trace trace;

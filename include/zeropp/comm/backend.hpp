@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What ranks do together, in words that they can compare: the kind of a collective, its type and count; and what moves
-// the bytes.
+// Operations of ranks, in words that they can compare: the kind of a collective, its type and count; and the interface
+// of a backend, which moves the bytes.
 #pragma once
 
 #include <array>
@@ -37,8 +37,8 @@ constexpr std::string_view name_of(Collective kind) {
   return names[static_cast<std::size_t>(kind)];
 }
 
-/// What a rank is about to do. The ranks of a group must agree on every field (send and recv: the two ends on dtype and
-/// count); backends compare and name the ranks that differ.
+/// The operation that a rank is about to start. The ranks of a group must agree on every field (send and recv: the two
+/// ends on dtype and count); backends compare and name the ranks that differ.
 struct Operation {
   std::uint64_t sequence = 0;  ///< number of this collective in the group, from 0
   Collective kind = Collective::barrier;
@@ -71,7 +71,7 @@ constexpr std::int64_t part_begin(std::int64_t count, int rank, int size) {
 
 class Comm;
 
-/// What moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
+/// Moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
 /// CommError that names ranks and operations if they differ, if a rank died, or if one does not come within the limit.
 class CommBackend {
  public:
@@ -86,7 +86,7 @@ class CommBackend {
   /// How long this rank waits for the others in one operation.
   virtual std::chrono::nanoseconds limit() const { return std::chrono::seconds(300); }
 
-  /// What has ended one of all ranks, where this backend learns of it without a call; else empty. From any thread.
+  /// The failure of any rank, where this backend learns of it without a call; else empty. From any thread.
   virtual std::string failure() const { return {}; }
 
   /// GPUs: the communicator over the same ranks that moves host memory. Null where this one does.

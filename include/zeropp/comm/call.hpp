@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rank calls, in words, and how two calls differ: the sentences that thread ranks and MPI ranks share.
+// A rank's call in words, and how two calls differ: the sentences that thread ranks and MPI ranks share.
 #pragma once
 
 #include <chrono>

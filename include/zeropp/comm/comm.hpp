@@ -43,7 +43,7 @@ class Comm {
   int in_world(int rank) const { return backend() ? backend()->in_world(rank) : rank; }
   /// How long this rank waits for the others in one operation.
   std::chrono::nanoseconds limit() const { return backend() ? backend()->limit() : std::chrono::seconds(300); }
-  /// What has ended another rank, where that is known without an operation; else empty. From any thread.
+  /// The failure of another rank, where it is known without an operation; else empty. From any thread.
   std::string failure() const { return backend() ? backend()->failure() : std::string{}; }
 
   /// The communicator over the same ranks that moves host memory, for what the host decides together; itself unless it
@@ -194,7 +194,7 @@ class Comm {
     return count - (part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size()));
   }
   Pending moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
-  /// What the backend was called for last.
+  /// The operation for which the backend was called last.
   Pending started() const { return {state_->backend, backend() ? backend()->enqueued() : 0}; }
   void expect_rank(int peer, Collective kind) const {
     if (peer < 0 || peer >= size() || (size() == 1 && kind != Collective::broadcast))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What ranks that are processes show each other of a call, so that they find that they disagree.
+// Fingerprints of calls, which ranks that are processes exchange, so that they find that they disagree.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace zeropp::detail {
 
 inline constexpr const char* end_of_program = "the end of the program";
 
-/// What a rank is about to call, as the others see it.
+/// The call that a rank is about to make, as the others see it.
 struct Fingerprint {
   std::uint64_t sequence;
   std::int64_t count, pieces, sizes, bytes;  ///< sizes: a hash of the pieces' sizes; bytes: sent to the reader

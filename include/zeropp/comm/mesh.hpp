@@ -145,7 +145,7 @@ class Mesh {
     strides_ = detail::mesh_strides(sizes_, order);
   }
 
-  /// What traces say about it.
+  /// `comm` under the name that traces give to an axis.
   Comm named(Comm comm, std::string_view axis) const {
     comm.label(axis);
     comm.record(world_.recorder());

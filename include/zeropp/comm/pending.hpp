@@ -6,7 +6,7 @@
 //
 //   1. An operation runs after everything that was enqueued for computing when it was called. So what it reads is
 //      there, and nobody uses any more what it writes to, also where that block had another owner before.
-//   2. What is enqueued for computing after wait() runs after the operation. So before wait() nothing that computes may
+//   2. Work enqueued for computing after wait() runs after the operation. So before wait() nothing that computes may
 //      read or write what the operation writes, nor write what it reads; and no block of either may go back to its
 //      pool, which would hand it to what computes next. hold() keeps blocks until then.
 //   3. Operations of one communicator run in the order of their calls. Those of different communicators do not: an
@@ -48,7 +48,7 @@ class Pending {
 
   bool under_way() const { return backend_ != nullptr; }
 
-  /// What is computed from now on runs after the operation; blocks that were held are let go. The host does not wait.
+  /// Work enqueued from now on runs after the operation; blocks that were held are let go. The host does not wait.
   void wait() {
     if (const auto backend = std::exchange(backend_, nullptr)) backend->join(number_);
     held_.clear();

@@ -41,7 +41,8 @@ struct RankVariables {
   const char *source, *rank, *size, *local_rank;
 };
 
-/// What one launcher says, or nothing. Throws ConfigError where rank or size is missing or the rank is out of range.
+/// The rank as one launcher states it, or nothing. Throws ConfigError where rank or size is missing or the rank is out
+/// of range.
 inline std::optional<RankInfo> ranks_said_by(const RankVariables& names, const Environment& environment) {
   const auto rank = number_in(environment, names.rank), size = number_in(environment, names.size);
   if (!rank && !size) return std::nullopt;

@@ -13,7 +13,8 @@
 
 namespace zeropp::detail {
 
-/// What the elements of a sum are added in: float for bf16 and f16; unsigned for integers, whose overflow wraps.
+/// The type in which the elements of a sum are added: float for bf16 and f16; unsigned for integers, whose overflow
+/// wraps.
 template <class T>
 struct sum_type {
   using type = T;

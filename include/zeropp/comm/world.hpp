@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the body of a program is given by launch (comm/launch.hpp).
+// The argument that launch (comm/launch.hpp) gives to the body of a program.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace zeropp {
 
-/// What a rank knows of itself and the others. Converts to its communicator.
+/// A rank and its place among the others. Converts to the rank's communicator.
 struct World {
   Comm comm;
   int rank = 0;

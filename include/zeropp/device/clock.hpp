@@ -6,7 +6,7 @@
 
 namespace zeropp {
 
-/// What a simulated rank has spent its time with, in seconds. Its device adds kernels, its communicators the rest.
+/// The time that a simulated rank has spent, by kind, in seconds. Its device adds kernels, its communicators the rest.
 class SimulatedClock {
  public:
   double now() const { return computing_ + communicating_ + waiting_; }

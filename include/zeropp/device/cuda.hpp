@@ -44,14 +44,14 @@ class CudaMemory final : public Memory {
   void deallocate(std::byte* block, std::size_t) noexcept override { static_cast<void>(cudaFree(block)); }
 };
 
-/// What kernels size themselves by.
+/// The properties by which kernels choose their sizes.
 struct CudaProperties {
   std::string name = "NVIDIA H100";  ///< the defaults are what a plan without a GPU assumes
   int multiprocessors = 132;
   int compute_capability = 90;  ///< 10 · major + minor
   std::size_t memory = std::size_t{80} << 30, l2_cache = std::size_t{50} << 20;
 
-  /// Of the first GPU, where there is one.
+  /// The properties of the first GPU, where there is one.
   static CudaProperties here() { return cuda_devices() > 0 ? of(0) : CudaProperties{}; }
   static CudaProperties of(int ordinal) {
     cudaDeviceProp p{};
@@ -153,7 +153,7 @@ class Cuda {
    private:
     Cuda& device_;
   };
-  /// What is captured now; or null.
+  /// The capture under way; or null.
   const std::shared_ptr<CudaCapture>& capture() const { return capture_; }
 
   /// `check` is called whenever the host has waited, to throw what others have found wrong meanwhile.

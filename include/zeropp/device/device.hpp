@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a backend owes: a pool, and a way to run an operation whose cost is stated. Kernels state their cost once and
+// The duties of a device: a pool, and a way to run an operation whose cost is stated. Kernels state their cost once and
 // give their body as a function; the CPU runs it, the dry device only counts.
 #pragma once
 
@@ -12,11 +12,11 @@
 
 namespace zeropp {
 
-/// What limits an operation on a device: how fast it multiplies matrices, how fast it attends, or how fast it moves
+/// The limit of an operation on a device: how fast it multiplies matrices, how fast it attends, or how fast it moves
 /// bytes.
 enum class CostKind : std::uint8_t { memory, product, attention };
 
-/// What an operation takes, counted from its sizes.
+/// The work of an operation, counted from its sizes.
 struct Cost {
   std::string_view name;  ///< of the kernel, for people
   CostKind kind = CostKind::memory;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tensor: extents and a handle to shared storage. Copies share; the last one frees. What a layer saves is moved into
-// its backward and dies there.
+// A tensor: extents and a handle to shared storage. Copies share; the last one frees. A layer's saved tensors are moved
+// into its backward and die there.
 #pragma once
 
 #include <cstdint>

@@ -52,7 +52,7 @@ template <class W, class G, class M>
 inline constexpr double adam_bytes = (std::is_same_v<W, f16> ? 1 : 2) * sizeof(W) +
                                      (has_master<W> ? 2 * sizeof(kept_t<W>) : 0) + sizeof(G) + 4 * sizeof(M);
 
-/// What the update needs, once a call, in the compute type. As torch.optim.AdamW:
+/// The coefficients of an update, once a call, in the compute type. As torch.optim.AdamW:
 /// p *= 1 - lr·wd; m += (g - m)(1 - b1); v = v·b2 + g²(1 - b2); p -= lr/c1 · m / (√v/√c2 + ε).
 template <class C>
 struct AdamFactors {

@@ -63,8 +63,8 @@ void attention_forward_block(std::int64_t first, const AttentionShape& s, const 
   });
 }
 
-/// What the backward of one pair of sequence and key head works on: keys and values packed by rows, keys by columns; dk
-/// and dv [T, width]; and for one block of queries, queries and gradients of the output both packed and in rows.
+/// The operands of the backward of one pair of sequence and key head: keys and values packed by rows, keys by columns;
+/// dk and dv [T, width]; and for one block of queries, queries and gradients of the output both packed and in rows.
 template <class C>
 struct AttentionBackward {
   static constexpr int queries = tile_columns<C>;

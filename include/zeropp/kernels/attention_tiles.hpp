@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What attention is made of. A tile holds the scores of `tile_keys` keys for as many queries as the tile of registers
+// The parts of attention. A tile holds the scores of `tile_keys` keys for as many queries as the tile of registers
 // is wide, a query a lane: maxima and sums go over rows of vectors, and a tile of scores is itself a packed operand of
 // the products that follow, so it is never turned.
 #pragma once

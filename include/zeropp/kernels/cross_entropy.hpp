@@ -110,8 +110,8 @@ void add_losses(Workers& workers, std::span<const std::int32_t> labels, C* logit
     }
 }
 
-/// What a block of gradients of the logits does: overwrites its rows of dx, adds to dw; the first may
-/// overwrite that too.
+/// The work of one block of gradients of the logits: it overwrites its rows of dx and adds to dw; the first block may
+/// overwrite dw too.
 template <Device D, class X, class W, class G>
 auto logits_to_gradients(D& device, const X* x, const W* w, X* dx, G* dw, std::int64_t width, std::int64_t vocabulary,
                          Into into) {

@@ -26,7 +26,7 @@ struct VocabularyPart {
 
 namespace detail {
 
-/// What a rank knows of a row of logits: the greatest of its own, the sum of exp(logit − greatest), and the logit of
+/// A rank's knowledge of a row of logits: the greatest of its own, the sum of exp(logit − greatest), and the logit of
 /// the label, 0 where another rank has it.
 template <class C>
 struct PartOfRow {

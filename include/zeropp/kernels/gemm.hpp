@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What matrix products are made of: packing into panels, and a micro kernel that keeps a small tile of the result in
+// The parts of matrix products: packing into panels, and a micro kernel that keeps a small tile of the result in
 // registers (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). Every element is a sum
 // over the depth in order, by the same instructions wherever it lies: bits depend neither on alignment nor on position.
 #pragma once

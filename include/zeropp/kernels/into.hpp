@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel does with what is already in its result.
+// How a kernel treats the values already in its result: overwrite them, or add to them.
 #pragma once
 
 namespace zeropp::kernels {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a cross entropy gives: a sum and what it is over.
+// The result of a cross entropy: a sum, and the number of labels in it.
 #pragma once
 
 #include <cstdint>

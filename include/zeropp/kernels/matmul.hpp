@@ -28,7 +28,7 @@ inline std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t
   return round_up(ceil_div(std::max<std::int64_t>(size, 1), ceil_div(std::max<std::int64_t>(size, 1), most)), unit);
 }
 
-/// What one thread needs for a tile: both operands packed, and the sums of a result that is stored in another type.
+/// One thread's buffers for a tile: both operands packed, and the sums of a result that is stored in another type.
 template <class C>
 struct MatmulScratch {
   Scratch<C> left, right, sums;

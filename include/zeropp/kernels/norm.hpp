@@ -124,7 +124,8 @@ void rms_norm_forward(D& device, const X* x, const W* gamma, compute_t<X> epsilo
   });
 }
 
-/// Overwrites dx, with `onto` added; adds to dgamma, or overwrites it. What may be null or the same: as above.
+/// Overwrites dx, with `onto` added; adds to dgamma, or overwrites it. The rules for null and equal pointers are those
+/// above.
 template <Device D, class X, class W, class G>
 void rms_norm_backward(D& device, const X* dy, const X* x, const W* gamma, const compute_t<X>* rstd, X* dx, G* dgamma,
                        std::int64_t n, std::int64_t width, const X* onto = nullptr, Into into = Into::add) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What layers check of the sizes they are built with and of the tensors they are given.
+// Checks of the sizes that layers are built with and of the tensors that they are given.
 #pragma once
 
 #include <array>

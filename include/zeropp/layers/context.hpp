@@ -58,7 +58,7 @@ class Context : public RunState {
     return {device.pool(), other.shape()};
   }
 
-  /// What a layer hands to its backward: the value in training; in evaluation nothing, so that it dies at once.
+  /// The value that a layer hands to its backward: in evaluation nothing, so that it dies at once.
   template <class T>
   T save(T value) const {
     return training() ? std::move(value) : T{};
@@ -72,8 +72,8 @@ class Context : public RunState {
       kernels::fill(device, std::span<Gradient>{at, static_cast<std::size_t>(p.size())}, Gradient{});
     return at;
   }
-  /// For a kernel that can overwrite gradients as well as add to them: what it does with those of `parameters`. Asked
-  /// once for each use, before gradient(), it spares the zeros to be written and read.
+  /// Tells a kernel whether it overwrites the gradients of `parameters` or adds to them. A layer calls it once for each
+  /// use, before gradient(). The first use overwrites, so that nobody writes and reads zeros.
   template <std::same_as<Parameter>... Ps>
   kernels::Into into(Ps&... parameters) {
     if (!(parameters.gradient_unset && ...)) return kernels::Into::add;

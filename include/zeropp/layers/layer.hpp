@@ -30,7 +30,7 @@ struct Ignore {
 };
 }  // namespace detail
 
-/// What can be asked of any type without a context: it has parameters, children, or an inner layer.
+/// A type that looks like a layer, asked without a context: it has parameters, children, or an inner layer.
 /// (A layer without any of them, such as Gelu, declares an empty `parameters()`.)
 template <class L>
 concept Layer = std::movable<L> &&(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a layer tells the engine about itself, in one aggregate: a misspelt trait does not compile. The defaults are
+// The facts that a layer tells the engine, in one aggregate: a misspelt trait does not compile. The defaults are
 // right for any layer; each trait that holds lets the engine do more with it.
 //
 //   struct Scale {
@@ -51,7 +51,7 @@ constexpr LayerTraits find_traits() {
 }
 }  // namespace detail
 
-/// Of a layer type; the defaults where it declares none.
+/// The traits of a layer type; the defaults where it declares none.
 template <class L>
 inline constexpr LayerTraits traits_of = detail::find_traits<L>();
 

@@ -30,7 +30,7 @@ class Linear {
     if (options.bias) bias.push_back({.name = name + ".bias", .shape = {out}});
   }
 
-  /// Of parameters as they are: weight [out, in], and a bias [out] or none.
+  /// Takes parameters as they are: weight [out, in], and a bias [out] or none.
   explicit Linear(Parameter of_weight, std::vector<Parameter> of_bias = {})
       : weight(std::move(of_weight)), bias(std::move(of_bias)), in_(weight.shape.at(1)), out_(weight.shape.at(0)) {}
 

@@ -22,7 +22,7 @@ class Loss {
     state_->count += count;
     state_->known = true;
   }
-  /// What a head's kernel returns: a sum with its count, or a handle to one that a device is still computing.
+  /// The result of a head's kernel: a sum with its count, or a handle to one that a device is still computing.
   template <class Sum>
   void add(const Sum& sum) const {
     state_->known = true;

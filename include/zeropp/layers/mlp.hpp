@@ -14,8 +14,8 @@ struct MlpOptions {
   bool bias = true;
   float init_std = 0.02f, projection_std = 0.02f;
   /// Keeps what goes into the Gelu and not what comes out: that is computed again in backward, from the rounded input.
-  /// Of a GPT-2 block without Recompute a quarter of the activations, for one pass over them. A GPU's fused Gelu saw
-  /// the input before it was rounded, so gradients there differ in their last bits from those without.
+  /// Saves a quarter of the activations of a GPT-2 block without Recompute, for one pass over them. A GPU's fused Gelu
+  /// saw the input before it was rounded, so gradients there differ in their last bits from those without.
   bool recompute_gelu = false;
 };
 

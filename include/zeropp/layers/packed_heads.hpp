@@ -42,7 +42,7 @@ HeadsIn(const Tensor<T, 3>&, std::int64_t) -> HeadsIn<T>;
 template <class T>
 HeadsIn(const Tensor<T, 3>&, std::int64_t, std::int64_t) -> HeadsIn<T>;
 
-/// What attention has computed, and what its backward takes beside the output.
+/// The results of attention: the output, and what its backward takes beside it.
 template <class T>
 struct Attended {
   Tensor<T, 3> output;  ///< [B, T, H·D]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A parameter as a layer declares it: a name, a shape, how it begins. Whoever owns the memory (`Sharded`) places it;
+// A parameter as a layer declares it: a name, a shape, how it begins. The owner of the memory (`Sharded`) places it;
 // the layer reads it through its context and never knows where it lives, in which precision, or how many ranks share
 // it.
 #pragma once

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ring attention: queries stay where they are, keys and values go round the context ranks, and what attention to each
-// rank's says is joined (Liu et al., "Ring Attention with Blockwise Transformers", 2023, arXiv 2310.01889). A rank has
-// an early and a late chunk of the sequence (ContextShard), so that each step is the same work for all (Brandon et al.,
-// "Striped Attention", 2023, arXiv 2311.09431, on why; the zigzag of chunks is Llama 3's, arXiv 2407.21783).
+// Ring attention: queries stay where they are, keys and values go round the context ranks, and the results of attention
+// to each rank's keys are joined (Liu et al., "Ring Attention with Blockwise Transformers", 2023, arXiv 2310.01889).
+// A rank has an early and a late chunk of the sequence (ContextShard), so that each step is the same work for all
+// (Brandon et al., "Striped Attention", 2023, arXiv 2311.09431, on why; the zigzag of chunks is Llama 3's, arXiv
+// 2407.21783).
 //
-// Of rank s's two chunks the queries of rank r see, by causality: for s = r both, each query up to its own place; for
-// s < r the early one, all of it; for s > r both, but the late queries only.
+// The queries of rank r see these of rank s's two chunks, by causality: for s = r both, each query up to its own place;
+// for s < r the early one, all of it; for s > r both, but the late queries only.
 #pragma once
 
 #include <cstdint>
@@ -105,7 +106,7 @@ class RingAttention {
   }
 
  private:
-  /// What queries from `first` on see of another rank's keys: all of `shape.keys`.
+  /// The keys of another rank that queries from `first` on see: all of `shape.keys`.
   struct Seen {
     kernels::AttentionShape shape;
     std::int64_t first;

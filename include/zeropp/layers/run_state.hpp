@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a pass knows beside device and precision: mode, seed and step, the labels, which positions are on this rank.
+// The state of a pass beside device and precision: mode, seed and step, the labels, the positions on this rank.
 #pragma once
 
 #include <cstdint>

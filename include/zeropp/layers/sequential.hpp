@@ -49,8 +49,8 @@ struct Sequential {
   }
 
  private:
-  // Without anything to add onto, `onto` is None. What child I saves goes to the end of the tuple; its output is handed
-  // on and not kept here.
+  // Without anything to add onto, `onto` is None. Child I's saved value goes to the end of the tuple; its output is
+  // handed on and not kept here.
   template <std::size_t I, class C, class X, class S, class T>
   auto forward_from(C& ctx, X x, S saved, T onto) {
     if constexpr (I == sizeof...(Ls)) {

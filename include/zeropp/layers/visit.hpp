@@ -39,7 +39,7 @@ concept PointsToParameters = requires(L& layer) {
 template <class L>
 inline constexpr bool good_parameters = HasParameters<L>&& PointsToParameters<L>;
 
-/// What can be wrong with how a layer shows its children and parameters; said once for each layer.
+/// The checks of how a layer shows its children and parameters; a failure is said once for each layer.
 template <class L>
 struct ShownBy {
   static constexpr bool const_child = std::is_const_v<L>;

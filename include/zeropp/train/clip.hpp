@@ -7,8 +7,8 @@
 
 namespace zeropp {
 
-/// Of the Euclidean norm over all parameters, of gradients without their loss scale; max_norm 0 measures without
-/// clipping. Call after train(). Returns at once where a device computes: what reads the result waits. A collective.
+/// Clips gradients to `max_norm`, the Euclidean norm over all parameters without their loss scale; 0 measures without
+/// clipping. Call after train(). Returns at once where a device computes: norm() waits for the result. A collective.
 template <class Model>
 ClipResult clip_by_global_norm(Model& model, float max_norm) {
   return model.clip_gradients(max_norm);

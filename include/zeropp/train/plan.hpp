@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rank will hold, to the byte, before any memory is taken: the engine itself, run for a step on the dry device.
+// The memory that a rank will hold, to the byte, before any is taken: the engine itself, run for a step on the dry
+// device.
 #pragma once
 
 #include <cstdint>

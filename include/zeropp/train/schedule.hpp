@@ -16,7 +16,8 @@ namespace zeropp {
 
 namespace detail {
 
-/// What all schedules share. Step s of the warm-up has the rate peak · (s + 1) / warmup, so the first step moves.
+/// The fields that all schedules share. Step s of the warm-up has the rate peak · (s + 1) / warmup, so the first step
+/// moves.
 template <class Shape>
 struct Schedule {
   float peak = 0;           ///< the highest rate

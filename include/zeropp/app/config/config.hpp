@@ -197,7 +197,8 @@ class ConfigSection {
                                      : 1,
                            ": \"", full(key), "\" ", sentence));
   }
-  /// What make() returns; where it refuses, that is a refusal at the line of a key: `what`, and its sentence.
+  /// Returns the result of make(). A ConfigError of make() becomes a refusal at the line of a key: `what`, and its
+  /// sentence.
   template <class F>
   auto made(const std::string& key, std::string_view what, F&& make) const {
     try {

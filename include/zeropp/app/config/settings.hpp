@@ -55,7 +55,7 @@ struct TrainSettings {
   }
   /// For the run's LossScaler: 1 throughout unless the precision is fp16.
   LossScaleOptions loss_scaling() const { return precision == "fp16" ? loss_scale : LossScaleOptions{.fixed = 1}; }
-  /// What must be the same on all ranks, under the names of flags: see expect_same_settings.
+  /// The settings that must be the same on all ranks, under the names of flags: see expect_same_settings.
   SettingList compared() const {
     return {{"--zero", text(zero)},
             {"--batch", text(micro_batch)},

@@ -11,7 +11,7 @@
 
 namespace zeropp {
 
-/// What mesh.json says. Engine types are chosen by the caller from `stage`, `precision` and `recompute`.
+/// The content of mesh.json. The caller chooses engine types from `stage`, `precision` and `recompute`.
 struct SimulationFile {
   Simulation simulation = {};
   DeviceTable device = {};

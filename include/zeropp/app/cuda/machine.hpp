@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the GPUs under a run offer, measured: the other half of machine.hpp. For files that nvcc compiles.
+// The rates of the GPUs under a run, measured: the other half of machine.hpp. For files that nvcc compiles.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@
 
 namespace zeropp {
 
-/// What utilisation is held against: bf16 products of a size that fills a GPU, all ranks together, a second. They take
-/// 112 MiB meanwhile. A collective.
+/// The ceiling of utilisation: bf16 products of a size that fills a GPU, all ranks together, in FLOP a second. The
+/// products take 112 MiB meanwhile. A collective.
 template <CudaDevice D>
 double peak_rate(const Comm& comm, D& gpu) {
   return gemm_rate<bf16>(comm, gpu, 4096, 2048, 10);

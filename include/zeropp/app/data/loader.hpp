@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batches out of a stream of tokens. What a batch holds depends on the seed and the step only, never on the number of
-// ranks: rank r takes its rows of it. Training and validation never share a token.
+// Batches out of a stream of tokens. The content of a batch depends on the seed and the step only, never on the number
+// of ranks: rank r takes its rows of it. Training and validation never share a token.
 #pragma once
 
 #include <algorithm>

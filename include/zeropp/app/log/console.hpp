@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run says while it trains: one line a step, plain where it is piped, over a progress bar on a terminal.
+// The console of a run while it trains: one line a step, plain where it is piped, over a progress bar on a terminal.
 #pragma once
 
 #include <unistd.h>

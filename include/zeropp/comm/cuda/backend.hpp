@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the communicators of GPUs share: a stream beside the one that computes, events that order the two (the rules are
-// in comm/pending.hpp), and messages between two ranks.
+// The common part of the communicators of GPUs: a stream beside the one that computes, events that order the two (the
+// rules are in comm/pending.hpp), and messages between two ranks.
 #pragma once
 
 #include <algorithm>

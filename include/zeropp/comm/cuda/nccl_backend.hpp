@@ -124,7 +124,7 @@ class NcclBackend final : public GpuBackend {
  private:
   using Group = NcclCommunicator::Group;
 
-  /// What the watching thread and the device's waits share; outlives the backend where they still look.
+  /// The state that the watching thread and the device's waits share; it outlives the backend where they still look.
   struct State {
     explicit State(const NcclBackend& owner)
         : host(owner.host_),

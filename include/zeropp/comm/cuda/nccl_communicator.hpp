@@ -29,7 +29,7 @@ inline void nccl_check(ncclResult_t result, std::string_view what, ncclComm_t co
            result == ncclUnhandledCudaError || result == ncclSystemError ? "; NCCL_DEBUG=WARN makes it say more" : ""));
 }
 
-/// What NCCL sums in. Throws CommError where it can't.
+/// The type in which NCCL sums. Throws CommError where NCCL can't.
 inline ncclDataType_t nccl_sum_type(DType dtype) {
   switch (dtype) {
     case DType::f64: return ncclFloat64;
@@ -71,7 +71,7 @@ class NcclCommunicator {
     static_cast<void>(once);
   }
 
-  /// What went wrong since, in the background; empty if nothing did.
+  /// The error since the last call, in the background; empty without one.
   std::string asynchronous_error() {
     const std::lock_guard lock(handle_);
     if (!comm_) return {};

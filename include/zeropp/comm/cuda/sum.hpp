@@ -17,7 +17,7 @@
 #ifdef __CUDACC__
 namespace zeropp::detail {
 
-/// What one launch sums: out[p][i] = in[p·ranks][i] + in[p·ranks + 1][i] + …, for i below count[p]. Passed by value.
+/// The sums of one launch: out[p][i] = in[p·ranks][i] + in[p·ranks + 1][i] + …, for i below count[p]. Passed by value.
 struct SumTable {
   static constexpr int places = 256, most_pieces = 32;
   const void* in[places];

@@ -28,8 +28,8 @@
 #ifdef __CUDACC__
 namespace zeropp::detail {
 
-/// What one rank shows the others of its group while they are in a collective. Its pointers to host memory are good
-/// until the second meeting.
+/// The pointers and sizes that one rank shows the others of its group while they are in a collective. Its pointers to
+/// host memory are good until the second meeting.
 struct GpuSlot {
   Operation op;
   const Piece* pieces = nullptr;
@@ -44,7 +44,7 @@ struct GpuEvents {
   CudaEvent ready, has_read;
 };
 
-/// What the ranks of a group own together: one that has ended may still be waited for.
+/// The objects that the ranks of a group own together: others may still wait for a rank that has ended.
 struct ThreadGpuGroup {
   explicit ThreadGpuGroup(int ranks) : events(static_cast<std::size_t>(ranks)), second_meeting(ranks) {}
   std::vector<std::optional<GpuEvents>> events;  ///< by rank, made by each on its own GPU

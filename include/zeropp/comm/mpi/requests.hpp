@@ -40,7 +40,7 @@ inline bool mpi_runs() {
   return started && !ended;
 }
 
-/// What the groups of one process share: the options, and the failure that ends them all.
+/// The state that the groups of one process share: the options, and the failure that ends them all.
 struct MpiState {
   bool checked;
   std::chrono::nanoseconds limit;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What all groups of one MPI process share, and the exchange of fingerprints by which ranks find that they disagree.
+// The state that all groups of one MPI process share, and the exchange of fingerprints by which ranks find that they
+// disagree.
 #pragma once
 
 #include <memory>

@@ -81,7 +81,7 @@ class CollectiveTimes {
 /// The end of a simulated rank in a group. `clock` is its device's.
 class SimulatedBackend final : public CommBackend {
  public:
-  /// Of `members`, those in `represented` (indices into members, ascending) are the ranks of `live`.
+  /// The members in `represented` (indices into members, ascending) are the ranks of `live`.
   SimulatedBackend(const Links& links, SimulatedClock& clock, std::vector<int> members, int rank,
                    std::vector<int> represented, Comm live)
       : links_(links),
@@ -164,7 +164,7 @@ class SimulatedBackend final : public CommBackend {
     return static_cast<double>(op.count) * static_cast<double>(size_of(op.dtype));
   }
   int member(int rank) const { return members_[static_cast<std::size_t>(rank)]; }
-  /// Of a rank of the group; -1 if it is not represented.
+  /// The live rank of a rank of the group; -1 if it is not represented.
   int live_rank(int rank) const {
     const auto at = std::lower_bound(represented_.begin(), represented_.end(), rank);
     return at != represented_.end() && *at == rank ? static_cast<int>(at - represented_.begin()) : -1;

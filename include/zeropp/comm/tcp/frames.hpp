@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What travels between two ranks over TCP: frames, each a header and bytes. A connection keeps what is still to be sent
-// and what has come; it never waits.
+// Frames travel between two ranks over TCP, each a header and bytes. A connection keeps the frames still to be sent and
+// those that have come; it never waits.
 #pragma once
 
 #include <sys/uio.h>
@@ -43,7 +43,7 @@ using TcpParts = std::vector<std::span<const std::byte>>;
 
 class TcpConnection {
  public:
-  /// What has come for one group and is not taken yet, in the order sent.
+  /// The arrivals for one group that are not taken yet, in the order sent.
   struct Inbox {
     std::deque<TcpArrival> meetings, messages;
   };

@@ -16,7 +16,7 @@
 
 namespace zeropp::detail {
 
-/// What ended a rank, and so all of them.
+/// The failure that ended a rank, and so all ranks.
 struct TcpFailure {
   std::string sentence;
   int code;  ///< exit code
@@ -78,7 +78,7 @@ class TcpLinks {
     if (more) wake();
   }
 
-  /// What came from rank `from` first: of meetings or of messages of a group. Only after wait() for it.
+  /// The first arrival from rank `from`: of meetings or of messages of a group. Only after wait() for it.
   TcpArrival take(int from, std::uint64_t group, TcpKind kind) {
     const std::lock_guard lock(mutex_);
     auto& box = link(from).inboxes[group];
@@ -124,7 +124,7 @@ class TcpLinks {
     const std::lock_guard lock(mutex_);
     if (failure_) throw_failure(call);
   }
-  /// What ended this rank or another one, or nothing.
+  /// The failure that ended this rank or another one, or nothing.
   std::optional<TcpFailure> failure() {
     const std::lock_guard lock(mutex_);
     return failure_;

@@ -206,7 +206,7 @@ class TcpBackend final : public CommBackend {
     });
   }
 
-  /// What a rank sends to each rank of the group.
+  /// Empty parts, one for each rank of the group, to be filled with the data sent to it.
   std::vector<TcpParts> no_parts() const { return std::vector<TcpParts>(world_ranks_.size()); }
   std::vector<TcpParts> to_all(const TcpParts& parts) const {
     return std::vector<TcpParts>(world_ranks_.size(), parts);

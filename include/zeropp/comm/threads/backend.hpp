@@ -26,7 +26,7 @@ namespace zeropp {
 
 namespace detail {
 
-/// What one rank shows the others of its group while they are in a collective.
+/// The pointers and sizes that one rank shows the others of its group while they are in a collective.
 struct alignas(64) ThreadSlot {
   Operation op;
   std::span<const Piece> pieces = {};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the thread ranks of one program share: the first failure, where each rank sleeps, and the rendezvous at which
-// the ranks of a group meet. A failure anywhere ends every wait of every group.
+// The state that the thread ranks of one program share: the first failure, where each rank sleeps, and the rendezvous
+// at which the ranks of a group meet. A failure anywhere ends every wait of every group.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels find wrong in their data: they cannot throw, so they leave a note in host memory, and the host throws
-// the sentence where it waits next.
+// Faults that kernels find in their data: kernels cannot throw, so they leave a note in host memory, and the host
+// throws the sentence where it waits next.
 #pragma once
 
 #include <cstdint>

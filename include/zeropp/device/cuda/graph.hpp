@@ -12,7 +12,7 @@
 
 namespace zeropp {
 
-/// What belongs to work that is captured: the end of its runs, and what they write to.
+/// The objects that belong to captured work: the end of its runs, and the memory that they write.
 struct CudaCapture {
   CudaEvent ended;  ///< recorded after each run
   std::vector<std::shared_ptr<void>> owned;
@@ -32,8 +32,8 @@ class CudaGraph {
 
   explicit operator bool() const { return graph_ != nullptr; }
 
-  /// What `body` enqueues on `stream`, none of which runs. Throws what it throws, or CudaError where it does what can't
-  /// be captured: waits for the GPU, above all.
+  /// The graph of the work that `body` enqueues on `stream`; none of it runs. Throws the errors of `body`, or CudaError
+  /// where `body` does what can't be captured: waits for the GPU, above all.
   template <class Body>
   static CudaGraph of(cudaStream_t stream, const Body& body) {
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");

@@ -35,7 +35,7 @@ class CudaProfile {
   }
   void end(cudaStream_t stream) { spans_[used_++].end.record(stream); }
 
-  /// What has been recorded since the last call, the longest first. Waits for it.
+  /// The records since the last call, the longest first. Waits for their work.
   std::vector<Line> take() {
     std::map<std::string_view, Line> by_name;
     for (std::size_t i = 0; i < used_; ++i) {

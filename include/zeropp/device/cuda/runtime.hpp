@@ -54,7 +54,7 @@ class CudaEvent {
     recorded_ = true;
   }
   bool recorded() const { return recorded_; }  ///< ever
-  /// What is enqueued on `stream` from now on runs after this event. Does not block the host.
+  /// Work enqueued on `stream` from now on runs after this event. Does not block the host.
   void hold(cudaStream_t stream) const { cuda_check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
   /// Blocks the host.
   void wait() const { cuda_check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }

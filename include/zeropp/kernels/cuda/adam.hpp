@@ -51,7 +51,7 @@ __device__ __forceinline__ void adam_element(C& master, C gradient, C& m, C& v, 
   master = fused(master, decay, -over(times(f.step, m), fused(root_of(v), f.root, f.epsilon)));
 }
 
-/// Of `count` runs in order, the first that ends after i; `count` if none does.
+/// The first of `count` runs in order that ends after i; `count` if none does.
 template <class End>
 __device__ __forceinline__ int run_after(std::int64_t i, int count, End end) {
   int from = 0, to = count;

@@ -74,7 +74,7 @@ void run_by_cudnn(D& device, const Cost& cost, const AttentionCall& call) {
   device.run(cost, [&](cudaStream_t stream) { attention.provider().run(call, workspace.data(), stream); });
 }
 
-/// Of whole sequences, or over a part of the keys (AttentionCall::part) with results of the type R that computes.
+/// Attention of whole sequences, or over a part of the keys (AttentionCall::part) with results of the type R that computes.
 template <CudaDevice D, class T, class R>
 void gpu_attention_forward(D& device, bool part, const AttentionShape& s, HeadsView<const T> q, HeadsView<const T> k,
                            HeadsView<const T> v, HeadsView<R> out, compute_t<T>* lse) {

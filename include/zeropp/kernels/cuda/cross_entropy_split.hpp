@@ -67,7 +67,7 @@ struct WholeRow {
   double highest, sum, target;
 };
 
-/// Of the parts of one row, `stride` apart, in the order of ranks: the same bits on each.
+/// Combines the parts of one row, `stride` apart, in the order of ranks: the same bits on each rank.
 template <class C>
 __device__ WholeRow join_parts(const PartOfRow<C>* parts, std::int64_t stride, std::int64_t ranks) {
   WholeRow whole{-std::numeric_limits<double>::infinity(), 0, 0};

@@ -22,7 +22,7 @@ namespace detail {
 
 inline constexpr int map_threads = 256;
 
-/// What a thread loads of one input: U vectors, each `map_threads` vectors after the last.
+/// A thread's loads of one input: U vectors, each `map_threads` vectors after the last.
 template <class T, int N, int U>
 struct Loaded {
   Lanes<T, N> at[U];

@@ -44,7 +44,7 @@ template <class A, class B, class T>
 inline constexpr bool has_product = std::is_same_v<A, B> &&
                                     (std::is_same_v<A, T> || (is_half<A> && std::is_same_v<T, float>));
 
-/// What c = (onto +) a · b is to cuBLASLt: rows are its columns, so c' = b' · a'.
+/// The product c = (onto +) a · b as cuBLASLt sees it: rows are its columns, so c' = b' · a'.
 template <class A, class B, class T>
 MatrixProduct product_of(const MatrixView<A>& a, const MatrixView<B>& b, const MatrixView<T>& c, const T* onto,
                          bool tf32) {

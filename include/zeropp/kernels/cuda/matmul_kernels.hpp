@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What products on GPUs are completed with where cuBLASLt has no algorithm: a plain product of any element types and
+// Kernels that complete products on GPUs where cuBLASLt has no algorithm: a plain product of any element types and
 // layouts, and biases and GELU in a pass of their own. Right for every input, quick for none but the passes.
 #pragma once
 
@@ -15,7 +15,7 @@
 
 namespace zeropp::kernels::detail {
 
-/// What a pass makes of one element: x [n, width] and bias [width] in, y [n, width] out.
+/// The function that a pass applies to one element: x [n, width] and bias [width] in, y [n, width] out.
 enum class Pass {
   bias,           ///< y = x + bias
   gelu,           ///< y = gelu(x), the tanh form

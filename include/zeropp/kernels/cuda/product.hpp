@@ -86,8 +86,8 @@ struct MatrixProduct {
   }
 };
 
-/// What a product reads and writes. c may be d; bias is read (BIAS) or overwritten (BGRADB); aux is written (GELU_AUX)
-/// or read (DGELU).
+/// The operands and results of a product. c may be d; bias is read (BIAS) or overwritten (BGRADB); aux is written
+/// (GELU_AUX) or read (DGELU).
 struct ProductPointers {
   const void *a = nullptr, *b = nullptr, *c = nullptr;
   void *d = nullptr, *bias = nullptr, *aux = nullptr;

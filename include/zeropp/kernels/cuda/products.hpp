@@ -81,7 +81,7 @@ class Products {
     return true;
   }
 
-  /// What has been chosen for a product seen before: "algorithm 66, tile 128x256 (20), stages 36, split 1, measured".
+  /// The algorithm chosen for a product seen before: "algorithm 66, tile 128x256 (20), stages 36, split 1, measured".
   std::string chosen(const MatrixProduct& product) const {
     const auto at = plans_.find(product);
     if (at == plans_.end()) return "not seen";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels on a GPU share: elements moved 16 bytes at a time, conversions as instructions, sums over a warp, and
-// partial sums of columns added in a fixed order.
+// Helpers that kernels on a GPU share: elements moved 16 bytes at a time, conversions as instructions, sums over a
+// warp, and partial sums of columns added in a fixed order.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the ranks of a pipeline do in a step, as data: passes over micro-batches in an order of each stage's own, and
-// the transfers between them. A model of p stages and v chunks a stage is cut into p · v parts.
+// The instructions of a pipeline's ranks in a step, as data: passes over micro-batches in an order of each stage's own,
+// and the transfers between them. A model of p stages and v chunks a stage is cut into p · v parts.
 #pragma once
 
 #include <algorithm>

@@ -13,7 +13,7 @@
 
 namespace zeropp {
 
-/// What flows through a pipeline: tokens into its first chunk, activations between, a loss out of the last.
+/// The value that flows through a pipeline: tokens into its first chunk, activations between, a loss out of the last.
 template <class T>
 struct PipelineValue {
   Tensor<std::int32_t, 2> tokens = {};

@@ -79,7 +79,7 @@ class PipelineRun {
   }
 
  private:
-  /// What a micro-batch has left on a chunk, and has not been used up.
+  /// The values that a micro-batch has left on a chunk and that are still to be used.
   struct Flight {
     Activation in, out, dy, dx;
     std::optional<Saved> saved;

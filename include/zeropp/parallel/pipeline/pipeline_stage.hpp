@@ -118,7 +118,7 @@ class PipelineStage {
     }
     return out;
   }
-  /// Of all stages, in the order of the model; Parameter::order counts them, tied ones too.
+  /// The parameters of all stages, in the order of the model; Parameter::order counts them, tied ones too.
   int parameters_in_model() const { return parameters_in_model_; }
   /// Those that are not tied.
   const std::vector<ModelParameter>& model_parameters() const { return model_parameters_; }
@@ -137,7 +137,7 @@ class PipelineStage {
     int stage;
   };
 
-  /// Of the output: that of the last layer inside with a width(); 0 without any.
+  /// The width of the output: that of the last layer inside with a width(); 0 without any.
   template <class Layer>
   static std::int64_t width_of(Layer& layer) {
     std::int64_t width = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Numbers taken over all gradients of a model, each parameter once, however ranks share them: what the norm is made of.
+// Reductions over all gradients of a model, each parameter once, however ranks share them: the norm is one.
 #pragma once
 
 #include <cstddef>

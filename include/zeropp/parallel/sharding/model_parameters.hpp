@@ -26,7 +26,7 @@ inline std::int64_t count_of(const std::vector<ModelParameter>& parameters) {
   return count;
 }
 
-/// Of a model that no pipeline cuts, in the order of its forward; tied ones are left out.
+/// The parameters of a model that no pipeline cuts, in the order of its forward; tied ones are left out.
 template <class L>
 std::vector<ModelParameter> parameters_of(L& layer) {
   std::vector<ModelParameter> all;

@@ -47,7 +47,7 @@ struct Runner {
 
   /// The parameters of the whole model, over all ranks; tied ones are left out.
   static std::vector<ModelParameter> model_parameters(L& layer) { return parameters_of(layer); }
-  /// Of a model in stages: its parameters with the tied ones, which Parameter::order counts; otherwise 0.
+  /// The parameters of a model in stages with the tied ones, which Parameter::order counts; otherwise 0.
   static int parameters_in_order(L&) { return 0; }
   /// The ranks of its stages; null where no pipeline cuts it.
   static const Comm* stages(L&) { return nullptr; }

@@ -85,7 +85,7 @@ class ShardedContext : public Context<D, P> {
   }
 
  private:
-  /// Of what runs while it lives; on GPUs for their tools too.
+  /// A span in the trace, of the work that runs while it lives; on GPUs for their tools too.
   auto recording(int site) const {
     auto* recorder = site < 0 ? nullptr : lifecycle_->recorder;
     if constexpr (requires { typename D::Range; }) {

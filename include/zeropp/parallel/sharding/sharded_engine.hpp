@@ -151,7 +151,7 @@ class ShardedEngine : public ShardedState<P, D> {
   }
 
  private:
-  /// What a training step runs before the optimizer.
+  /// The passes of a training step, up to the optimizer.
   Loss passes(const Batch& whole, const TrainOptions& options) {
     const auto batch = local_batch(whole);
     auto run = run_state(batch, Mode::training);

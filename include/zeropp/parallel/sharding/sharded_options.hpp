@@ -22,14 +22,14 @@ struct ShardedOptions {
   std::optional<int> prefetch = {};
   std::size_t bucket_bytes = BucketOptions{}.bucket_bytes;
   ContextAttention context_attention = ContextAttention::ulysses;  ///< on a mesh with several context ranks
-  /// On a GPU with one rank (collectives of several are numbered and watched one by one): the passes of a training step
-  /// are captured as a CUDA graph, at the third of equal ones, whose batches have the same size, place, number of
-  /// labels and loss scale; others run as ever. So do passes that draw random numbers (dropout). Layers must not wait
-  /// for the GPU, nor hand kernels numbers that change from step to step, unless Context::random draws them. Choices of
-  /// kernels are those of the capture.
+  /// On a GPU with one rank (collectives of several are numbered and watched one by one), the engine captures the passes
+  /// of a training step as a CUDA graph. It captures at the third step in a row whose batch has the same size, address,
+  /// number of labels and loss scale; other steps, and steps that draw random numbers (dropout), run without a graph.
+  /// Layers must not wait for the GPU, nor hand kernels numbers that change from step to step, unless Context::random
+  /// draws them. A graph repeats the choices of kernels of its capture.
   bool graph = false;
 
-  /// Those that must be the same on all ranks.
+  /// The options that must be the same on all ranks.
   SettingList settings() const {
     return {{"seed", text(seed)},
             {"reduction", reduction == Reduction::once ? "once" : "every micro-batch"},

@@ -47,7 +47,7 @@ class ShardedState {
   /// The parameters of the whole model over all ranks, in the order of its forward; tied ones are left out.
   const std::vector<ModelParameter>& model_parameters() const { return model_parameters_; }
   std::int64_t parameters() const { return count_of(model_parameters_); }  ///< the Ψ of the ZeRO paper
-  /// Of a model that a pipeline cuts: its parameters with the tied ones, which Parameter::order counts; otherwise 0.
+  /// The parameters of a model that a pipeline cuts with the tied ones, which Parameter::order counts; otherwise 0.
   int parameters_in_order() const { return parameters_in_order_; }
 
   /// Optimizer steps done: enters dropout and schedules. Waits for the norm of the last one.
@@ -150,7 +150,7 @@ class ShardedState {
     loss_scale_ = loss_scale;
     steps_.done();
   }
-  /// What the ranks of a model must agree on, beside its layers.
+  /// The settings on which the ranks of a model must agree, beside its layers.
   SettingList settings() const {
     auto all = options_.settings();
     all.push_back({"stage", text(static_cast<int>(stage_))});

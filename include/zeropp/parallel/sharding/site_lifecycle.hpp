@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What happens around a site of a model, a layer that runs as a whole with the units it needs: its weights are gathered
+// The life cycle of a site of a model, a layer that runs as a whole with the units it needs: its weights are gathered
 // before it runs, and those of the next sites ahead of them; they are released after it, and its gradients reduced.
 #pragma once
 
@@ -28,7 +28,7 @@ struct SiteLifecycle {
       for (auto* unit : at(site, direction, ahead)) unit->gather();
     for (auto* unit : at(site, direction, 0)) unit->arrive();
   }
-  /// Releases what neither the next sites nor, at the turn to the backward, this one needs.
+  /// Releases this site's weights, unless a site ahead needs them or the backward begins here.
   void leave(int site, Direction direction, bool backward_follows) {
     if (direction == Direction::forward && backward_follows && site == units.sites() - 1) return;
     for (auto* unit : units.of_site(site)) {
@@ -41,7 +41,7 @@ struct SiteLifecycle {
     }
   }
 
-  /// What the names of a site's parameters have in common: "h.0", "ln_f".
+  /// The common beginning of the names of a site's parameters: "h.0", "ln_f".
   std::string name_of(int site) const {
     std::string common;
     for (auto* unit : units.of_site(site))

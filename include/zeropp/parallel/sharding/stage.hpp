@@ -9,7 +9,7 @@
 
 namespace zeropp {
 
-/// What each rank keeps only 1/N of; each stage includes the ones before it.
+/// The state of which each rank keeps only 1/N; each stage includes the ones before it.
 enum class Stage {
   none,              ///< nothing: every rank holds and updates everything
   optimizer_states,  ///< ZeRO-1

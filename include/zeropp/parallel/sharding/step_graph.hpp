@@ -20,7 +20,7 @@
 
 namespace zeropp {
 
-/// What the kernels of a step are given that may be another next time.
+/// The arguments of a step's kernels that may differ from step to step.
 struct StepKey {
   std::int64_t rows, sequence, micro_batches, labels;
   float loss_scale;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A unit: the grain of gathering, reducing and saving. Its parameters lie one after the other in one flat buffer,
-// padded to a multiple of the ranks; each rank owns one part of it, its shard. What of weights, gradients and states a
-// rank holds beyond its shard depends on the stage.
+// padded to a multiple of the ranks; each rank owns one part of it, its shard. At the lower stages a rank also holds
+// the whole of the weights (stages 0 to 2) and of the gradients (stages 0 and 1).
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ class Unit {
  public:
   using Weight = typename P::Weight;
   using Gradient = typename P::Gradient;
-  /// What the optimizer's ranks keep beside a weight, so that its fp32 master is exact: where the precision does.
+  /// The bits that the optimizer's ranks keep beside a weight, so that its fp32 master is exact: where the precision
+  /// keeps any.
   using Kept = kept_t<Weight>;
   static constexpr bool keeps_master = P::keeps_master;
 
@@ -65,16 +66,17 @@ class Unit {
 
   Range whole_range() const { return {0, padded_}; }
   Range shard() const { return shard_; }  ///< this rank's part of the flat buffer
-  /// What this rank keeps of the weights: all of them before stage 3, and of course where there is one rank.
+  /// The range of weights that this rank keeps: all of them before stage 3, and where there is one rank.
   Range held() const { return keeps_whole() ? whole_range() : shard_; }
-  /// What the optimizer of this rank updates: all at stage 0.
+  /// The range that the optimizer of this rank updates: all at stage 0.
   Range updated() const { return stage_ == Stage::none ? whole_range() : shard_; }
 
   std::span<Weight> weights() {
     arrive();
     return view<Weight>(weights_, held());
   }
-  /// Of the masters what is beside the weights, over updated(): see master_of_t; empty unless the precision keeps any.
+  /// The bits that complete each narrow weight of updated() to its fp32 master: see master_of_t. Empty where the
+  /// precision keeps no masters.
   std::span<Kept> masters() { return keeps_master ? view<Kept>(masters_, updated()) : std::span<Kept>{}; }
   /// Gradients summed over ranks, over updated(); valid between a training pass and the next.
   std::span<Gradient> gradients() {
@@ -84,7 +86,7 @@ class Unit {
   }
   /// The same over shard(): what norms are taken of, so that they do not depend on the stage.
   std::span<Gradient> shard_gradients() { return part_of_gradients(shard_); }
-  /// What of them belongs to one of the unit's parameters.
+  /// The part of them that belongs to one of the unit's parameters.
   std::span<Gradient> shard_gradients(const Parameter& p) {
     const auto mine = shard_.clipped({p.offset, p.offset + p.size()});
     return mine.size() ? part_of_gradients(mine) : std::span<Gradient>{};
@@ -112,7 +114,7 @@ class Unit {
     weights_on_their_way_ = comm_.all_gather_async(dtype_of<Weight>, {&piece, 1});
     place_values(whole_.get());
   }
-  /// What is computed from now on finds the weights that gather() or publish() has asked for.
+  /// Work enqueued from now on finds the weights that gather() or publish() has asked for.
   void arrive() const { weights_on_their_way_.wait(); }
   void release() {
     if (keeps_whole()) return;
@@ -184,7 +186,7 @@ class Unit {
     auto sum = part_of_gradients(shard_);
     kernels::add(*device_, sum, part, sum);
   }
-  /// What is computed from now on finds all that is on its way.
+  /// Work enqueued from now on finds all weights and gradients that are on their way.
   void settle() {
     gradients_on_their_way_.wait();
     arrive();
@@ -211,7 +213,7 @@ class Unit {
 
   void gradients_due() { gradients_due_ = true; }  ///< each rank has summed its shard of them
 
-  /// What the others need of the weights that this rank updated (stages 1 and 2), and of stage 0's gradients.
+  /// This rank's part of a gather: the weights that it updated (stages 1 and 2), or its reduced gradients (stage 0).
   Piece weights_piece() { return {weights_.get(), shard_weights().data(), padded_}; }
   Piece gradients_piece() { return {gradients_.get(), part_of_gradients(shard_).data(), padded_}; }
   Piece masters_piece() {

@@ -93,8 +93,8 @@ class Units {
     }
   }
 
-  /// Sends what ranks have updated of unit i to those that keep it without updating it (stages 1 and 2), where that
-  /// goes on beside computing. A collective, as is the next, which sends what that leaves over: to distant twins too.
+  /// Starts the gather of unit i's new weights (stages 1 and 2) where communication overlaps with computing. Then
+  /// publish_others() sends the weights not sent here, and tied ones to other pipeline stages. Both are collectives.
   void publish_unit(std::size_t i) {
     auto& unit = units_[i];
     if (comm_.overlaps() && unit.held() != unit.updated()) unit.publish();

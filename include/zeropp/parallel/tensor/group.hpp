@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tensor ranks exchange between layers. Forward and backward of a split product need two operations, each the
+// The exchanges of tensor ranks between layers. Forward and backward of a split product need two operations, each the
 // other's transpose: Megatron's f and g, and with a shared sequence their g and ḡ.
 #pragma once
 
@@ -20,7 +20,7 @@ class TensorGroup {
 
   const Comm& host() const { return comm_.host(); }
   const Comm& comm() const { return comm_; }  ///< as it was given: what cut() is told
-  /// What moves the memory of the context's device.
+  /// The communicator that moves the memory of the context's device.
   template <class C>
   Comm comm(C& ctx) const {
     return on_device(comm_, ctx.device);

@@ -24,7 +24,8 @@
 namespace zeropp {
 
 namespace detail {
-/// What checkpoints work on, so that they compile once for all models and optimizers of a precision and device.
+/// The subject of checkpoints: one type, so that they compile once for all models and optimizers of a precision and
+/// device.
 template <Precision P, Device D>
 ShardedState<P, D>& state_of(ShardedState<P, D>& model) {
   return model;

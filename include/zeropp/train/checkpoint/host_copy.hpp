@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a device holds, for files: on the host it is read and written in place, elsewhere through a buffer.
+// A device's memory, for files: on the host it is read and written in place, elsewhere through a buffer.
 #pragma once
 
 #include <cstddef>

@@ -29,8 +29,8 @@ inline constexpr std::string_view first_moment = "/first", second_moment = "/sec
 }
 
 /// Writes this rank's shard of moments and of what is kept of masters: tensors "<parameter>/first" and so on, of shape
-/// [n]; where the pieces of a parameter lie is in the metadata under its name (place_text). What all tensor ranks hold
-/// the first writes.
+/// [n]; where the pieces of a parameter lie is in the metadata under its name (place_text). The first
+/// tensor rank writes the parameters that all tensor ranks hold.
 template <class Model, class Adam>
 FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Adam& adam) {
   using Moment = typename Adam::Moment;

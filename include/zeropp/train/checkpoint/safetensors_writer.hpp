@@ -22,7 +22,7 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 };
 
-/// What a manifest says of a written file.
+/// The entry of a manifest for a written file.
 struct FileRecord {
   struct Part {
     std::string name;

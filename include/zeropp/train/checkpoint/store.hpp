@@ -191,7 +191,7 @@ class CheckpointStore {
     }
     return {};
   }
-  /// What a checkpoint says it follows; nothing if its manifest cannot be read.
+  /// The checkpoint that `name` follows, as its manifest says; nothing if the manifest cannot be read.
   std::optional<std::string> follows(const std::string& name) const {
     try {
       const auto manifest = path(name) + "/" + Manifest::file_name;

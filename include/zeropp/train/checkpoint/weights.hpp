@@ -34,7 +34,7 @@ namespace detail {
 
 template <class Model>
 using weight_of = typename Model::Precision::Weight;
-/// What a weight is read as, before it is split into a narrow weight and what is kept of its master, or rounded.
+/// The type in which a weight is read, before it is rounded, or split into a narrow weight and the rest of its master.
 template <class Model>
 using master_of = compute_t<weight_of<Model>>;
 
@@ -44,7 +44,7 @@ inline void check_vocabulary(const Naming& naming, std::int64_t vocabulary) {
                            ", which does not say which parameters have a row for each token"));
 }
 
-/// Of the whole model, in its order.
+/// The parameters of the whole model, in its order.
 template <class Model>
 std::vector<TensorSpec> weight_specs(Model& model, const Naming& naming, std::int64_t vocabulary) {
   check_vocabulary(naming, vocabulary);
@@ -83,8 +83,8 @@ void write_weights(Model& model, const Naming& naming, std::int64_t vocabulary,
   });
 }
 
-/// Fills the weights (and what is kept of masters) over updated(); publish_weights() sends them on. What has been read
-/// of the weights goes through complete(Parameter, Range, source, std::span<Master>), which may make masters of it.
+/// Fills the weights (and what is kept of masters) over updated(); publish_weights() sends them on. The weights that
+/// have been read go through complete(Parameter, Range, source, std::span<Master>), which may make masters of it.
 template <class Model, class Complete>
 void read_weights(Model& model, const WeightFiles::Match& match, Complete&& complete) {
   using Weight = weight_of<Model>;

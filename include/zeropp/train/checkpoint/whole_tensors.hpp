@@ -18,7 +18,7 @@
 
 namespace zeropp::detail {
 
-/// What rank `from` has, on rank 0: `out` holds as much there, and nothing elsewhere. A collective.
+/// Brings the elements of rank `from` to rank 0: `out` holds as many there, and none elsewhere. A collective.
 template <class T>
 void bring_to_first(const Comm& group, int from, std::span<const T> mine, std::span<T> out) {
   const auto& comm = group.host();

@@ -26,7 +26,7 @@ struct AdamOptions {
   float weight_decay = 0.1f;  ///< for parameters that ask for it (Parameter::decay)
 };
 
-/// Of a Sharded, or of the ShardedState of any.
+/// AdamW over a Sharded, or over the ShardedState of any.
 template <class Model>
 class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   using Base = Optimizer<moment_t<typename Model::Precision>>;
@@ -127,8 +127,8 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
     return runs;
   }
 
-  /// What the bits that round a parameter are numbered by. Tensor ranks that hold it whole round it alike; each part of
-  /// one that they share has bits of its own.
+  /// The number from which the bits that round a parameter are drawn. Tensor ranks that hold it whole round it alike;
+  /// each part of one that they share has bits of its own.
   static std::uint64_t stream_of(const Parameter& p) {
     auto name = p.name;
     if (p.split())

@@ -40,7 +40,7 @@ class Optimizer {
   StepCount steps_;
 };
 
-/// Of the moments of a precision: float; double for double weights.
+/// The type of the moments of a precision: float; double for double weights.
 template <class P>
 using moment_t = std::conditional_t<std::is_same_v<typename P::Weight, double>, double, float>;
 

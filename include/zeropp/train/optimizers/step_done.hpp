@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an optimizer's step returns.
+// The result of an optimizer's step.
 #pragma once
 
 #include <utility>

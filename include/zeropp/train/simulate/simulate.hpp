@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step on a cluster would take, before the cluster is there: the engine itself, on the dry device with a clock.
+// The time of a step on a cluster, before the cluster is there: the engine itself, on the dry device with a clock.
 // One rank of each pipeline stage is run, as a thread; ranks that differ in the data, tensor or context axis only have
 // the same work, so they are taken to do the same at the same moment. Thousands of ranks cost as much as their stages.
 //
@@ -103,7 +103,7 @@ inline std::vector<int> one_of_each_stage(int ranks, MeshOptions& mesh) {
   return represented;
 }
 
-/// What ranks have sent along an axis. What is sharded over data and context ranks together counts as the data axis,
+/// The bytes that ranks have sent along an axis. Units over data and context ranks together count as the data axis,
 /// but where that axis has one rank: then the context axis carries it.
 inline Traffic traffic_along(const Mesh& mesh, Axis axis) {
   auto traffic = mesh.comm(axis).traffic();
@@ -198,7 +198,7 @@ inline std::string describe_ranks(const SimulatedStep& step) {
   return out;
 }
 
-/// What a run would look like, as text: the step, the bytes and the traffic of the rank of a stage that has most.
+/// A run in advance, as text: the step, the bytes and the traffic of the rank of a stage that has most.
 inline std::string describe(const SimulatedStep& step) {
   const auto& o = step.simulation;
   const auto ms = [](double seconds) { return fixed(seconds * 1e3, 1) + " ms"; };

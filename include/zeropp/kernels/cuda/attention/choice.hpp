@@ -95,7 +95,7 @@ class CudaAttention {
 
   CudaAttentionOptions options;
 
-  /// What runs this call. Throws ConfigError where the backend that was asked for cannot.
+  /// The backend that runs this call. Throws ConfigError where the backend that was asked for cannot.
   AttentionBackend choose(const AttentionCall& call) {
     std::string why;
     switch (call.part && options.backend == AttentionBackend::cudnn ? AttentionBackend::best : options.backend) {
@@ -132,7 +132,7 @@ class CudaAttention {
     return tiles ? AttentionBackend::tiles : AttentionBackend::plain;
   }
 
-  /// What cuDNN answered when `best` asked it last; empty where it agreed, or was not asked.
+  /// The answer of cuDNN when `best` asked it last; empty where cuDNN agreed, or was not asked.
   const std::string& refusal() const { return refusal_; }
 
   /// Bytes of workspace for a call by cuDNN, from the shape alone, so that a plan asks for as much as a run; more where
@@ -170,7 +170,7 @@ class CudaAttention {
     if (c.backward()) check(c.saved_out), check(c.dout), check(c.dq), check(c.dk), check(c.dv);
     return all;
   }
-  /// What tiles and warpgroups take and this call is not is left in `why`.
+  /// Whether tiles and warpgroups take this call; `why` says which of their conditions it misses.
   static bool tiles_can(const AttentionCall& call, std::string& why) {
     const auto positions = call.s.sequence + call.s.key_count();
     if (call.s.head_size != 64 && call.s.head_size != 128)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What attention on tensor cores is made of: products of 16 × 8 × 16 in bf16 or f16 with sums in float, operands read
+// The parts of attention on tensor cores: products of 16 × 8 × 16 in bf16 or f16 with sums in float, operands read
 // from shared memory as 8 × 8 matrices, copies from global memory that run beside the computation. A row in shared
 // memory is 16 bytes longer than D elements, an odd number of 16-byte pieces: any 8 rows lie in different banks.
 #pragma once

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on a GPU in the plain way, for float, double, bf16 and f16 and any size of head: a warp owns a row and
-// computes scores where it needs them. What the tiles are tested against, and what runs where they don't apply.
+// computes scores where it needs them. Tests compare the tiles with it, and it runs where the tiles don't apply.
 #pragma once
 
 #include <cmath>

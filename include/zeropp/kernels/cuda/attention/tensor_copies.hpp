@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Panels of a head copied by Hopper's copy engine (TMA): one thread asks for a panel, a barrier in shared memory counts
-// its bytes, and rows beyond the sequence arrive as zeros. What the engine knows of the tensor is encoded on the host
-// for each call, and is an argument of the kernel. Source: PTX ISA 9.0, 9.7.9.25 and 9.7.13.15; CUDA driver API, tensor
-// maps.
+// its bytes, and rows beyond the sequence arrive as zeros. The engine's description of the tensor is encoded on the
+// host for each call, and is an argument of the kernel. Source: PTX ISA 9.0, 9.7.9.25 and 9.7.13.15; CUDA driver API,
+// tensor maps.
 #pragma once
 
 #include <cstdint>
@@ -90,7 +90,7 @@ __device__ inline void copy_panel(void* to, const CUtensorMap& map, int column, 
       "l"(&map), "r"(column), "r"(h), "r"(first), "r"(b), "r"(shared_address(&barrier.state))
       : "memory");
 }
-/// What this thread has done to shared memory comes before what copy engine and tensor cores do to it after the next
+/// Orders this thread's accesses to shared memory before those of the copy engine and the tensor cores after the next
 /// barrier.
 __device__ inline void fence_engines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// A barrier of `threads` threads of the block, one of 15 beside __syncthreads.

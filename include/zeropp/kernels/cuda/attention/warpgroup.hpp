@@ -14,7 +14,7 @@ namespace zeropp::kernels::detail {
 
 #if defined(__CUDACC__) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// What the tensor cores are told of a panel: its address, and how far apart 8 rows lie (1024 bytes) and, for an
+/// The descriptor of a panel for the tensor cores: its address, and how far apart 8 rows lie (1024 bytes) and, for an
 /// operand whose columns count as its rows, two panels (`panel` bytes).
 __device__ inline std::uint64_t panel_descriptor(const void* at, int panel = 16) {
   return (std::uint64_t{1} << 62) | (std::uint64_t{1024 >> 4} << 32) | (static_cast<std::uint64_t>(panel >> 4) << 16) |

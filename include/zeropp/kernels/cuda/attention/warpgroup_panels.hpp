@@ -41,7 +41,7 @@ using KeyWarpgroups = WarpgroupTile<T, D, Owns::keys_gradients, D == 64 ? 128 : 
 
 #ifdef __CUDACC__
 
-/// What a kernel is started with. `own`: queries (and dout), or keys and values; `moving`: the others.
+/// The arguments of a kernel. `own`: queries (and dout), or keys and values; `moving`: the others.
 struct WarpgroupWork {
   CUtensorMap own[2], moving[2];
   unsigned* counter;     ///< of the pieces that are taken, 0 at the start
