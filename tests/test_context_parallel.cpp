@@ -306,8 +306,8 @@ TEST_CASE("a step of a model: what ZeRO sends is that of as many data ranks, and
             (attention == ulysses ? layers * micro_batches * 4 : 0));
       CHECK(context.context.calls_of(Collective::send) == (attention == ring ? layers * micro_batches * 3 : 0));
       CHECK(context.context.calls_of(Collective::all_reduce) == 0);
-      CHECK(context.context.calls_of(Collective::all_gather) == 1);  // the rows are compared: 16 bytes a rank
-      CHECK(context.context.bytes_of(Collective::all_gather) == 16);
+      CHECK(context.context.calls_of(Collective::all_gather) == 1);  // the rows are compared: three numbers a rank
+      CHECK(context.context.bytes_of(Collective::all_gather) == 24);
     }
   });
 }

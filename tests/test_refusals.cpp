@@ -132,17 +132,27 @@ TEST_CASE("ranks of the tensor, pipeline and context axes with different batches
       Sharded<Parallel<Plain>, Stage::gradients> model{mesh, cpu, parallelize(mesh, Plain{config})};
       auto batch = Batch::on(cpu, 4, config.sequence);
       fill(batch, 3);
-      change(batch, world.rank());
+      change(batch, world.rank(), cpu);
       model.train(batch);
     };
     refused<CommError>(ranks, words, [&](const Comm& world) {
-      run(world, [](Batch& batch, int rank) { fill(batch, rank); });  // as a loader with the rank of the world would
+      run(world, [](Batch& batch, int rank, Cpu&) { fill(batch, rank); });  // as a loader with the rank of the world would
     });
     refused<CommError>(
         ranks, words, [&](const Comm& world) {  // the last label alone, written after the batch was filled
-          run(world, [](Batch& batch, int rank) { batch.labels.data()[batch.labels.size() - 1] = rank; });
+          run(world, [](Batch& batch, int rank, Cpu&) { batch.labels.data()[batch.labels.size() - 1] = rank; });
         });
-    run_ranks(ranks, within, [&](Comm world) { run(world, [](Batch&, int) {}); });
+    refused<CommError>(ranks, words, [&](const Comm& world) {  // the same tokens in rows of another length
+      run(world, [](Batch& batch, int rank, Cpu& cpu) {
+        if (rank > 0) {
+          auto other = Batch::on(cpu, 8, config.sequence / 2);
+          std::ranges::copy(batch.tokens.span(), other.tokens.data());
+          std::ranges::copy(batch.labels.span(), other.labels.data());
+          batch = other;
+        }
+      });
+    });
+    run_ranks(ranks, within, [&](Comm world) { run(world, [](Batch&, int, Cpu&) {}); });
   }
 }
 
@@ -168,10 +178,53 @@ TEST_CASE("clipping and a step without finished gradients") {
       CHECK_THROWS_WITH_AS(adam.step(1e-2f), doctest::Contains("call model.finish_gradients() after the last backward"),
                            Error);
       model.finish_gradients();
+      CHECK_THROWS_WITH_AS(model.finish_gradients(), doctest::Contains("the gradients are finished already"), Error);
       adam.step(1e-2f, clip_by_global_norm(model, 1));
       backward();  // of the next step
       CHECK_THROWS_WITH_AS(clip_by_global_norm(model, 1), doctest::Contains("needs finished gradients"), Error);
+      CHECK_THROWS_WITH_AS(backward(), doctest::Contains("call model.begin_micro_batch(first, last) before each"),
+                           Error);
+      model.train(batch);  // begins anew
+      CHECK_THROWS_WITH_AS(model.finish_gradients(), doctest::Contains("the gradients are finished already"), Error);
     });
+}
+
+TEST_CASE("a backward of one's own begins a step, whatever train() ran before it") {
+  std::vector<double> norms;
+  for (bool trained : {false, true})
+    run_ranks(2, within, [&](Comm world) {
+      Cpu cpu;
+      ShardedEngine<Plain> model{world, cpu, Plain{config}, Stage::gradients};
+      auto batch = Batch::on(cpu, 4, config.sequence);
+      fill(batch, world.rank());
+      if (trained) model.train(batch, {.micro_batches = 2});
+      for (int halves : {1, 2}) {  // one after the other, the second in micro-batches
+        for (int m = 0; m < halves; ++m) {
+          if (halves > 1) model.begin_micro_batch(m == 0, m + 1 == halves);
+          auto ctx = model.context({.loss_weight = 1.0 / 64, .labels = batch.labels});
+          auto [loss, saved] = model.forward(ctx, batch.tokens);
+          model.backward(ctx, 1.0f, std::move(saved));
+        }
+        model.finish_gradients();
+        const auto norm = global_norm(model);
+        if (world.rank() == 0) norms.push_back(norm);
+      }
+    });
+  REQUIRE(norms.size() == 4);
+  CHECK(norms[0] == norms[2]);
+  CHECK(norms[1] == norms[3]);
+  CHECK(norms[1] == doctest::Approx(2 * norms[0]));  // the same batch twice
+}
+
+TEST_CASE("a tensor rule that fills slices itself") {
+  run_ranks(2, within, [](Comm world) {
+    Cpu cpu;
+    const Mesh mesh{world, {.tensor = 2}};
+    auto net = parallelize(mesh, Plain{config});
+    visit_parameters(net, [](Parameter& p) { p.tensor_group = nullptr; });  // as such a rule leaves it
+    Sharded<Parallel<Plain>, Stage::gradients> model{mesh, cpu, std::move(net)};
+    steps(model, 1, 3);
+  });
 }
 
 TEST_CASE("ranks with different settings, over every axis, before the first step") {
@@ -231,13 +284,14 @@ TEST_CASE("ranks that clip to different norms, or step at different rates") {
   for (const auto& axes : {MeshOptions{.data = 2}, MeshOptions{.tensor = 2}, MeshOptions{.pipeline = 2},
                            MeshOptions{.context = 2}, MeshOptions{.data = 2, .tensor = 2, .pipeline = 2}}) {
     const int ranks = axes.data == 2 && axes.tensor == 2 ? 8 : 2;
-    const auto run = [&](const Comm& world, float rate, float clip, float loss_scale) {
+    const auto run = [&](const Comm& world, float rate, float clip, float loss_scale, std::int64_t labels = 0) {
       Cpu cpu;
       const Mesh mesh{world, axes};
       Sharded<Parallel<Plain>, Stage::gradients> model{mesh, cpu, parallelize(mesh, Plain{config})};
       FusedAdam adam{model};
       auto batch = Batch::on(cpu, 4, config.sequence);
       fill(batch, 1);
+      batch.labels_in_step = labels;
       for (int i = 0; i < 2; ++i) {
         model.train(batch, {.loss_scale = loss_scale});
         adam.step(rate, clip_by_global_norm(model, clip));
@@ -246,8 +300,17 @@ TEST_CASE("ranks that clip to different norms, or step at different rates") {
     refused<CommError>(ranks, words, [&](const Comm& w) { run(w, 1e-2f, w.rank() == ranks - 1 ? 2 : 1, 1); });
     refused<CommError>(ranks, words, [&](const Comm& w) { run(w, w.rank() == ranks - 1 ? 2e-2f : 1e-2f, 1, 1); });
     refused<CommError>(ranks, words, [&](const Comm& w) { run(w, 1e-2f, 1, w.rank() == ranks - 1 ? 2 : 1); });
+    refused<CommError>(ranks, words, [&](const Comm& w) { run(w, 1e-2f, 1, 1, w.rank() == ranks - 1 ? 63 : 64); });
     run_ranks(ranks, within, [&](Comm w) { run(w, 1e-2f, 1, 1); });
   }
+  // Rates in equal steps: no rank has the mean of all numbers, by which it would take the others to agree with it.
+  for (int digit = 1; digit < 9; ++digit)
+    for (int step = 1; digit - step >= 0 && digit + step <= 9; ++step) {
+      const auto number = [&](int d) { return Agreement::number_of(text("1 1 0.00", d, " 64")); };
+      const auto at_end = [&](int d) { return Agreement::number_of(text("1 1 0.00", d)); };
+      CHECK(number(digit - step) + number(digit + step) != 2 * number(digit));
+      CHECK(at_end(digit - step) + at_end(digit + step) != 2 * at_end(digit));
+    }
 }
 
 TEST_CASE("several models on one device, in turn and at once, with the bits that each has alone") {

@@ -38,6 +38,14 @@ constexpr std::uint64_t hash_of(std::string_view name) {
   return hash;
 }
 
+/// `x` with each bit of the result depending on all of its bits: the last step of SplitMix64 (Steele, Lea and Flood,
+/// "Fast Splittable Pseudorandom Number Generators", 2014). Close hashes of FNV-1a become far ones with it.
+constexpr std::uint64_t mixed(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
 /// The random numbers of one (seed, purpose, layer, step). Copy freely; reading does not change it.
 class Random {
  public:

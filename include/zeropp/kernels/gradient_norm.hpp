@@ -7,8 +7,10 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <utility>
 
+#include <zeropp/base/random.hpp>
 #include <zeropp/device/device.hpp>
 
 namespace zeropp {
@@ -47,9 +49,8 @@ class ClipResult {
     const auto norm = wait_ ? wait_() : known_;
     if (!norm.agreed)
       throw CommError(
-          "ranks of a model were given different arguments: a norm to clip to, a loss scale, or the learning rate of "
-          "the "
-          "step before; give all ranks the same");
+          "ranks of a model were given different arguments: a norm to clip to, a loss scale, labels of the step, or the "
+          "learning rate of the step before; give all ranks the same");
     return norm;
   }
 
@@ -69,6 +70,12 @@ struct Agreement {
   double expected = 0;          ///< if all ranks agree with this one
 
   constexpr bool holds() const { return !sum || *sum == expected; }
+
+  /// The number of a rank's arguments, as text: 32 bits, whose sums over up to 2^21 ranks are exact. It is mixed, since
+  /// rates in equal steps have hashes in equal steps, and the mean of those is one of them.
+  static constexpr double number_of(std::string_view arguments) {
+    return static_cast<double>(mixed(hash_of(arguments)) >> 32);
+  }
 };
 
 namespace kernels {

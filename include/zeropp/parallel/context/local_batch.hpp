@@ -16,10 +16,11 @@
 namespace zeropp {
 
 namespace detail {
-/// Throws CommError, on all ranks of `comm`, which run along `axis`, where their batches differ. A collective of them.
+/// The numbers by which ranks compare a batch: its first sample, its rows, and a fingerprint of tokens and labels.
+using BatchNumbers = std::array<std::int64_t, 3>;
+
 template <Device D>
-void expect_same_batch(D& device, const Batch& batch, const Comm& comm, std::string_view axis) {
-  if (comm.size() == 1) return;
+BatchNumbers batch_numbers(D& device, const Batch& batch) {
   auto fingerprint = D::dry ? 0 : batch.fingerprint;
   if constexpr (!D::dry) {
     constexpr bool on_host = !requires { D::cuda; };  // its memory may have been written to since it was filled
@@ -31,13 +32,18 @@ void expect_same_batch(D& device, const Batch& batch, const Comm& comm, std::str
       fingerprint = fingerprint_of(tokens, labels);
     }
   }
-  const std::array<std::int64_t, 2> mine{batch.first_sample, static_cast<std::int64_t>(fingerprint)};
-  std::vector<std::int64_t> all(2 * static_cast<std::size_t>(comm.size()));
-  for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % 2];  // dry ranks gather nothing
+  return {batch.first_sample, batch.rows(), static_cast<std::int64_t>(fingerprint)};
+}
+
+/// Throws CommError, on all ranks of `comm`, which run along `axis`, where their batches differ. A collective of them.
+inline void expect_same_batch(const BatchNumbers& mine, const Comm& comm, std::string_view axis) {
+  if (comm.size() == 1) return;
+  std::vector<std::int64_t> all(mine.size() * static_cast<std::size_t>(comm.size()));
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = mine[i % mine.size()];  // dry ranks gather nothing
   comm.host().all_gather(std::span<const std::int64_t>{mine}, std::span{all});
-  for (std::size_t i = 2; i < all.size(); ++i)
-    if (all[i] != all[i % 2])
-      throw CommError(text(axis, " rank ", i / 2, " was given another batch than ", axis, " rank 0; ranks of the ",
+  for (std::size_t i = mine.size(); i < all.size(); ++i)
+    if (all[i] != all[i % mine.size()])
+      throw CommError(text(axis, " rank ", i / mine.size(), " was given another batch than ", axis, " rank 0; ranks of the ",
                            axis,
                            " axis take the same batch: a loader's rank is mesh.data().rank(), of mesh.data().size()"));
 }

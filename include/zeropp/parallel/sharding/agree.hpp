@@ -18,9 +18,12 @@ namespace zeropp::detail {
 /// Throws ConfigError where tensor ranks of another communicator than `tensor` share the layers, or none of the layers
 /// use the tensor ranks of the mesh.
 inline void expect_tensor_ranks(std::span<Parameter* const> parameters, const Comm& tensor) {
-  bool used = false;
+  bool used = parameters.empty();
   for (auto* p : parameters) {
-    if (!p->tensor_group) continue;
+    if (!p->tensor_group) {  // a rule that fills the slice itself, without cut() or replicate()
+      used = used || p->split() || p->sum_over_tensor;
+      continue;
+    }
     used = true;
     if (p->tensor_group != tensor.identity())
       throw ConfigError(text("parameter ", p->name, p->split() ? text(" is shared by ", p->slice.parts) : " is held by",

@@ -73,10 +73,12 @@ class ShardedEngine : public ShardedState<P, D> {
     options.check();
     this->begin_step(options.loss_scale);
     const bool alone = options_.graph && world_.size() == 1 && !recorder();
-    return graph_.run(device_, alone ? StepKey::of(whole, options) : std::nullopt, [&] {
+    auto loss = graph_.run(device_, alone ? StepKey::of(whole, options) : std::nullopt, [&] {
       return guarded(text("train ", whole.rows(), "x", whole.sequence(), "/", options.micro_batches),
                      [&] { return passes(whole, options); });
     });
+    this->gradients_are(Base::Gradients::finished);  // a graph repeats the kernels alone
+    return loss;
   }
 
   /// The loss of a batch over all ranks, without gradients. A collective.
@@ -116,8 +118,15 @@ class ShardedEngine : public ShardedState<P, D> {
     return forward_of(layer_, ctx, std::move(x));
   }
   /// Backward of one micro-batch: adds its gradients to those of the step, or begins with them (begin_micro_batch).
+  /// Throws Error at the second backward of a step without begin_micro_batch.
   template <class Dy, class Saved>
   auto backward(Context& ctx, Dy dy, Saved saved) {
+    if (!std::exchange(micro_batch_begun_, false)) {
+      if (this->gradients() == Base::Gradients::unfinished)
+        throw Error("a second backward of a step would discard the first one's gradients: call "
+                    "model.begin_micro_batch(first, last) before each micro-batch, or finish_gradients() after each step");
+      first_micro_batch_ = last_micro_batch_ = true;
+    }
     const Recording span(recorder(), SpanKind::backward, micro_batch_);
     return backward_of(layer_, ctx, std::move(dy), std::move(saved));
   }
@@ -146,6 +155,7 @@ class ShardedEngine : public ShardedState<P, D> {
   /// Says which micro-batch of the step comes next; without it each backward is a step of its own.
   void begin_micro_batch(bool first, bool last) {
     micro_batch_ = first ? 0 : micro_batch_ + 1;
+    micro_batch_begun_ = true;
     first_micro_batch_ = first;
     last_micro_batch_ = last;
   }
@@ -159,10 +169,12 @@ class ShardedEngine : public ShardedState<P, D> {
                         : batch.labels_here >= 0
                             ? comm_.sum(batch.labels_here)
                             : comm_.sum(kernels::count_labels(device_, std::span{batch.labels.span()}));
+    this->labels_ = labels;
     run.loss_weight = labels ? static_cast<double>(options.loss_scale) / static_cast<double>(labels) : 0.0;
     Loss total;
     total.add(0, 0);
     Runner<L>::train(*this, layer_, MicroBatches{batch, std::move(run), options.micro_batches}, total);
+    micro_batch_begun_ = false;
     finish_gradients(options.loss_scale);
     return over_ranks(total);
   }
@@ -190,7 +202,7 @@ class ShardedEngine : public ShardedState<P, D> {
   L layer_;
   StepGraph<D> graph_;
   std::int64_t micro_batch_ = 0;
-  bool first_micro_batch_ = true, last_micro_batch_ = true;
+  bool first_micro_batch_ = true, last_micro_batch_ = true, micro_batch_begun_ = false;
 };
 
 }  // namespace zeropp

@@ -58,21 +58,26 @@ class ShardedState {
   void add_step(const ClipResult& clip, float learning_rate = 0) {
     steps_.add(clip);
     learning_rate_ = learning_rate;
+    if (gradients_ == Gradients::finished) gradients_ = Gradients::used;
   }
 
   /// This rank's positions of a batch: what forward takes where context ranks share sequences.
-  /// Tensor and pipeline ranks that were given other batches than each other are refused. A collective.
+  /// Context, tensor and pipeline ranks that were given other batches than each other are refused. A collective.
   Batch local_batch(const Batch& whole) {
-    if (context_.size() > 1) context_.share(whole.sequence());  // throws where the ranks cannot share sequences
-    const std::pair<const Comm*, std::string_view> axes[] = {
-        {&context_.comm(), "context"}, {&tensor_, "tensor"}, {&pipeline_, "pipeline"}};
-    for (auto [comm, axis] : axes) detail::expect_same_batch(device_, whole, *comm, axis);
+    if (context_.size() > 1 || tensor_.size() > 1 || pipeline_.size() > 1) {
+      const auto mine = detail::batch_numbers(device_, whole);
+      detail::expect_same_batch(mine, context_.comm(), "context");
+      detail::expect_same_batch(mine, tensor_, "tensor");
+      detail::expect_same_batch(mine, pipeline_, "pipeline");
+    }
     return zeropp::local_batch(device_, whole, context_);
   }
 
   /// After the last micro-batch: gradients over updated() of all units are then sums over ranks, of a loss multiplied
-  /// by `loss_scale`. A collective.
+  /// by `loss_scale`. Throws Error where they are finished already, since tied ones would count twice. A collective.
   void finish_gradients(float loss_scale = 1) {
+    if (gradients_ == Gradients::finished)
+      throw Error("the gradients are finished already: call finish_gradients() once a step; train() has called it");
     loss_scale_ = loss_scale;
     reducer_.flush();
     units_.join_ties(pipeline_);
@@ -86,8 +91,7 @@ class ShardedState {
     if (!(max_norm >= 0))
       throw ConfigError(text("the gradients' norm is clipped to a value of at least 0, got ", max_norm));
     expect_gradients("clipping");
-    // 40 bits, whose sums over ranks are exact.
-    const auto argument = static_cast<double>(hash_of(text(max_norm, " ", loss_scale_, " ", learning_rate_)) >> 24);
+    const auto argument = Agreement::number_of(text(max_norm, " ", loss_scale_, " ", learning_rate_, " ", labels_));
     auto clip = over_gradients(
         *this, argument,
         [&](auto parts, auto places, auto sums) { kernels::sums_of_squares(device_, parts, places, sums); },
@@ -131,8 +135,9 @@ class ShardedState {
   }
 
  protected:
-  enum class Gradients { none, unfinished, finished };
+  enum class Gradients { none, unfinished, finished, used };  // used: by an optimizer's step
 
+  Gradients gradients() const { return gradients_; }
   void gradients_are(Gradients now) { gradients_ = now; }
   /// Throws Error unless gradients are there and summed over ranks: `who` is about to read them.
   void expect_gradients(std::string_view who) const {
@@ -147,6 +152,7 @@ class ShardedState {
   }
   /// Before the passes of a step: waits for the last one's norm, where a capture may not.
   void begin_step(float loss_scale) {
+    gradients_ = Gradients::none;
     loss_scale_ = loss_scale;
     steps_.done();
   }
@@ -196,6 +202,7 @@ class ShardedState {
   std::vector<ModelParameter> model_parameters_;
   int parameters_in_order_ = 0;
   float loss_scale_ = 1, learning_rate_ = 0;
+  std::int64_t labels_ = 0;  ///< of the last train()'s step: every rank divides by them
   Gradients gradients_ = Gradients::none;
 };
 
