@@ -398,7 +398,7 @@ TEST_CASE("under Sharded: the same units, first weights that are slices of the w
       const auto r = static_cast<std::size_t>(world.rank());
       Cpu device;
       Sharded<TensorParallel<Gpt>, Stage::parameters> model{
-          mesh.data(), device, {{.comm = mesh.tensor(), .sequence_parallel = sequence}, Gpt{}}};
+          mesh, device, {{.comm = mesh.tensor(), .sequence_parallel = sequence}, Gpt{}}};
       units[r] = static_cast<int>(model.units().size());
       const auto got = weights_of(model);
       wrong[r] = got.size() != expected.size();
