@@ -245,7 +245,8 @@ TEST_CASE("mesh.json: what it says, and what it may not say") {
   CHECK(s.simulation.links.network.latency == 1e-5);
   CHECK(s.simulation.sequence == 32);
   CHECK(s.simulation.attention_flops_per_token == 6.0 * 8 * 64 * 32);
-  CHECK(s.simulation.kernels({.name = "matmul", .kind = CostKind::product, .flops = 1e12}) == doctest::Approx(2).epsilon(1e-3));
+  CHECK(s.simulation.kernels({.name = "matmul", .kind = CostKind::product, .flops = 1e12}) ==
+        doctest::Approx(2).epsilon(1e-3));
   CHECK(s.schedule == PipelineKind::zb_v);
   CHECK(s.recompute);
   CHECK_THROWS_WITH_AS(read("{\n\"links\": {\"netwrk\": {}}}"),

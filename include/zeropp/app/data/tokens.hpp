@@ -28,8 +28,8 @@ class TokenSource {
   virtual void read(std::int64_t begin, std::span<std::int32_t> out) const = 0;
 };
 
-/// A number that differs where tokens do, of up to 64 windows of them: what ranks compare before they train. Of a long
-/// source it reads a part only.
+/// A number that differs where tokens do, by which ranks compare their sources before they train. The function reads up
+/// to 64 windows of tokens, a part of a long source.
 inline std::uint64_t fingerprint_of(const TokenSource& source) {
   constexpr std::int64_t window = 1024, windows = 64;
   std::uint64_t hash = 0xcbf29ce484222325ull ^ static_cast<std::uint64_t>(source.size());
