@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <zeropp/kernels/attention.hpp>
+#include <zeropp/kernels/cuda/attention/launch.hpp>
 
 using namespace zeropp;
 using kernels::AttentionBackend;

@@ -35,6 +35,9 @@ if(TARGET zeropp_cuda)
   target_link_libraries(zeropp_own_gpu INTERFACE zeropp_cuda $<TARGET_NAME_IF_EXISTS:zeropp_nccl>)
   target_compile_options(zeropp_own_gpu INTERFACE -Werror=all-warnings -diag-suppress=1675,177
     -Xcompiler=-Wall,-Wextra,-Werror,-march=${ZEROPP_MARCH})
+  # Kernels of attention take a minute as well, and every engine needs them: one object for all programs of ours.
+  add_library(zeropp_own_attention OBJECT EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/cmake/attention.cu)
+  target_link_libraries(zeropp_own_attention PRIVATE zeropp_own_gpu)
   if(TARGET zeropp_cudnn)  # takes a minute: one object for all programs of ours
     add_library(zeropp_own_cudnn OBJECT EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tests/gpu/cudnn.cpp)
     target_link_libraries(zeropp_own_cudnn PRIVATE zeropp_own zeropp_cudnn)
@@ -70,6 +73,8 @@ endfunction()
 #   zeropp_gpu_program(name sources...)
 function(zeropp_gpu_program name)
   add_executable(${name} ${ARGN})
+  target_compile_definitions(${name} PRIVATE ZEROPP_ATTENTION_ELSEWHERE)
+  target_sources(${name} PRIVATE $<TARGET_OBJECTS:zeropp_own_attention>)
   target_link_libraries(${name} PRIVATE zeropp_own_gpu)
 endfunction()
 
@@ -77,7 +82,9 @@ endfunction()
 #   zeropp_gpu_objects(name sources...)
 function(zeropp_gpu_objects name)
   add_library(${name}_gpu OBJECT ${ARGN})
+  target_compile_definitions(${name}_gpu PRIVATE ZEROPP_ATTENTION_ELSEWHERE)
   target_link_libraries(${name}_gpu PRIVATE zeropp_own_gpu)
+  target_sources(${name} PRIVATE $<TARGET_OBJECTS:zeropp_own_attention>)
   target_link_libraries(${name} PRIVATE ${name}_gpu zeropp_cuda $<TARGET_NAME_IF_EXISTS:zeropp_nccl>)
 endfunction()
 

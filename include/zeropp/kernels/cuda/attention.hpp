@@ -11,7 +11,7 @@
 #include <zeropp/device/tensor.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cuda/attention/choice.hpp>
-#include <zeropp/kernels/cuda/attention/launch.hpp>
+#include <zeropp/kernels/cuda/attention/launchers.hpp>
 
 namespace zeropp::kernels {
 

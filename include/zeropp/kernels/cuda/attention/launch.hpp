@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts our own kernels of attention: by warpgroups, by tiles, or in the plain way. Included by nvcc it holds the
-// kernels, by other compilers their declarations.
+// Starts our own kernels of attention: the definitions of launchers.hpp, for nvcc.
 #pragma once
 
 #include <climits>
@@ -10,6 +9,7 @@
 
 #include <zeropp/device/cuda/runtime.hpp>
 #include <zeropp/kernels/cuda/attention/choice.hpp>
+#include <zeropp/kernels/cuda/attention/launchers.hpp>
 #include <zeropp/kernels/cuda/attention/plain.hpp>
 #include <zeropp/kernels/cuda/attention/tiles_backward.hpp>
 #include <zeropp/kernels/cuda/attention/tiles_forward.hpp>
@@ -17,20 +17,6 @@
 #include <zeropp/kernels/cuda/attention/warpgroup_forward.hpp>
 
 namespace zeropp::kernels::detail {
-
-/// T is what the call's type says, R the type of its results; rows: [B, H, T, 2]; counters: one forward, two backward.
-template <class T, class R>
-void forward_by_warpgroups(const AttentionCall& c, unsigned* counter, cudaStream_t stream);
-template <class T, class R>
-void backward_by_warpgroups(const AttentionCall& c, float* rows, unsigned* counters, cudaStream_t stream);
-template <class T, class R>
-void forward_by_tiles(const AttentionCall& c, cudaStream_t stream);
-template <class T, class R>
-void backward_by_tiles(const AttentionCall& c, float* rows, cudaStream_t stream);
-template <class T, class R>
-void forward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
-template <class T, class R>
-void backward_plainly(const AttentionPlain<T, R>& a, cudaStream_t stream);
 
 #ifdef __CUDACC__
 
