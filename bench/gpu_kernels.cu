@@ -10,8 +10,6 @@
 
 #include <zeropp/device/cuda.hpp>
 #include <zeropp/device/tensor.hpp>
-#include <zeropp/kernels/adam.hpp>
-#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/cuda/column_sum.hpp>
 #include <zeropp/kernels/elementwise.hpp>
 #include <zeropp/kernels/embedding.hpp>
@@ -19,6 +17,9 @@
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>
+#include <zeropp/kernels/update.hpp>
+#include <zeropp/kernels/update_stochastic.hpp>
+#include <zeropp/train/optimizers/adamw.hpp>
 
 using namespace zeropp;
 
@@ -137,19 +138,18 @@ void adam(Cuda& gpu, const char* name, std::int64_t n, std::int64_t shift) {
   const Rotating<G> g(gpu, n, 11);
   const Rotating<float> m(gpu, n, 21), v(gpu, n, 31, true);
   const Rotating<kept_t<W>> beside(gpu, has_master<W> ? n : 64, 41);
-  const std::vector<kernels::AdamRun> runs{
+  const std::vector<kernels::UpdateRun> runs{
       {{0, n / 2}, 0.1f}, {{n / 2, n / 2 + 3072}, 0.0f}, {{n / 2 + 3072, n}, 0.1f}};
-  const kernels::AdamStep step{
-      .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
-  row(gpu, name, static_cast<double>(n) * kernels::detail::adam_bytes<W, G, float>, [&](int i) {
+  const kernels::UpdateStep step{.learning_rate = 1e-4f, .number = 5, .gradient_scale = 0.9f};
+  row(gpu, name, static_cast<double>(n) * kernels::detail::update_bytes<W, G, float, 2>, [&](int i) {
     const auto size = static_cast<std::size_t>(n);
-    kernels::adam(gpu,
-                  kernels::AdamSpan<W, G, float>{.weight = w.span(i).subspan(static_cast<std::size_t>(shift), size),
-                                                 .masters = has_master<W> ? beside.span(i) : std::span<kept_t<W>>{},
-                                                 .gradient = g.span(i),
-                                                 .first = m.span(i),
-                                                 .second = v.span(i)},
-                  std::span<const kernels::AdamRun>(runs), step);
+    kernels::update(gpu, AdamW{},
+                    kernels::UpdateSpan<W, G, float, 2>{
+                        .weight = w.span(i).subspan(static_cast<std::size_t>(shift), size),
+                        .masters = has_master<W> ? beside.span(i) : std::span<kept_t<W>>{},
+                        .gradient = g.span(i),
+                        .slots = {m.span(i), v.span(i)}},
+                    std::span<const kernels::UpdateRun>(runs), step);
   });
 }
 
@@ -157,16 +157,16 @@ void adam(Cuda& gpu, const char* name, std::int64_t n, std::int64_t shift) {
 void adam_stochastic(Cuda& gpu, const char* name, std::int64_t n, std::int64_t first) {
   const Rotating<bf16> w(gpu, n, 1), g(gpu, n, 11);
   const Rotating<float> m(gpu, n, 21), v(gpu, n, 31, true);
-  const std::vector<kernels::AdamStochasticRun> runs{
-      {{0, n / 2}, 0.1f, 1, first}, {{n / 2, n / 2 + 3072}, 0.0f, 2, 0}, {{n / 2 + 3072, n}, 0.1f, 3, first}};
-  const kernels::AdamStep step{
-      .learning_rate = 1e-4f, .gradient_scale = 0.9f, .bias_correction1 = 0.5, .bias_correction2 = 0.1};
+  const std::vector<kernels::UpdateRun> runs{{{0, n / 2}, 0.1f, 1, 1, first},
+                                             {{n / 2, n / 2 + 3072}, 0.0f, 1, 2, 0},
+                                             {{n / 2 + 3072, n}, 0.1f, 1, 3, first}};
+  const kernels::UpdateStep step{.learning_rate = 1e-4f, .number = 5, .gradient_scale = 0.9f};
   row(gpu, name, static_cast<double>(n) * 22, [&](int i) {
-    kernels::adam_stochastic(
-        gpu,
-        kernels::AdamSpan<bf16, bf16, float>{
-            .weight = w.span(i), .masters = {}, .gradient = g.span(i), .first = m.span(i), .second = v.span(i)},
-        std::span<const kernels::AdamStochasticRun>(runs), step, 7, 1);
+    kernels::update_stochastic(
+        gpu, AdamW{},
+        kernels::UpdateSpan<bf16, bf16, float, 2>{
+            .weight = w.span(i), .masters = {}, .gradient = g.span(i), .slots = {m.span(i), v.span(i)}},
+        std::span<const kernels::UpdateRun>(runs), step, 7);
   });
 }
 

@@ -10,14 +10,17 @@
 
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/dry.hpp>
-#include <zeropp/kernels/adam_stochastic.hpp>
+#include <zeropp/kernels/update_stochastic.hpp>
+#include <zeropp/train/optimizers/adamw.hpp>
 
 using namespace zeropp;
 
 namespace {
 
 constexpr std::uint64_t seed = 7, stream = hash_of("h.0.mlp.weight");
-using Runs = std::vector<kernels::AdamStochasticRun>;
+using Runs = std::vector<kernels::UpdateRun>;
+template <class W, class G>
+using AdamSpan = kernels::UpdateSpan<W, G, float, 2>;
 
 struct Buffers {
   explicit Buffers(std::size_t n, float value = 0) : weight(n, bf16(value)), gradient(n), first(n), second(n) {}
@@ -31,12 +34,11 @@ struct Buffers {
     return b;
   }
   template <class D>
-  void step(D& device, const Runs& runs, const kernels::AdamStep& s, std::uint64_t number) {
-    kernels::adam_stochastic(
-        device,
-        kernels::AdamSpan<bf16, bf16, float>{
-            .weight = weight, .masters = {}, .gradient = gradient, .first = first, .second = second},
-        std::span<const kernels::AdamStochasticRun>{runs}, s, seed, number);
+  void step(D& device, const Runs& runs, const kernels::UpdateStep& s) {
+    kernels::update_stochastic(
+        device, AdamW{},
+        AdamSpan<bf16, bf16>{.weight = weight, .masters = {}, .gradient = gradient, .slots = {first, second}},
+        std::span<const kernels::UpdateRun>{runs}, s, seed);
   }
   bool operator==(const Buffers& other) const {
     return std::memcmp(static_cast<const void*>(weight.data()), other.weight.data(), 2 * weight.size()) == 0 &&
@@ -46,15 +48,9 @@ struct Buffers {
   std::vector<float> first, second;
 };
 
-kernels::AdamStep step_of(int t) {
-  return {.learning_rate = 1e-3f,
-          .beta1 = 0.9f,
-          .beta2 = 0.95f,
-          .bias_correction1 = 1 - std::pow(static_cast<double>(0.9f), t),
-          .bias_correction2 = 1 - std::pow(static_cast<double>(0.95f), t)};
-}
+kernels::UpdateStep step_of(int t) { return {.learning_rate = 1e-3f, .number = t}; }
 
-Runs whole(std::size_t n, float decay = 0.1f) { return {{{0, static_cast<std::int64_t>(n)}, decay, stream, 0}}; }
+Runs whole(std::size_t n, float decay = 0.1f) { return {{{0, static_cast<std::int64_t>(n)}, decay, 1, stream, 0}}; }
 
 double mean(const std::vector<bf16>& values) {
   double sum = 0;
@@ -84,10 +80,10 @@ TEST_CASE("a step is that of float weights, rounded by the bits of seed, step, s
     std::vector<float> first(n), second(n);
     for (int t = 1; t <= 3; ++t) {
       std::vector<float> masters(b.weight.begin(), b.weight.end());
-      auto s = step_of(t);
-      s.weight_decay = 0.1f;
-      kernels::adam(cpu, kernels::AdamSpan<float, bf16, float>{masters, {}, b.gradient, first, second}, s);
-      b.step(cpu, whole(n), step_of(t), static_cast<std::uint64_t>(t));
+      const auto run = whole(n);
+      kernels::update(cpu, AdamW{}, AdamSpan<float, bf16>{masters, {}, b.gradient, {first, second}},
+                      std::span<const kernels::UpdateRun>{run}, step_of(t));
+      b.step(cpu, run, step_of(t));
       const Random random(seed, RandomPurpose::stochastic_rounding, stream, static_cast<std::uint64_t>(t));
       std::size_t wrong = 0;
       for (std::size_t i = 0; i < n; ++i)
@@ -105,15 +101,14 @@ TEST_CASE("the same bytes however a buffer is cut, at any alignment, on any numb
   auto base = Buffers::random(n), threads = base, pieces = base, other_stream = base, other_step = base;
   Runs cut, other = whole(n);
   for (std::int64_t begin = 0, size = 1; begin < static_cast<std::int64_t>(n); begin += size, size = size * 2 + 1)
-    cut.push_back({{begin, std::min<std::int64_t>(n, begin + size)}, 0.1f, stream, begin});
+    cut.push_back({{begin, std::min<std::int64_t>(n, begin + size)}, 0.1f, 1, stream, begin});
   other[0].stream = hash_of("h.1.mlp.weight");
   for (int t = 1; t <= 3; ++t) {
-    const auto number = static_cast<std::uint64_t>(t);
-    base.step(one, whole(n), step_of(t), number);
-    threads.step(two, whole(n), step_of(t), number);
-    pieces.step(one, cut, step_of(t), number);
-    other_stream.step(one, other, step_of(t), number);
-    other_step.step(one, whole(n), step_of(t), number + 1);
+    base.step(one, whole(n), step_of(t));
+    threads.step(two, whole(n), step_of(t));
+    pieces.step(one, cut, step_of(t));
+    other_stream.step(one, other, step_of(t));
+    other_step.step(one, whole(n), step_of(t + 1));
   }
   CHECK(base == threads);
   CHECK(base == pieces);
@@ -133,10 +128,10 @@ TEST_CASE("unbiased: an update far below the step of bf16 arrives on average, wh
     bf16 nearest(begin);
     double exact = begin;
     const float decay = static_cast<float>(fraction * unit);
-    auto s = step_of(1);
-    s.learning_rate = 1;
     for (int t = 1; t <= steps; ++t) {
-      b.step(cpu, whole(n, decay), s, static_cast<std::uint64_t>(t));
+      auto s = step_of(t);
+      s.learning_rate = 1;
+      b.step(cpu, whole(n, decay), s);
       exact *= 1 - static_cast<double>(decay);
       nearest = bf16(static_cast<float>(nearest) * (1 - decay));
     }
@@ -164,7 +159,7 @@ TEST_CASE("unbiased: gradients, through Adam's moments") {
   for (int t = 1; t <= steps; ++t) {
     auto s = step_of(t);
     s.learning_rate = static_cast<float>(unit / 16);
-    b.step(cpu, whole(n, 0), s, static_cast<std::uint64_t>(t));
+    b.step(cpu, whole(n, 0), s);
   }
   const double error = unit * std::sqrt(steps * (1.0 / 16) * (15.0 / 16) / n);
   MESSAGE("mean " << mean(b.weight) << ", exact " << 1.5 + unit);
@@ -176,7 +171,7 @@ TEST_CASE("zeros stay zeros, what is not finite stays so") {
   Buffers b(100);
   b.weight[50] = bf16(std::numeric_limits<float>::quiet_NaN());
   b.weight[51] = bf16(std::numeric_limits<float>::infinity());
-  for (std::uint64_t t = 1; t <= 5; ++t) b.step(cpu, whole(100), step_of(static_cast<int>(t)), t);
+  for (int t = 1; t <= 5; ++t) b.step(cpu, whole(100), step_of(t));
   CHECK(std::isnan(static_cast<float>(b.weight[50])));
   CHECK(std::isinf(static_cast<float>(b.weight[51])));
   for (std::size_t i = 0; i < 100; ++i)
@@ -189,9 +184,10 @@ TEST_CASE("the dry device counts 22 bytes a parameter and touches nothing") {
     return std::span{reinterpret_cast<decltype(type)*>(std::uintptr_t{1} << 46), 1000};
   };
   const auto runs = whole(1000);
-  kernels::adam_stochastic(
-      dry, kernels::AdamSpan<bf16, bf16, float>{nowhere(bf16()), {}, nowhere(bf16()), nowhere(0.0f), nowhere(0.0f)},
-      std::span<const kernels::AdamStochasticRun>{runs}, step_of(1), seed, 1);
+  kernels::update_stochastic(
+      dry, AdamW{},
+      AdamSpan<bf16, bf16>{nowhere(bf16()), {}, nowhere(bf16()), {nowhere(0.0f), nowhere(0.0f)}},
+      std::span<const kernels::UpdateRun>{runs}, step_of(1), seed);
   CHECK(dry.bytes() == 22.0 * 1000);
   CHECK(dry.kernels() == 1);
 }

@@ -133,7 +133,7 @@ void gpt_resumes(Stage stage, const std::string& folder, int ranks) {
         for (auto kept : unit.masters()) put(kept);
       }
       for (std::size_t u = 0; u < state.units().size(); ++u)
-        for (auto moments : {adam.first(u), adam.second(u)})
+        for (auto moments : {adam.slot(0, u), adam.slot(1, u)})
           for (auto moment : moments) put(moment);
     };
     using Model = ShardedEngine<Plain, P>;
@@ -147,7 +147,7 @@ void gpt_resumes(Stage stage, const std::string& folder, int ranks) {
     Cpu device;
     const std::unique_ptr<ShardedModel<P, Cpu>> model =
         std::make_unique<ShardedModelOf<Model>>(comm, device, Plain{config}, stage, options);
-    const std::unique_ptr<zeropp::Optimizer<moment_t<P>>> adam =
+    const std::unique_ptr<zeropp::Optimizer<state_t<P>>> adam =
         std::make_unique<FusedAdam<ShardedState<P, Cpu>>>(model->state());
     CHECK(model->state().stage() == stage);
     CHECK(model->parameters() == model->state().parameters());

@@ -87,8 +87,8 @@ void collect(Model& model, Adam& adam, Whole& into) {
       };
       add("/weight", unit.weights(), unit.held());
       if (!unit.masters().empty()) add("/masters", unit.masters(), unit.updated());
-      add("/first", adam.first(u), unit.updated());
-      add("/second", adam.second(u), unit.updated());
+      add("/first_moment", adam.slot(0, u), unit.updated());
+      add("/second_moment", adam.slot(1, u), unit.updated());
     }
   }
 }
@@ -318,22 +318,22 @@ TEST_CASE("optimizer pieces that overlap, leave holes or reach too far are refus
     for (std::int64_t i = 0; i < count; ++i) {
       const auto& [place, elements] = pieces[static_cast<std::size_t>(i)];
       SafetensorsWriter writer(files, folder.path(), Manifest::optimizer_file(i, count),
-                               {{"p/first", DType::f32, {elements}}}, {{"p", place}});
+                               {{"p/momentum", DType::f32, {elements}}}, {{"p", place}});
       const std::vector<float> values(static_cast<std::size_t>(elements));
       writer.append(std::span<const float>{values});
       writer.finish();
     }
     return sentence_of([&] {
-      OptimizerFiles(files, folder.path(), count, {{"p", shape}}).check<float>("p/first", shape);
+      OptimizerFiles(files, folder.path(), count, {{"p", shape}}).check<float>("p/momentum", shape);
     });
   };
   CHECK(check({4}, {{"0", 2}, {"2", 2}}) == "no error");
   CHECK(check({4, 2}, {{"0 1 0 1", 4}, {"2 1 1 2", 2}, {"0 1 1 2", 2}}) == "no error");
   CHECK(check({6}, {{"0 0 0 1 4 6", 3}, {"0 0 1 4", 3}}) == "no error");
   CHECK(contains(check({4}, {{"0", 2}, {"1", 2}}), "begins at element 1, expected 2"));
-  CHECK(contains(check({4}, {{"0", 2}, {"3", 1}}), "hold 3 of 4 elements of p/first"));
-  CHECK(contains(check({4}, {{"2", 4}}), "does not say where p/first begins"));
-  CHECK(contains(check({4}, {{"0", 4}, {"9223372036854775807", 1}}), "does not say where p/first begins"));
+  CHECK(contains(check({4}, {{"0", 2}, {"3", 1}}), "hold 3 of 4 elements of p/momentum"));
+  CHECK(contains(check({4}, {{"2", 4}}), "does not say where p/momentum begins"));
+  CHECK(contains(check({4}, {{"0", 4}, {"9223372036854775807", 1}}), "does not say where p/momentum begins"));
   CHECK(contains(check({4, 2}, {{"0 1 0 1", 4}, {"0 1 0 2", 4}}), "begins at element 0, expected 1"));
   CHECK(contains(check({4, 2}, {{"0 0 0 2", 4}, {"0 1 0 1", 4}}), "is cut along other axes"));
   CHECK(contains(check({4, 2}, {{"0 0 0 1", 2}, {"0 1 0 1", 2}, {"0 1 1 2", 4}}), "begins at element 0, expected 2"));

@@ -72,7 +72,7 @@ struct TrainingOf {
     const auto put = [&](auto span) { out.append(reinterpret_cast<const char*>(span.data()), span.size_bytes()); };
     for (std::size_t u = 0; u < model.units().size(); ++u) {
       auto& unit = model.units()[u];
-      put(unit.weights()), put(unit.masters()), put(adam.first(u)), put(adam.second(u));
+      put(unit.weights()), put(unit.masters()), put(adam.slot(0, u)), put(adam.slot(1, u));
     }
     return out;
   }

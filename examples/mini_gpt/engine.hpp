@@ -15,7 +15,7 @@ namespace mini_gpt {
 template <class P, class D>
 struct Engine {
   std::unique_ptr<ShardedModel<P, D>> model;
-  std::unique_ptr<Optimizer<moment_t<P>>> adam;  ///< gone before the model
+  std::unique_ptr<Optimizer<state_t<P>>> adam;  ///< gone before the model
 };
 
 /// For the run's stage and this rank's part of the model. build_engine.hpp defines it. A collective.

@@ -28,8 +28,6 @@
 #include <zeropp/comm/threads/threads.hpp>
 #include <zeropp/comm/world.hpp>
 
-#include <zeropp/kernels/adam.hpp>
-#include <zeropp/kernels/adam_stochastic.hpp>
 #include <zeropp/kernels/attention.hpp>
 #include <zeropp/kernels/cross_entropy.hpp>
 #include <zeropp/kernels/cross_entropy_split.hpp>
@@ -43,6 +41,8 @@
 #include <zeropp/kernels/rectangles.hpp>
 #include <zeropp/kernels/reduce.hpp>
 #include <zeropp/kernels/rope.hpp>
+#include <zeropp/kernels/update.hpp>
+#include <zeropp/kernels/update_stochastic.hpp>
 
 #include <zeropp/layers/attention.hpp>
 #include <zeropp/layers/context.hpp>
@@ -87,8 +87,14 @@
 #include <zeropp/train/checkpoint/whole_tensors.hpp>
 #include <zeropp/train/clip.hpp>
 #include <zeropp/train/loss_scale.hpp>
+#include <zeropp/train/optimizers/adagrad.hpp>
+#include <zeropp/train/optimizers/adamw.hpp>
 #include <zeropp/train/optimizers/fused_adam.hpp>
+#include <zeropp/train/optimizers/fused_elementwise.hpp>
+#include <zeropp/train/optimizers/lion.hpp>
 #include <zeropp/train/optimizers/optimizer.hpp>
+#include <zeropp/train/optimizers/parameter_group.hpp>
+#include <zeropp/train/optimizers/sgd.hpp>
 #include <zeropp/train/plan.hpp>
 #include <zeropp/train/sampler.hpp>
 #include <zeropp/train/schedule.hpp>

@@ -6,8 +6,10 @@
 #include <string>
 #include <tuple>
 
-#include <zeropp/kernels/adam.hpp>
-#include <zeropp/kernels/adam_stochastic.hpp>
+#include <zeropp/kernels/update.hpp>
+#include <zeropp/kernels/update_stochastic.hpp>
+#include <zeropp/train/optimizers/adamw.hpp>
+#include <zeropp/train/optimizers/lion.hpp>
 #include <zeropp/kernels/embedding.hpp>
 #include <zeropp/kernels/norm.hpp>
 #include <zeropp/kernels/reduce.hpp>
@@ -298,12 +300,13 @@ struct AdamCase {
 
   template <class D>
   static void step(D& device, std::span<W> w, std::span<kept_t<W>> kept, std::span<const G> g, std::span<M> m,
-                   std::span<M> v, std::span<const kernels::AdamRun> runs, const kernels::AdamStep& s) {
-    kernels::adam(device, kernels::AdamSpan<W, G, M>{w, kept, g, m, v}, runs, s);
+                   std::span<M> v, std::span<const kernels::UpdateRun> runs, const kernels::UpdateStep& s) {
+    kernels::update(device, AdamW{}, kernels::UpdateSpan<W, G, M, 2>{w, kept, g, {m, v}}, runs, s);
   }
   /// Master weights, by the formula with the same fused operations.
-  std::vector<double> reference(std::span<const kernels::AdamRun> runs, kernels::AdamStep s) {
-    const kernels::detail::AdamFactors<M> f(s);
+  std::vector<double> reference(std::span<const kernels::UpdateRun> runs, const kernels::UpdateStep& s) {
+    const auto f = AdamW{}.at<M>(s);
+    const auto scale = static_cast<M>(s.gradient_scale);
     std::vector<double> masters(w.size());
     for (std::size_t i = 0; i < w.size(); ++i) {
       M master;
@@ -315,8 +318,8 @@ struct AdamCase {
         if (static_cast<std::int64_t>(i) < run.range.begin || static_cast<std::int64_t>(i) >= run.range.end) continue;
         const auto decay =
             static_cast<M>(1 - static_cast<double>(s.learning_rate) * static_cast<double>(run.weight_decay));
-        const volatile M grad = static_cast<M>(static_cast<compute_t<G>>(g[i])) * f.scale;
-        const volatile M square = grad * grad, old = v[i] * f.beta2, change = f.step;
+        const volatile M grad = static_cast<M>(static_cast<compute_t<G>>(g[i])) * scale;
+        const volatile M square = grad * grad, old = v[i] * f.beta2, change = f.rate;
         m[i] = std::fma(grad - m[i], f.one_minus_beta1, m[i]);
         v[i] = std::fma(square, f.one_minus_beta2, old);
         const volatile M up = change * m[i];
@@ -338,25 +341,19 @@ struct AdamCase {
 template <class W, class G, class M>
 void check_adam() {
   Cuda gpu;
-  const kernels::AdamStep s{.learning_rate = 1e-3f,
-                            .beta1 = 0.9f,
-                            .beta2 = 0.95f,
-                            .epsilon = 1e-8f,
-                            .gradient_scale = 0.37f,
-                            .bias_correction1 = 0.271,
-                            .bias_correction2 = 0.1426};
+  const kernels::UpdateStep s{.learning_rate = 1e-3f, .number = 3, .gradient_scale = 0.37f};
   for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{33}, std::size_t{4096}, std::size_t{50003}})
     for (const std::int64_t shift : {0, 1}) {
       CAPTURE(n);
       CAPTURE(shift);
       AdamCase<W, G, M> host(n);
       const auto count = static_cast<std::int64_t>(n);
-      std::vector<kernels::AdamRun> runs;  // more than one launch takes, of odd sizes, with a hole and an empty one
+      std::vector<kernels::UpdateRun> runs;  // more than one launch takes, of odd sizes, with a hole and an empty one
       const auto part = std::max<std::int64_t>(1, count / 150);
       for (std::int64_t at = 0; at < count; at += part)
         if (at / part != 3 || count < 100)
           runs.push_back({{at, std::min(count, at + part)}, at / part % 2 ? 0.1f : 0.0f});
-      runs.insert(runs.begin() + 1, kernels::AdamRun{{runs[0].range.end, runs[0].range.end}, 9.0f});
+      runs.insert(runs.begin() + 1, kernels::UpdateRun{{runs[0].range.end, runs[0].range.end}, 9.0f});
       const OnGpu<W> w(gpu, host.w, shift);
       const OnGpu<kept_t<W>> kept(gpu, host.kept, shift);
       const OnGpu<G> g(gpu, host.g, shift);
@@ -368,7 +365,7 @@ void check_adam() {
       const OnGpu<M> m2(gpu, host.m), v2(gpu, host.v);
       const auto cut = count / 3;
       for (const auto& range : {Range{0, cut}, Range{cut, count}}) {
-        std::vector<kernels::AdamRun> mine;
+        std::vector<kernels::UpdateRun> mine;
         for (const auto& run : runs) {
           const auto here = run.range.clipped(range);
           mine.push_back({{here.begin - range.begin, here.end - range.begin}, run.weight_decay});
@@ -399,8 +396,8 @@ template <class W, class G, class M>
 void check_clipped_adam() {
   Cuda gpu;
   constexpr std::int64_t n = 5003;
-  kernels::AdamStep s{.learning_rate = 1e-3f, .bias_correction1 = 0.271, .bias_correction2 = 0.1426};
-  const kernels::AdamRun run{{0, n}, 0.1f};
+  kernels::UpdateStep s{.learning_rate = 1e-3f, .number = 3};
+  const kernels::UpdateRun run{{0, n}, 0.1f};
   AdamCase<W, G, M> host(n);
   const OnGpu<G> g(gpu, host.g);
   const auto step = [&] {
@@ -408,7 +405,7 @@ void check_clipped_adam() {
     const OnGpu<kept_t<W>> kept(gpu, host.kept);
     const OnGpu<M> m(gpu, host.m), v(gpu, host.v);
     AdamCase<W, G, M>::step(gpu, w.span(), kept.span(), std::span<const G>(g.span()), m.span(), v.span(),
-                            std::span<const kernels::AdamRun>(&run, 1), s);
+                            std::span<const kernels::UpdateRun>(&run, 1), s);
     return std::tuple{w.values(), m.values(), v.values()};
   };
   s.gradient_scale = 0.25f * 0.37f;
@@ -444,32 +441,55 @@ TEST_CASE("Adam is the CPU's, up to what its compiler fuses") {
   Cuda gpu;
   Cpu cpu;
   AdamCase<float, float, float> host(20000);
-  const kernels::AdamStep s{.learning_rate = 1e-3f,
-                            .weight_decay = 0.1f,
-                            .gradient_scale = 0.5f,
-                            .bias_correction1 = 0.1,
-                            .bias_correction2 = 0.001};
+  const kernels::UpdateStep s{.learning_rate = 1e-3f, .gradient_scale = 0.5f};
   const OnGpu<float> w(gpu, host.w), g(gpu, host.g), m(gpu, host.m), v(gpu, host.v);
-  const kernels::AdamRun run{{0, 20000}, 0.1f};
+  const kernels::UpdateRun run{{0, 20000}, 0.1f};
   AdamCase<float, float, float>::step(gpu, w.span(), {}, std::span<const float>(g.span()), m.span(), v.span(),
-                                      std::span<const kernels::AdamRun>(&run, 1), s);
-  kernels::adam(cpu, kernels::AdamSpan<float, float, float>{host.w, {}, host.g, host.m, host.v}, s);
+                                      std::span<const kernels::UpdateRun>(&run, 1), s);
+  AdamCase<float, float, float>::step(cpu, host.w, {}, host.g, host.m, host.v,
+                                      std::span<const kernels::UpdateRun>(&run, 1), s);
   expect(w.values(), doubles(host.w), 4);
   expect(m.values(), doubles(host.m), 2);
   expect(v.values(), doubles(host.v), 2);
+}
+
+TEST_CASE("a rule of one slot has the bits of its formula: Lion over bf16 with split masters") {
+  Cuda gpu;
+  constexpr std::size_t n = 50003;
+  AdamCase<bf16, float, float> host(n);
+  const Lion rule{};
+  const kernels::UpdateStep s{.learning_rate = 1e-3f, .gradient_scale = 0.37f};
+  const std::vector<kernels::UpdateRun> runs{{{0, 20001}, 0.1f, 0.5f}, {{20001, n}, 0.0f}};
+  const OnGpu<bf16> w(gpu, host.w);
+  const OnGpu<std::int16_t> kept(gpu, host.kept);
+  const OnGpu<float> g(gpu, host.g), m(gpu, host.m);
+  kernels::update(gpu, rule, kernels::UpdateSpan<bf16, float, float, 1>{w.span(), kept.span(), g.span(), {m.span()}},
+                  std::span<const kernels::UpdateRun>(runs), s);
+  for (const auto& run : runs) {
+    const auto step = kernels::detail::element_step<float>(s, run);
+    for (auto i = static_cast<std::size_t>(run.range.begin); i < static_cast<std::size_t>(run.range.end); ++i) {
+      const volatile float grad = host.g[i] * s.gradient_scale, old = host.m[i] * rule.beta1,
+                           kept_part = host.m[i] * rule.beta2;
+      const float mixture = std::fma(grad, 1 - rule.beta1, old);
+      const float direction = static_cast<float>((mixture > 0) - (mixture < 0));
+      const float master =
+          std::fma(SplitMaster{host.w[i], host.kept[i]}.master(), step.decay, -(direction * step.rate));
+      host.m[i] = std::fma(grad, 1 - rule.beta2, kept_part);
+      const auto split = SplitMaster::from(master);
+      host.w[i] = split.weight, host.kept[i] = split.remainder;
+    }
+  }
+  CHECK(same_bits(w.values(), host.w));
+  CHECK(same_bits(kept.values(), host.kept));
+  CHECK(same_bits(m.values(), host.m));
 }
 
 TEST_CASE("Adam with stochastic rounding: the CPU's bits, whole or in shards") {
   Cuda gpu;
   Cpu cpu;
   constexpr std::uint64_t seed = 7, number = 12;
-  kernels::AdamStep s{.learning_rate = 1e-2f,
-                      .beta1 = 0.9f,
-                      .beta2 = 0.95f,
-                      .gradient_scale = 0.37f,
-                      .bias_correction1 = 0.271,
-                      .bias_correction2 = 0.1426};
-  using Runs = std::vector<kernels::AdamStochasticRun>;
+  const kernels::UpdateStep s{.learning_rate = 1e-2f, .number = number, .gradient_scale = 0.37f};
+  using Runs = std::vector<kernels::UpdateRun>;
   for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{33}, std::size_t{4096}, std::size_t{50003}})
     for (const std::int64_t shift : {0, 1})
       for (const bool still : {true, false}) {
@@ -486,13 +506,13 @@ TEST_CASE("Adam with stochastic rounding: the CPU's bits, whole or in shards") {
         for (std::int64_t at = 0, end = 0; at < count; at = end) {
           end = at / part < 100 ? std::min(count, at + part) : count;
           if (at / part != 3 || count < 100)
-            runs.push_back({{at, end}, at / part % 2 ? 0.1f : 0.3f, static_cast<std::uint64_t>(at / part / 2), 3 * at});
+            runs.push_back({{at, end}, at / part % 2 ? 0.1f : 0.3f, 1, static_cast<std::uint64_t>(at / part / 2), 3 * at});
         }
-        runs.insert(runs.begin() + 1, {{runs[0].range.end, runs[0].range.end}, 9.0f, 1, 0});
+        runs.insert(runs.begin() + 1, {{runs[0].range.end, runs[0].range.end}, 9.0f, 1, 1, 0});
         const auto step = [&](auto& device, std::span<bf16> w, std::span<const bf16> g, std::span<float> m,
                               std::span<float> v, const Runs& of) {
-          kernels::adam_stochastic(device, kernels::AdamSpan<bf16, bf16, float>{w, {}, g, m, v},
-                                   std::span<const kernels::AdamStochasticRun>(of), s, seed, number);
+          kernels::update_stochastic(device, AdamW{}, kernels::UpdateSpan<bf16, bf16, float, 2>{w, {}, g, {m, v}},
+                                     std::span<const kernels::UpdateRun>(of), s, seed);
         };
         const OnGpu<bf16> w(gpu, host.w, shift), g(gpu, host.g, shift);
         const OnGpu<float> m(gpu, host.m, shift), v(gpu, host.v, shift);
@@ -508,6 +528,7 @@ TEST_CASE("Adam with stochastic rounding: the CPU's bits, whole or in shards") {
             if (here.size() > 0)
               mine.push_back({{here.begin - range.begin, here.end - range.begin},
                               run.weight_decay,
+                              run.rate,
                               run.stream,
                               run.first + (here.begin - run.range.begin)});
           }
@@ -522,7 +543,7 @@ TEST_CASE("Adam with stochastic rounding: the CPU's bits, whole or in shards") {
         if (still) {
           step(cpu, host.w, host.g, host.m, host.v, runs);
         } else {  // the formula with the GPU's fused operations, rounded by the bits of Random
-          std::vector<kernels::AdamRun> plain;
+          std::vector<kernels::UpdateRun> plain;
           for (const auto& run : runs) plain.push_back({run.range, run.weight_decay});
           AdamCase<float, bf16, float> wide(n);
           std::copy(host.w.begin(), host.w.end(), wide.w.begin());

@@ -42,7 +42,7 @@ std::string state_of(Model& model, FusedAdam<ShardedState<typename Model::Precis
   };
   for (std::size_t u = 0; u < model.units().size(); ++u) {
     auto& unit = model.units()[u];
-    put(unit.weights()), put(unit.masters()), put(adam.first(u)), put(adam.second(u));
+    put(unit.weights()), put(unit.masters()), put(adam.slot(0, u)), put(adam.slot(1, u));
   }
   return all;
 }

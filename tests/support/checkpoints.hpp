@@ -3,12 +3,14 @@
 // count, fail and die.
 #pragma once
 
+#include <array>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -87,7 +89,7 @@ template <class Model>
 class Optimizer {
  public:
   using Precision = typename Model::Precision;
-  using Moment = std::conditional_t<std::is_same_v<typename Precision::Weight, double>, double, float>;
+  using State = std::conditional_t<std::is_same_v<typename Precision::Weight, double>, double, float>;
   explicit Optimizer(Model& model) : model_(model) {
     for (auto& unit : model.units())
       for (auto* moments : {&first_, &second_}) moments->emplace_back(static_cast<std::size_t>(unit.updated().size()));
@@ -101,15 +103,15 @@ class Optimizer {
         const auto at = unit.updated().begin + static_cast<std::int64_t>(i);
         if (at >= unit.size()) break;
         using Weight = typename Precision::Weight;
-        Moment w;
+        State w;
         if constexpr (Precision::keeps_master)
           w = master_of_t<Weight>{weights[i], unit.masters()[i]}.master();
         else
           w = weights[i];
-        const Moment g = w + static_cast<Moment>(0.01) * static_cast<Moment>(at % 7);
-        first_[u][i] = static_cast<Moment>(0.9) * first_[u][i] + static_cast<Moment>(0.1) * g;
-        second_[u][i] = static_cast<Moment>(0.95) * second_[u][i] + g * g;
-        w -= static_cast<Moment>(0.03) * first_[u][i] / (1 + second_[u][i] * static_cast<Moment>(steps_));
+        const State g = w + static_cast<State>(0.01) * static_cast<State>(at % 7);
+        first_[u][i] = static_cast<State>(0.9) * first_[u][i] + static_cast<State>(0.1) * g;
+        second_[u][i] = static_cast<State>(0.95) * second_[u][i] + g * g;
+        w -= static_cast<State>(0.03) * first_[u][i] / (1 + second_[u][i] * static_cast<State>(steps_));
         if constexpr (Precision::keeps_master) {
           const auto [weight, kept] = master_of_t<Weight>::from(w);
           weights[i] = weight, unit.masters()[i] = kept;
@@ -123,12 +125,14 @@ class Optimizer {
   }
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps) { steps_ = steps; }
-  std::span<Moment> first(std::size_t i) { return first_.at(i); }
-  std::span<Moment> second(std::size_t i) { return second_.at(i); }
+  static constexpr std::array<std::string_view, 2> names{"first_moment", "second_moment"};
+  std::string_view name() const { return "adam"; }
+  std::span<const std::string_view> slots() const { return names; }
+  std::span<State> slot(std::size_t s, std::size_t i) { return (s == 0 ? first_ : second_).at(i); }
 
  private:
   Model& model_;
-  std::vector<std::vector<Moment>> first_, second_;
+  std::vector<std::vector<State>> first_, second_;
   std::int64_t steps_ = 0;
 };
 
@@ -159,8 +163,8 @@ struct RunOf {
       auto lease = unit.lease();
       add(out, unit.whole(), unit.size());
       if (!unit.masters().empty()) whole(out, unit.masters(), unit);
-      whole(out, optimizer.first(u), unit);
-      whole(out, optimizer.second(u), unit);
+      whole(out, optimizer.slot(0, u), unit);
+      whole(out, optimizer.slot(1, u), unit);
     }
     return out;
   }

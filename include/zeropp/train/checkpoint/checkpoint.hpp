@@ -32,8 +32,8 @@ ShardedState<P, D>& state_of(ShardedState<P, D>& model) {
 }
 template <class Adam>
 auto& optimizer_of(Adam& adam) {
-  if constexpr (std::is_base_of_v<Optimizer<typename Adam::Moment>, Adam>)
-    return static_cast<Optimizer<typename Adam::Moment>&>(adam);
+  if constexpr (std::is_base_of_v<Optimizer<typename Adam::State>, Adam>)
+    return static_cast<Optimizer<typename Adam::State>&>(adam);
   else
     return adam;
 }

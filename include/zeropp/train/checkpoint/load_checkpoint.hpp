@@ -47,14 +47,15 @@ struct CheckpointTexts {
   }
 };
 
-template <class Model, class Adam>
-std::string state_text(Model& model, Adam& adam, const CheckpointState& state) {
+template <class Model, class Optim>
+std::string state_text(Model& model, Optim& optimizer, const CheckpointState& state) {
   auto json = nlohmann::json{
       {"step", state.step},
       {"seed", state.seed},
       {"cursor", state.cursor},
       {"model_step", model.step()},
-      {"adam_steps", adam.steps()},
+      {"optimizer", optimizer.name()},
+      {"optimizer_steps", optimizer.steps()},
       {"extra", state.extra.empty() ? nlohmann::json::object() : parse_strict_json(state.extra, "extra")}};
   if (const auto& scale = state.loss_scale)
     json["loss_scale"] = {
@@ -62,11 +63,12 @@ std::string state_text(Model& model, Adam& adam, const CheckpointState& state) {
   return json.dump(1) + "\n";
 }
 
-template <class Model, class Adam>
-CheckpointState set_state(Model& model, Adam& adam, const CheckpointTexts& texts, const std::string& path) {
+template <class Model, class Optim>
+CheckpointState set_state(Model& model, Optim& optimizer, const CheckpointTexts& texts, const std::string& path) {
   const auto json = parse_strict_json(texts.state, path);
   model.set_step(json_count(json, "model_step", path));
-  adam.set_steps(json_count(json, "adam_steps", path));
+  // Before there were others, the optimizer was Adam, unnamed.
+  optimizer.set_steps(json_count(json, json.contains("optimizer_steps") ? "optimizer_steps" : "adam_steps", path));
   CheckpointState state{json_count(json, "step", path), json_member(json, "seed", path).template get<std::uint64_t>(),
                         json_member(json, "cursor", path).template get<std::int64_t>(), texts.config,
                         json_member(json, "extra", path).dump()};
@@ -95,6 +97,16 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
   if (i != manifest.parameters.size()) refuse(text("the model ends before its ", described(manifest.parameters[i])));
 }
 
+/// Throws DataError where the states are another optimizer's.
+inline void expect_optimizer(std::string_view name, const std::string& state, const std::string& folder) {
+  const auto path = folder + "/state.json";
+  const auto json = parse_strict_json(state, path);
+  const auto saved = json.contains("optimizer") ? json_member(json, "optimizer", path).template get<std::string>() : "adam";
+  if (saved != name)
+    throw DataError(text(folder, " holds the states of the optimizer ", saved, ", which ", name,
+                         " cannot go on from: resume it with ", saved, ", or begin anew from its weights"));
+}
+
 /// The master of a bf16 weight that was read as a float.
 inline float joined(float weight, std::int16_t remainder) {
   SplitMaster split{.weight = {}, .remainder = remainder};
@@ -104,9 +116,9 @@ inline float joined(float weight, std::int16_t remainder) {
 
 /// Returns what is wrong with the files, if anything is; the model is then as it was. Throws if the checkpoint is one
 /// of another model, or if a file changed between the check and the read. A collective.
-template <class Model, class Adam>
+template <class Model, class Optim>
 std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& files, const Naming& own, Model& model,
-                                       Adam& adam, CheckpointState& state) {
+                                       Optim& optimizer, CheckpointState& state) {
   const auto& comm = model.comms().world;
   const auto parameters = model.model_parameters();
   CheckpointTexts texts;
@@ -121,7 +133,7 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
   const auto naming = manifest.naming == own.name ? own : Naming::called(manifest.naming);
 
   std::optional<WeightFiles> weights;
-  std::optional<OptimizerFiles> optimizer;
+  std::optional<OptimizerFiles> states;
   bool halves = false, wholes = false;
   WeightFiles::Match match;
   Attempt checking;
@@ -131,18 +143,19 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
         verify_file(files, folder, manifest.files[i]);
     weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
     match = weights->template match<master_of<Model>>(parameters, naming, 0);
-    optimizer.emplace(files, folder, manifest.ranks, parameters);
-    halves = optimizer->have(low_half), wholes = optimizer->have(whole_master);
+    states.emplace(files, folder, manifest.ranks, parameters);
+    expect_optimizer(optimizer.name(), texts.state, folder);
+    halves = states->have(low_half), wholes = states->have(whole_master);
     for (auto& p : parameters) {
       const auto stored = match.of(p.name).tensor->type.type;
       if (rounds_stochastically<typename Model::Precision> && (halves || wholes || stored != DType::bf16))
         throw DataError(text(folder, " holds fp32 masters (", manifest.precision, "), which ", Model::Precision::name,
                              " does not keep exactly: resume it as it was, or begin anew from its weights"));
-      for (auto kind : {first_moment, second_moment})
-        optimizer->template check<typename Adam::Moment>(p.name + std::string(kind), p.shape);
+      for (auto slot : optimizer.slots())
+        states->template check<typename Optim::State>(slot_tensor(p.name, slot), p.shape);
       if (stored == DType::bf16 && halves)
-        optimizer->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
-      if (stored == DType::f16 && wholes) optimizer->template check<float>(p.name + std::string(whole_master), p.shape);
+        states->template check<std::int16_t>(p.name + std::string(low_half), p.shape);
+      if (stored == DType::f16 && wholes) states->template check<float>(p.name + std::string(whole_master), p.shape);
     }
   });
   if (auto failure = checking.over(comm)) return failure;
@@ -154,20 +167,20 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
       read_weights(model, match, [&](const Parameter& p, Range range, const TensorSource& source, auto master) {
         const auto stored = source.tensor->type.type;
         if (stored == DType::f16 && wholes)
-          optimizer->read(p.name + std::string(whole_master), slice_of(p), range, master);
+          states->read(p.name + std::string(whole_master), slice_of(p), range, master);
         if (stored != DType::bf16 || !halves) return;
         low.resize(master.size());
-        optimizer->read(p.name + std::string(low_half), slice_of(p), range, std::span{low});
+        states->read(p.name + std::string(low_half), slice_of(p), range, std::span{low});
         for (std::size_t i = 0; i < low.size(); ++i) master[i] = joined(static_cast<float>(master[i]), low[i]);
       });
-      read_moments(model, adam, *optimizer);
+      read_slots(model, optimizer, *states);
     } catch (const Error& error) {
       throw DataError(text(error.what(), ". The model is half loaded: start again"));
     }
   });
   loading.agree(comm);
   model.publish_weights();
-  state = set_state(model, adam, texts, folder + "/state.json");
+  state = set_state(model, optimizer, texts, folder + "/state.json");
   return {};
 }
 

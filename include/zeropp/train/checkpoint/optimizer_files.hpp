@@ -24,16 +24,25 @@
 namespace zeropp {
 
 namespace detail {
-inline constexpr std::string_view first_moment = "/first", second_moment = "/second", low_half = "/remainder",
-                                  whole_master = "/master";
+inline constexpr std::string_view low_half = "/remainder", whole_master = "/master";
+
+/// What the tensor of a parameter's slot is called.
+inline std::string slot_tensor(const std::string& parameter, std::string_view slot) {
+  return parameter + "/" + std::string(slot);
+}
+/// The same for a name from a file: before slots had names, Adam's were called first and second.
+inline std::string today_s_name(const std::string& name) {
+  for (std::string_view old : {"/first", "/second"})
+    if (std::string_view(name).ends_with(old)) return name + "_moment";
+  return name;
+}
 }
 
-/// Writes this rank's shard of moments and of what is kept of masters: tensors "<parameter>/first" and so on, of shape
-/// [n]; where the pieces of a parameter lie is in the metadata under its name (place_text). The first
+/// Writes this rank's shard of slots and of what is kept of masters: tensors "<parameter>/<slot>", of shape [n]; where the pieces of a parameter lie is in the metadata under its name (place_text). The first
 /// tensor rank writes the parameters that all tensor ranks hold.
-template <class Model, class Adam>
-FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Adam& adam) {
-  using Moment = typename Adam::Moment;
+template <class Model, class Optim>
+FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Model& model, Optim& optimizer) {
+  using State = typename Optim::State;
   using Kept = kept_t<typename Model::Precision::Weight>;
   constexpr auto master = std::is_same_v<Kept, float> ? detail::whole_master : detail::low_half;
   const auto comms = model.comms();
@@ -51,8 +60,8 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
   };
   each([&](auto& unit, std::size_t, const auto& p, Range mine) {
     places[p.name] = place_text(slice_of(p), mine.begin - p.offset);
-    for (auto kind : {detail::first_moment, detail::second_moment})
-      specs.push_back({p.name + std::string(kind), dtype_of<Moment>, {mine.size()}});
+    for (auto slot : optimizer.slots())
+      specs.push_back({detail::slot_tensor(p.name, slot), dtype_of<State>, {mine.size()}});
     if (!unit.masters().empty()) specs.push_back({p.name + std::string(master), dtype_of<Kept>, {mine.size()}});
   });
   SafetensorsWriter writer(files, folder, Manifest::optimizer_file(comms.world.rank(), comms.world.size()), specs,
@@ -64,8 +73,7 @@ FileRecord write_optimizer_file(FileSystem& files, const std::string& folder, Mo
       std::vector<T> buffer;
       writer.append(detail::on_host(model.device(), std::span<const T>{values.subspan(at, n)}, buffer));
     };
-    put(adam.first(index));
-    put(adam.second(index));
+    for (std::size_t s = 0; s < optimizer.slots().size(); ++s) put(optimizer.slot(s, index));
     if (!unit.masters().empty()) put(unit.masters());
   });
   return writer.finish();
@@ -93,7 +101,7 @@ class OptimizerFiles {
         if (!place || place->second > count_of(place->first) - tensor.count())
           throw DataError(text(file->path(), " does not say where ", tensor.name, " begins"));
         auto& [part, begin] = *place;
-        pieces_[tensor.name].push_back({file.get(), &tensor, std::move(part), {begin, begin + tensor.count()}});
+        pieces_[detail::today_s_name(tensor.name)].push_back({file.get(), &tensor, std::move(part), {begin, begin + tensor.count()}});
       }
       file->close();  // ranks x files would be too many
     }
@@ -178,25 +186,26 @@ class OptimizerFiles {
   std::map<std::string, std::vector<Piece>> pieces_;
 };
 
-/// Fills the moments over updated() from the files.
-template <class Model, class Adam>
-void read_moments(Model& model, Adam& adam, OptimizerFiles& files) {
-  using Moment = typename Adam::Moment;
-  std::vector<Moment> buffer;
+/// Fills the slots over updated() from the files.
+template <class Model, class Optim>
+void read_slots(Model& model, Optim& optimizer, OptimizerFiles& files) {
+  using State = typename Optim::State;
+  std::vector<State> buffer;
   std::size_t index = 0;
   for (auto& unit : model.units()) {
     for (auto* p : unit.parameters()) {
       const auto mine = unit.updated().clipped({p->offset, p->offset + p->size()});
       const Range range{mine.begin - p->offset, mine.end - p->offset};
-      const auto fill = [&](std::string_view kind, std::span<Moment> moments) {
-        const auto at = static_cast<std::size_t>(mine.begin - unit.updated().begin);
-        detail::fill_from_host(
-            model.device(), moments.subspan(at, static_cast<std::size_t>(mine.size())), buffer,
-            [&](std::span<Moment> out) { files.read(p->name + std::string(kind), slice_of(*p), range, out); });
-      };
       if (mine.size() == 0) continue;
-      fill(detail::first_moment, adam.first(index));
-      fill(detail::second_moment, adam.second(index));
+      for (std::size_t s = 0; s < optimizer.slots().size(); ++s) {
+        const auto at = static_cast<std::size_t>(mine.begin - unit.updated().begin);
+        detail::fill_from_host(model.device(),
+                               optimizer.slot(s, index).subspan(at, static_cast<std::size_t>(mine.size())), buffer,
+                               [&](std::span<State> out) {
+                                 files.read(detail::slot_tensor(p->name, optimizer.slots()[s]), slice_of(*p), range,
+                                            out);
+                               });
+      }
     }
     ++index;
   }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// An optimizer with two moments a weight, whatever the model's layers: what checkpoints and training loops work on.
-// `FusedAdam` is one.
+// An optimizer as checkpoints, plans and training loops see it, whatever the model's layers: named slots of state
+// beside each weight, and a step. FusedElementwise makes one of a rule.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <type_traits>
 
 #include <zeropp/parallel/sharding/step_count.hpp>
@@ -13,10 +14,11 @@
 
 namespace zeropp {
 
-template <class M>
+/// S: the type of the slots' elements.
+template <class S>
 class Optimizer {
  public:
-  using Moment = M;
+  using State = S;
 
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
@@ -26,9 +28,12 @@ class Optimizer {
   /// found a NaN or an infinity, all ranks skip the step together: it changes nothing. A collective.
   virtual StepDone step(float learning_rate, const ClipResult& clip = {}) = 0;
 
-  /// Moments of unit i over units()[i].updated().
-  virtual std::span<M> first(std::size_t i) = 0;
-  virtual std::span<M> second(std::size_t i) = 0;
+  /// In messages and checkpoints.
+  virtual std::string_view name() const = 0;
+  /// The names of the slots: a checkpoint holds "<parameter>/<slot>".
+  virtual std::span<const std::string_view> slots() const = 0;
+  /// Slot s of unit i over units()[i].updated().
+  virtual std::span<S> slot(std::size_t s, std::size_t i) = 0;
 
   std::int64_t steps() const { return steps_.done(); }
   void set_steps(std::int64_t steps) { steps_.set(steps); }
@@ -40,8 +45,8 @@ class Optimizer {
   StepCount steps_;
 };
 
-/// The type of the moments of a precision: float; double for double weights.
+/// The type of an optimizer's state in a precision: float; double for double weights.
 template <class P>
-using moment_t = std::conditional_t<std::is_same_v<typename P::Weight, double>, double, float>;
+using state_t = std::conditional_t<std::is_same_v<typename P::Weight, double>, double, float>;
 
 }  // namespace zeropp
