@@ -36,6 +36,9 @@ double seconds(const F& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+const DiskTierOptions options{.folder = folder()};
+const std::size_t buffer_bytes = static_cast<std::size_t>(options.queue_depth) * options.block_size;
+
 /// A file of its own, past the page cache; as many threads as a tier has requests under way.
 class RawDisk {
  public:
@@ -46,23 +49,21 @@ class RawDisk {
   }
   RawDisk(const RawDisk&) = delete;
   RawDisk& operator=(const RawDisk&) = delete;
-  ~RawDisk() { ::close(file_); }
+  ~RawDisk() {
+    ::close(file_);
+    memory_.deallocate(buffers_, buffer_bytes);
+  }
 
   void run(bool reads) const {
-    const DiskTierOptions options;
     std::atomic<std::size_t> next{0};
     std::atomic<bool> failed{false};
     std::vector<std::thread> threads;
     for (int t = 0; t < options.queue_depth; ++t)
-      threads.emplace_back([&] {
-        PageMemory memory;
-        auto* buffer = memory.allocate(options.block_size);
-        std::memset(buffer, 1, options.block_size);
+      threads.emplace_back([&, buffer = buffers_ + static_cast<std::size_t>(t) * options.block_size] {
         for (std::size_t at = next++ * options.block_size; at < bytes; at = next++ * options.block_size)
           if ((reads ? ::pread(file_, buffer, options.block_size, static_cast<off_t>(at))
                      : ::pwrite(file_, buffer, options.block_size, static_cast<off_t>(at))) < 0)
             failed = true;
-        memory.deallocate(buffer, options.block_size);
       });
     for (auto& thread : threads) thread.join();
     if (failed) throw DataError(text("a raw request in '", folder(), "' failed"));
@@ -70,13 +71,15 @@ class RawDisk {
 
  private:
   int file_;
+  PageMemory memory_;  // large pages, as the tier's: a disk reads and writes them faster
+  std::byte* buffers_ = memory_.allocate(buffer_bytes);
 };
 
 /// Raw calls and ours take turns.
 template <class T, class Options, class Raw>
-void copies(benchmark::State& state, bool fetches, const Options& options, const Raw& raw) {
+void copies(benchmark::State& state, bool fetches, const Options& of_tier, const Raw& raw) {
   Cpu cpu;
-  T tier{cpu, options};
+  T tier{cpu, of_tier};
   const auto block = tier.allocate(bytes, Purpose::states);
   std::vector<std::byte> place(bytes, std::byte{1});
   const auto all = [&](bool up) {
@@ -107,7 +110,7 @@ void host(benchmark::State& state) {
 }
 void disk(benchmark::State& state, bool fetches) {
   const RawDisk raw;
-  copies<DiskTier<Cpu>>(state, fetches, DiskTierOptions{.folder = folder()}, [&] { raw.run(fetches); });
+  copies<DiskTier<Cpu>>(state, fetches, options, [&] { raw.run(fetches); });
 }
 void disk_fetch(benchmark::State& state) { disk(state, true); }
 void disk_store(benchmark::State& state) { disk(state, false); }

@@ -162,9 +162,9 @@ void on_disk(Cuda& gpu, const std::string& folder, std::size_t bytes) {
   const int in_file = raw_file(folder, bytes), out_file = raw_file(folder, bytes);
   const auto piece = options.block_size, count = bytes / piece;
   const int requests = options.queue_depth * options.thread_count;
-  PinnedMemory memory;
+  PageMemory memory;  // large pages: the rate of a disk depends on them
   auto* buffers = memory.allocate(2 * static_cast<std::size_t>(requests) * piece);
-  if (!buffers) throw MemoryError("no page-locked memory for the raw requests");
+  if (!buffers) throw MemoryError("no memory for the raw requests");
   std::memset(buffers, 1, 2 * static_cast<std::size_t>(requests) * piece);
   const auto move = [&](bool reads, int file, int first_buffer) {
     on_threads(requests, count, [&](std::size_t i, int thread) {

@@ -496,17 +496,36 @@ TEST_CASE("a tier outlives neither its device nor its use; a block may outlive i
   CHECK(block.size() == 10);
 }
 
+TEST_CASE("memory that the host cannot give is refused before it is used") {
+  Cpu cpu;
+  HostTier<Cpu> host{cpu};
+  PinnedTier<Cpu> pinned{cpu};
+  const auto there_is = host_room();
+  CHECK(there_is > 1 << 20);
+  CHECK(there_is < std::uint64_t{1} << 50);
+  CHECK_THROWS_WITH_AS(host.allocate(2 * there_is, Purpose::states), doctest::Contains("on the tier 'host': "),
+                       MemoryError);
+  CHECK_THROWS_WITH_AS(pinned.allocate(2 * there_is, Purpose::states),
+                       doctest::Contains(" B of the host are free, and 0 B are in use; keep less there"), MemoryError);
+  CHECK(cpu.pool().at(Home::host).now == 0);
+  using zeropp::detail::group_room;  // a limit of 1000 B, 700 in use, of which 250 are page cache
+  CHECK(group_room("1000\n", "700\n", "anon 450\ninactive_file 200\nactive_file 50\n") == 550);
+  CHECK(group_room("1000\n", "1200\n", "") == 0);
+  CHECK(group_room("max\n", "700\n", "") == ~std::uint64_t{0});
+  CHECK(group_room("", "", "") == ~std::uint64_t{0});
+}
+
 TEST_CASE("room on a disk that was given back is used again") {
   Cpu cpu;
   const Folder folder;
   DiskTier<Cpu> disk{cpu, small_requests(folder)};
   std::vector<TierBlock> blocks;
-  const auto take = [&](std::size_t pages) { return disk.allocate(pages * page, Purpose::states); };
+  const auto take = [&](std::size_t pages) { return disk.allocate(pages * page_size, Purpose::states); };
   for (int i = 0; i < 6; ++i) blocks.push_back(take(4));
   rlimit old{};
   REQUIRE(::getrlimit(RLIMIT_FSIZE, &old) == 0);
   rlimit now = old;
-  now.rlim_cur = 24 * page;  // the file may not grow any more
+  now.rlim_cur = 24 * page_size;  // the file may not grow any more
   REQUIRE(::setrlimit(RLIMIT_FSIZE, &now) == 0);
   CHECK_THROWS_AS(take(1), MemoryError);
   blocks[1] = {}, blocks[3] = {}, blocks[2] = {};  // next to each other: one gap of 12 pages

@@ -9,21 +9,25 @@
 #include <utility>
 
 #include <zeropp/base/error.hpp>
+#include <zeropp/device/tiers/host_room.hpp>
 #include <zeropp/device/tiers/tier.hpp>
 
 namespace zeropp::detail {
 
 class AddressedMemory final : public TierMemory {
  public:
-  AddressedMemory(Home home, std::unique_ptr<Memory> memory) : home_(home), memory_(std::move(memory)) {}
+  /// A `dry` one has no memory behind its addresses.
+  AddressedMemory(Home home, bool dry, std::unique_ptr<Memory> memory)
+      : home_(home), dry_(dry), memory_(std::move(memory)) {}
 
   Place take(std::size_t bytes, Purpose purpose) override {
     const std::lock_guard lock(mutex_);
-    auto* block = memory_->allocate(bytes);
+    const auto room = dry_ ? bytes : host_room();
+    auto* block = bytes <= room ? memory_->allocate(bytes) : nullptr;
     if (!block)
       throw MemoryError(text("no room for ", bytes, " B of ", purpose_names[static_cast<std::size_t>(purpose)],
-                             " on the tier '", name_of(home_), "': the host gives no more than the ", taken_,
-                             " B that are in use; keep less there, or use another tier"));
+                             " on the tier '", name_of(home_), "': ", room, " B of the host are free, and ", taken_,
+                             " B are in use; keep less there, or use another tier"));
     taken_ += bytes;
     return {.address = block};
   }
@@ -44,6 +48,7 @@ class AddressedMemory final : public TierMemory {
 
  private:
   Home home_;
+  bool dry_;
   std::mutex mutex_;
   std::unique_ptr<Memory> memory_;
   std::size_t taken_ = 0;

@@ -3,8 +3,10 @@
 // another kind gives a specialisation of Copies (for Cuda: cuda/copies.hpp).
 #pragma once
 
+#include <stdlib.h>
+#include <sys/mman.h>
+
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
 
 #include <zeropp/device/cpu.hpp>
@@ -14,18 +16,25 @@
 namespace zeropp {
 
 /// Blocks of every tier begin at a page: what disks ask of direct access, and more than any device asks for.
-inline constexpr std::size_t page = 4096;
-constexpr std::size_t whole_pages(std::size_t bytes) { return (bytes + page - 1) / page * page; }
+inline constexpr std::size_t page_size = 4096;
+constexpr std::size_t whole_pages(std::size_t bytes) { return (bytes + page_size - 1) / page_size * page_size; }
 
-/// The host's memory in pages. Checked builds fill fresh memory with NaN patterns.
+/// The host's memory in pages, large ones where they fit. It is used at once: addresses that Linux has handed out are
+/// not yet memory. Checked builds fill it with NaN patterns.
 class PageMemory final : public Memory {
  public:
   std::byte* allocate(std::size_t bytes) override {
-    auto* block = static_cast<std::byte*>(std::aligned_alloc(page, whole_pages(bytes)));
-    if (checked && block) std::memset(block, 0xff, whole_pages(bytes));
+    constexpr std::size_t large = std::size_t{2} << 20;
+    const auto whole = whole_pages(bytes);
+    void* found = nullptr;
+    if (::posix_memalign(&found, whole < large ? page_size : large, whole) != 0) return nullptr;
+    static_cast<void>(::madvise(found, whole, MADV_HUGEPAGE));  // a wish
+    auto* block = static_cast<std::byte*>(found);
+    for (std::size_t at = 0; at < whole; at += page_size) block[at] = std::byte{};
+    if (checked) std::memset(block, 0xff, whole);
     return block;
   }
-  void deallocate(std::byte* block, std::size_t) noexcept override { std::free(block); }
+  void deallocate(std::byte* block, std::size_t) noexcept override { ::free(block); }
 };
 
 namespace detail {
@@ -54,6 +63,7 @@ class Copies<Cpu> {
   static constexpr Home staging = Home::host;
   using PinnedMemory = PageMemory;
   using HostMemory = PageMemory;
+  using StagingMemory = PageMemory;
   using Event = NoEvent;
 
   explicit Copies(Cpu&) {}
@@ -73,6 +83,7 @@ requires D::dry class Copies<D> {
   static constexpr Home staging = enqueues ? Home::pinned : Home::host;
   using PinnedMemory = DryMemory;
   using HostMemory = DryMemory;
+  using StagingMemory = DryMemory;
 };
 
 }  // namespace detail

@@ -24,8 +24,8 @@ class DryOperation final : public PendingSource {
 template <class D>
 std::shared_ptr<TierMemory> addressed_memory(Home home) {
   if (home == Home::pinned)
-    return std::make_shared<AddressedMemory>(home, std::make_unique<typename Copies<D>::PinnedMemory>());
-  return std::make_shared<AddressedMemory>(home, std::make_unique<typename Copies<D>::HostMemory>());
+    return std::make_shared<AddressedMemory>(home, D::dry, std::make_unique<typename Copies<D>::PinnedMemory>());
+  return std::make_shared<AddressedMemory>(home, D::dry, std::make_unique<typename Copies<D>::HostMemory>());
 }
 
 template <class D>

@@ -92,9 +92,9 @@ class DiskFile final : public TierMemory {
   /// The pages at the ends keep what is not written.
   std::byte* prepare(Place place, std::size_t offset, std::size_t bytes, std::byte* buffer) override {
     const Pages pages(*this, place.offset + offset, bytes);
-    if (pages.before) transfer(Way::read, buffer, pages.begin, page);
-    if (pages.after && (!pages.before || pages.size() > page))
-      transfer(Way::read, buffer + pages.size() - page, pages.end - page, page);
+    if (pages.before) transfer(Way::read, buffer, pages.begin, page_size);
+    if (pages.after && (!pages.before || pages.size() > page_size))
+      transfer(Way::read, buffer + pages.size() - page_size, pages.end - page_size, page_size);
     return buffer + pages.before;
   }
   void write(Place place, std::size_t offset, std::size_t bytes, std::byte* buffer) override {
@@ -107,7 +107,7 @@ class DiskFile final : public TierMemory {
   /// The part of the file that is read or written for bytes in it: direct access takes whole pages.
   struct Pages {
     Pages(const DiskFile& file, std::uint64_t first, std::size_t bytes)
-        : begin(file.direct_ ? first / page * page : first),
+        : begin(file.direct_ ? first / page_size * page_size : first),
           end(file.direct_ ? whole_pages(first + bytes) : first + bytes),
           before(static_cast<std::size_t>(first - begin)),
           after(static_cast<std::size_t>(end - first) - bytes) {}
@@ -129,8 +129,8 @@ class DiskFile final : public TierMemory {
   /// Some file systems accept O_DIRECT when a file is opened and refuse its first request.
   void probe() {
     if (!direct_) return;
-    alignas(page) std::byte buffer[page] = {};
-    if (::pwrite(file_, buffer, page, 0) < 0 && errno == EINVAL) {
+    alignas(page_size) std::byte buffer[page_size] = {};
+    if (::pwrite(file_, buffer, page_size, 0) < 0 && errno == EINVAL) {
       direct_ = false;
       ::fcntl(file_, F_SETFL, 0);
     }
@@ -182,7 +182,7 @@ class DiskFile final : public TierMemory {
       if (moved < 0 && errno == EINTR) continue;
       const int error = moved < 0 ? errno : 0;
       auto now = moved > 0 ? done + static_cast<std::size_t>(moved) : done;
-      if (direct_ && now < bytes) now = now / page * page;
+      if (direct_ && now < bytes) now = now / page_size * page_size;
       if (now == done) fail(way, offset + done, bytes - done, error);
       done = now;
     }

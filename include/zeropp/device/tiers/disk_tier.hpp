@@ -58,7 +58,7 @@ class DiskTier final : public detail::StagedTier<D> {
     if (options.folder.empty())
       throw ConfigError("the disk tier is given no folder; name one of a local disk (DiskTierOptions::folder)");
     if constexpr (D::dry)
-      return std::make_shared<detail::AddressedMemory>(Home::disk, std::make_unique<DryMemory>());
+      return std::make_shared<detail::AddressedMemory>(Home::disk, true, std::make_unique<DryMemory>());
     else
       return std::make_shared<detail::DiskFile>(options.folder);
   }

@@ -27,9 +27,9 @@ class StagingBuffers {
  public:
   StagingBuffers(D& on, const StagingOptions& options, Home of)
       : books_(on.pool().home_books()), block_size_(options.block_size) {
-    if (options.block_size == 0 || options.block_size % page != 0)
+    if (options.block_size == 0 || options.block_size % page_size != 0)
       throw ConfigError(text("the tier '", name_of(of), "' is to have requests of ", options.block_size,
-                             " B; give a multiple of ", page));
+                             " B; give a multiple of ", page_size));
     if (options.requests < 1 || options.requests > 1024)
       throw ConfigError(
           text("the tier '", name_of(of), "' is to have ", options.requests, " requests under way; give 1 to 1024"));
@@ -51,7 +51,7 @@ class StagingBuffers {
  private:
   std::shared_ptr<HomeBooks> books_;
   std::size_t block_size_, bytes_ = 0;
-  typename Copies<D>::PinnedMemory memory_;
+  typename Copies<D>::StagingMemory memory_;
   std::byte* base_ = nullptr;
 };
 

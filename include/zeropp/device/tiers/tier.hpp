@@ -124,7 +124,7 @@ class Tier {
   virtual std::string describe() const { return std::string(name_of(home())); }
 
   /// A block that begins at a multiple of `aligned_to`, a power of two up to a page. What it holds at first is not
-  /// defined. Throws MemoryError where there is no room.
+  /// defined. Its room is taken now; throws MemoryError where there is none.
   TierBlock allocate(std::size_t bytes, Purpose purpose, std::size_t aligned_to = alignment);
 
   /// Copies bytes [offset, offset + to.size()) of the block to device memory, after what was enqueued for computing and
@@ -171,9 +171,9 @@ class Tier {
 inline TierBlock Tier::allocate(std::size_t bytes, Purpose purpose, std::size_t aligned_to) {
   expect_device();
   core_->expect_whole();
-  if (aligned_to == 0 || aligned_to > page || (aligned_to & (aligned_to - 1)) != 0)
+  if (aligned_to == 0 || aligned_to > page_size || (aligned_to & (aligned_to - 1)) != 0)
     throw ConfigError(text("a block of the tier '", name_of(home()), "' is to begin at a multiple of ", aligned_to,
-                           " B; give a power of two up to ", page));
+                           " B; give a power of two up to ", page_size));
   const auto taken = whole_pages(bytes ? bytes : 1);
   std::size_t used = 0;
   {
@@ -212,7 +212,7 @@ inline Pending Tier::copy(Direction direction, const TierBlock& block, std::size
 
   auto held = after.let_go();
   detail::Before before{std::move(after), {}};
-  const auto begin = offset / page * page, end = whole_pages(offset + bytes);
+  const auto begin = offset / page_size * page_size, end = whole_pages(offset + bytes);
   const bool stores = direction == Direction::down;
   std::erase_if(state->copies, [](auto& other) { return other.source->done(1); });
   core_->expect_whole();  // a copy that failed has told the tier before it was over

@@ -28,6 +28,29 @@ class PinnedMemory final : public Memory {
   void deallocate(std::byte* block, std::size_t) noexcept override { static_cast<void>(cudaFreeHost(block)); }
 };
 
+/// Large pages of the host, page-locked afterwards, for requests of disks, whose rate depends on the pages. Those of
+/// cudaHostAlloc are not ours to choose.
+class RegisteredMemory final : public Memory {
+ public:
+  std::byte* allocate(std::size_t bytes) override {
+    auto* block = pages_.allocate(bytes);
+    if (!block) return nullptr;
+    const auto result = cudaHostRegister(block, whole_pages(bytes), cudaHostRegisterPortable);
+    if (result == cudaSuccess) return block;
+    pages_.deallocate(block, bytes);
+    if (result != cudaErrorMemoryAllocation) cuda_check(result, "cudaHostRegister");
+    static_cast<void>(cudaGetLastError());
+    return nullptr;
+  }
+  void deallocate(std::byte* block, std::size_t bytes) noexcept override {
+    static_cast<void>(cudaHostUnregister(block));
+    pages_.deallocate(block, bytes);
+  }
+
+ private:
+  PageMemory pages_;
+};
+
 namespace detail {
 
 class CopyEvent {
@@ -49,6 +72,7 @@ class Copies<Cuda> {
   static constexpr Home staging = Home::pinned;
   using PinnedMemory = zeropp::PinnedMemory;
   using HostMemory = PageMemory;
+  using StagingMemory = RegisteredMemory;
   using Event = CopyEvent;
 
   explicit Copies(Cuda& device) : device_(device), ordinal_(device.ordinal()), computing_(device.stream()) {}
