@@ -61,7 +61,7 @@ class CopyEvent {
   bool done() const { return event_.done(); }
 
  private:
-  CudaEvent event_;
+  CudaEvent event_{false, true};  // threads of lanes wait for it, as many as a disk has requests
 };
 
 template <>
