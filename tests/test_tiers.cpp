@@ -9,11 +9,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdarg>
+#include <deque>
 #include <filesystem>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -176,6 +178,45 @@ void many_in_flight(Tier& tier) {
   for (std::size_t i = 0; i < count; ++i) REQUIRE(read_back(tier, blocks[i]) == second[i]);
 }
 
+/// Hundreds of copies of any parts of two blocks without a wait: each fetch finds what the calls before it stored.
+void any_order(Tier& tier) {
+  unsigned random = 1;
+  const auto below = [&](std::size_t n) {
+    return static_cast<std::size_t>((random = random * 1664525u + 1013904223u) >> 8) % n;
+  };
+  constexpr std::size_t size = 60000;
+  std::array<TierBlock, 2> blocks;
+  std::array<std::vector<std::byte>, 2> model;
+  for (std::size_t i = 0; i < 2; ++i) {
+    blocks[i] = tier.allocate(size, Purpose::states);
+    model[i] = bytes_of(size, 50 + static_cast<unsigned>(i));
+    tier.store(blocks[i], 0, model[i]).finish();
+  }
+  struct Copy {
+    std::vector<std::byte> bytes, expected;  // nothing is expected of a store
+    Pending pending;
+  };
+  std::deque<Copy> copies;
+  for (int i = 0; i < 400; ++i) {
+    const auto which = below(2), offset = below(size), count = 1 + below(std::min<std::size_t>(size - offset, 20000));
+    auto& copy = copies.emplace_back();
+    const auto part = std::span(model[which]).subspan(offset, count);
+    if (below(2)) {
+      copy.bytes = bytes_of(count, random);
+      std::copy(copy.bytes.begin(), copy.bytes.end(), part.begin());
+      copy.pending = tier.store(blocks[which], offset, copy.bytes);
+    } else {
+      copy.bytes.resize(count);
+      copy.expected.assign(part.begin(), part.end());
+      copy.pending = tier.fetch(blocks[which], offset, copy.bytes);
+    }
+  }
+  for (auto& copy : copies) copy.pending.finish();
+  for (auto& copy : copies)
+    if (!copy.expected.empty()) REQUIRE(copy.bytes == copy.expected);
+  for (std::size_t i = 0; i < 2; ++i) CHECK(read_back(tier, blocks[i]) == model[i]);
+}
+
 /// Sets a value when it is told to, as an operation of another source does.
 class Later final : public PendingSource {
  public:
@@ -259,6 +300,7 @@ TEST_CASE("every tier gives back what it was given: odd parts, many at once, cha
     CAPTURE(tier->describe());
     there_and_back(*tier);
     many_in_flight(*tier);
+    any_order(*tier);
     chained(*tier);
     refusals(*tier, tier == &host ? static_cast<Tier&>(pinned) : host);
   }
