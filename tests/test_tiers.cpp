@@ -257,6 +257,12 @@ void chained(Tier& tier) {
   failing->over = failing->fails = true;
   auto refused = tier.fetch(block, 0, copy, Pending(failing));
   CHECK_THROWS_WITH_AS(refused.wait(), "the operation before has failed", DataError);
+  failing->over = false;
+  refused = tier.fetch(block, 0, copy, Pending(failing));
+  auto stored = tier.store(block, 0, values);  // waits for the fetch of what it writes over, not for its success
+  failing->over = true;
+  stored.finish();
+  CHECK_THROWS_WITH_AS(refused.finish(), "the operation before has failed", DataError);
   CHECK(read_back(tier, block) == values);  // the tier itself is whole
 
   const auto ours = std::make_shared<Later>();  // a source that only the rank's thread may ask

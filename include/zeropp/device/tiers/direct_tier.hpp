@@ -42,13 +42,15 @@ class DirectTier : public Tier {
     auto* const here = block->place.address + offset;
     auto *to = direction == Direction::up ? place : here, *from = direction == Direction::up ? here : place;
     way.copies.begin();
-    if (Copies<D>::enqueues || !before.after.any_thread()) before.after.wait_on(way.copies.stream());
-    if constexpr (Copies<D>::enqueues)
-      for (auto& copy : std::exchange(before.same_block, {})) copy->join_stream(1, way.copies.stream());
+    if (Copies<D>::enqueues)
+      before.wait_on(way.copies.stream());
+    else if (!before.after.any_thread())
+      before.after.wait_on(nullptr);
     auto operation = std::make_shared<TierOperation<D>>(way.copies, device(), 1, std::move(before));
     const auto part = [&way, operation, block, to, from, bytes, stores = direction == Direction::down] {
       try {
         if (operation->begin()) {
+          block->core->expect_whole();
           operation->hold_stream();
           way.copies.copy(to, from, bytes);
         } else if (stores) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tier of a disk: one file without a name in a folder of a local disk, and several requests under way in each
-// direction. The options are named as in DeepSpeed's section `aio`.
+// direction. The options are named as in DeepSpeed's section `aio`, but for single_submit: each request is a call.
 #pragma once
 
 #include <string>
@@ -19,8 +19,7 @@ struct DiskTierOptions {
   std::size_t block_size = std::size_t{1} << 20;  ///< bytes of a request
   int queue_depth = 8;                            ///< requests under way for each of `thread_count`
   int thread_count = 1;                           ///< times queue_depth: requests under way in each direction
-  bool single_submit = false;
-  bool overlap_events = true;  ///< requests of a copy may begin while the copy before is under way
+  bool overlap_events = true;                     ///< requests of a copy may begin while the copy before is under way
 };
 
 template <class D>

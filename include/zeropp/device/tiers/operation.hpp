@@ -16,20 +16,26 @@
 
 namespace zeropp::detail {
 
-/// What a copy runs after: what the caller says, and the copies before it of the same block.
+/// What a copy runs after: the operation that the caller names, whose error is its own; and copies of the same tier,
+/// whatever comes of them (a failed store has told the tier).
 struct Before {
   Pending after;
-  std::vector<std::shared_ptr<PendingSource>> same_block;
+  std::vector<std::shared_ptr<PendingSource>> copies;
 
   void finish() {
-    std::exception_ptr error;
-    try {
-      after.finish();
-    } catch (...) {
-      error = std::current_exception();
-    }
-    for (auto& copy : std::exchange(same_block, {})) copy->finish(1);
-    if (error) std::rethrow_exception(error);
+    for (auto& copy : std::exchange(copies, {})) try {
+        copy->finish(1);
+      } catch (...) {
+      }
+    after.finish();
+  }
+  /// The same for what is enqueued on `stream` from now on.
+  void wait_on(void* stream) {
+    for (auto& copy : std::exchange(copies, {})) try {
+        copy->join_stream(1, stream);
+      } catch (...) {
+      }
+    after.wait_on(stream);
   }
 };
 
@@ -52,20 +58,19 @@ class TierOperation final : public PendingSource {
   }
 
   void join(std::uint64_t) override {
-    wait_until_copied();
+    const auto error = wait_for(uncopied_);
     if (!device_.expired()) ended_.hold(computing_);
+    if (error) std::rethrow_exception(error);
   }
   void join_stream(std::uint64_t, void* stream) override {
-    wait_until_copied();
+    const auto error = wait_for(uncopied_);
     ended_.hold(stream);
+    if (error) std::rethrow_exception(error);
   }
   void finish(std::uint64_t) override {
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return unmoved_ == 0; });
-      if (error_) std::rethrow_exception(error_);
-    }
+    const auto error = wait_for(unmoved_);
     ended_.wait();
+    if (error) std::rethrow_exception(error);
   }
   bool done(std::uint64_t) override {
     const std::lock_guard lock(mutex_);
@@ -112,10 +117,11 @@ class TierOperation final : public PendingSource {
   }
 
  private:
-  void wait_until_copied() {
+  /// The error, if there is one: thrown after the event is waited for, since other parts may be under way on a GPU.
+  std::exception_ptr wait_for(const std::int64_t& parts) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return uncopied_ == 0; });
-    if (error_) std::rethrow_exception(error_);
+    changed_.wait(lock, [&parts] { return parts == 0; });
+    return error_;
   }
 
   void *stream_, *computing_;

@@ -70,7 +70,7 @@ class StagedTier : public Tier {
     auto& way = direction == Direction::up ? *up_ : *down_;
     way.copies.begin();
     if (!before.after.any_thread()) before.after.wait_on(way.copies.stream());
-    if (!options_.overlap && way.last) before.same_block.push_back(way.last);
+    if (!options_.overlap && way.last) before.copies.push_back(way.last);
     // Requests are cut at multiples of their size in the block, so that no two of them share a page.
     const auto first = offset / options_.block_size, last = (offset + bytes - 1) / options_.block_size;
     const auto parts = static_cast<std::int64_t>(last - first + 1);
@@ -110,6 +110,7 @@ class StagedTier : public Tier {
                          std::byte* to) {
     try {
       if (operation.begin()) {
+        block.core->expect_whole();
         auto& slot = way.slots[static_cast<std::size_t>(thread)];
         way.copies.begin_thread();
         slot.emptied.wait();
@@ -129,6 +130,7 @@ class StagedTier : public Tier {
     bool copied = false;
     try {
       if (operation.begin()) {
+        block.core->expect_whole();
         auto& slot = way.slots[static_cast<std::size_t>(thread)];
         way.copies.begin_thread();
         auto* to = block.core->memory->prepare(block.place, request.begin, request.size(), slot.buffer);

@@ -217,7 +217,7 @@ inline Pending Tier::copy(Direction direction, const TierBlock& block, std::size
   std::erase_if(state->copies, [](auto& other) { return other.source->done(1); });
   core_->expect_whole();  // a copy that failed has told the tier before it was over
   for (auto& other : state->copies)
-    if ((stores || other.stores) && other.begin < end && begin < other.end) before.same_block.push_back(other.source);
+    if ((stores || other.stores) && other.begin < end && begin < other.end) before.copies.push_back(other.source);
   std::shared_ptr<PendingSource> operation;
   try {
     operation = start(direction, state, offset, device, bytes, std::move(before));
