@@ -544,6 +544,25 @@ TEST_CASE("a tier outlives neither its device nor its use; a block may outlive i
   CHECK(block.size() == 10);
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they need addresses themselves
+TEST_CASE("a lane that gets too few threads is refused, and ends the ones that it got") {
+  std::string sentence;
+  rlimit old{};
+  REQUIRE(::getrlimit(RLIMIT_AS, &old) == 0);
+  rlimit none = old;
+  none.rlim_cur = 1 << 20;  // no stack can be made any more; a few of threads that ended are kept
+  REQUIRE(::setrlimit(RLIMIT_AS, &none) == 0);
+  try {
+    const zeropp::detail::Lane lane(64);
+  } catch (const Error& error) {
+    sentence = error.what();
+  }
+  REQUIRE(::setrlimit(RLIMIT_AS, &old) == 0);
+  CHECK(sentence.find("a lane of copies gets ") == 0);
+  CHECK(sentence.find(" of 64 threads: ") != sentence.npos);
+}
+#endif
+
 TEST_CASE("memory that the host cannot give is refused before it is used") {
   Cpu cpu;
   HostTier<Cpu> host{cpu};

@@ -31,7 +31,7 @@ namespace zeropp {
 class PendingSource {
  public:
   virtual ~PendingSource() = default;
-  /// What the device computes from now on runs after operation `number`. The host as a device waits; the host of a GPU
+  /// Work of the device from now on runs after operation `number`. The host as a device waits; the host of a GPU
   /// does not, unless the source says so.
   virtual void join(std::uint64_t number) = 0;
   /// The same for what is enqueued from now on on `stream`, a cudaStream_t.

@@ -42,7 +42,7 @@ inline std::uint64_t number_after(std::string_view text, std::string_view name, 
   return otherwise;
 }
 
-/// What a control group has left, by its files: its limit, its use, and the part of it that is page cache.
+/// The bytes that a control group has left, by its files: its limit, its use, and how much of that is page cache.
 inline std::uint64_t group_room(std::string_view limit, std::string_view use, std::string_view statistics) {
   constexpr auto none = std::numeric_limits<std::uint64_t>::max();
   const auto most = number_after(limit, "", none), now = number_after(use, "", 0);

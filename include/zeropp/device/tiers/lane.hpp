@@ -6,12 +6,15 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <zeropp/base/error.hpp>
 
 namespace zeropp::detail {
 
@@ -21,17 +24,16 @@ class Lane {
   using Part = std::function<void(int thread, std::int64_t index)>;
 
   explicit Lane(int threads) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+    try {
+      for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+    } catch (const std::exception& error) {
+      end();
+      throw Error(text("a lane of copies gets ", threads_.size(), " of ", threads, " threads: ", error.what(),
+                       "; raise the limit (ulimit -u), or have fewer requests under way"));
+    }
   }
   /// Ends when all jobs have.
-  ~Lane() {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    for (auto& thread : threads_) thread.join();
-  }
+  ~Lane() { end(); }
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
@@ -50,6 +52,14 @@ class Lane {
     std::int64_t parts, next = 0;
   };
 
+  void end() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
   void serve(int thread) {
     std::unique_lock lock(mutex_);
     for (;;) {

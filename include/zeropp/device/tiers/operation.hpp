@@ -16,7 +16,7 @@
 
 namespace zeropp::detail {
 
-/// What a copy runs after: the operation that the caller names, whose error is its own; and copies of the same tier,
+/// The operations before a copy: the one that the caller names, whose error is its own; and copies of the same tier,
 /// whatever comes of them (a failed store has told the tier).
 struct Before {
   Pending after;

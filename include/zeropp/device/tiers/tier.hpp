@@ -128,7 +128,8 @@ class Tier {
   TierBlock allocate(std::size_t bytes, Purpose purpose, std::size_t aligned_to = alignment);
 
   /// Copies bytes [offset, offset + to.size()) of the block to device memory, after what was enqueued for computing and
-  /// after `after`. The host does not wait, except for an `after` of a source that only the rank's thread may ask.
+  /// after `after`. The host waits for an `after` that is not yet enqueued on a GPU where this copy is (page-locked
+  /// memory after a disk), and for one of a source that only the rank's thread may ask; else never.
   [[nodiscard]] Pending fetch(const TierBlock& block, std::size_t offset, std::span<std::byte> to, Pending after = {}) {
     return copy(Direction::up, block, offset, to.data(), to.size(), std::move(after));
   }
