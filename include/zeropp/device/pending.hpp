@@ -35,12 +35,12 @@ class PendingSource {
   /// does not, unless the source says so.
   virtual void join(std::uint64_t number) = 0;
   /// The same for what is enqueued from now on on `stream`, a cudaStream_t.
-  virtual void join_stream(std::uint64_t number, void* stream) { static_cast<void>(stream), finish(number); }
+  virtual void join_stream(std::uint64_t number, void* stream) { static_cast<void>(stream), join_host(number); }
   /// The host waits until the operation is over.
-  virtual void finish(std::uint64_t number) { join(number); }
+  virtual void join_host(std::uint64_t number) { join(number); }
   /// Whether it is over. Does not wait.
   virtual bool done(std::uint64_t number) = 0;
-  /// Whether finish() and join_stream() may be called by any thread: then a lane can wait on its own thread.
+  /// Whether join_host() and join_stream() may be called by any thread: then a lane can wait on its own thread.
   virtual bool any_thread() const { return false; }
 };
 
@@ -79,7 +79,7 @@ class Pending {
   }
   /// The host waits until the operation is over.
   void finish() {
-    if (const auto source = std::exchange(source_, nullptr)) source->finish(number_);
+    if (const auto source = std::exchange(source_, nullptr)) source->join_host(number_);
     held_.clear();
   }
   /// For sources, whose next operation runs after this one: what is enqueued on `stream` from now on does; null: what
@@ -113,7 +113,7 @@ class BothPending final : public PendingSource {
   void join_stream(std::uint64_t, void* stream) override {
     each([stream](Pending& one) { one.wait_on(stream); });
   }
-  void finish(std::uint64_t) override {
+  void join_host(std::uint64_t) override {
     each([](Pending& one) { one.finish(); });
   }
   bool done(std::uint64_t) override { return a_.done() && b_.done(); }

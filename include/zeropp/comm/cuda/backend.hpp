@@ -44,7 +44,7 @@ class GpuBackend : public CommBackend {
     const auto& slot = slots_[number % slots_.size()];
     if (slot.complete) slot.ended.hold(static_cast<cudaStream_t>(stream));
   }
-  void finish(std::uint64_t number) override { slots_[number % slots_.size()].ended.wait(); }
+  void join_host(std::uint64_t number) override { slots_[number % slots_.size()].ended.wait(); }
   bool done(std::uint64_t number) override { return slots_[number % slots_.size()].ended.done(); }
 
   void send(const Operation& op, int to, std::span<const std::byte> data) override {

@@ -24,7 +24,7 @@ struct Before {
 
   void finish() {
     for (auto& copy : std::exchange(copies, {})) try {
-        copy->finish(1);
+        copy->join_host(1);
       } catch (...) {
       }
     after.finish();
@@ -67,7 +67,7 @@ class TierOperation final : public PendingSource {
     ended_.hold(stream);
     if (error) std::rethrow_exception(error);
   }
-  void finish(std::uint64_t) override {
+  void join_host(std::uint64_t) override {
     const auto error = wait_for(unmoved_);
     ended_.wait();
     if (error) std::rethrow_exception(error);

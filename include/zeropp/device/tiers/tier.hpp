@@ -86,7 +86,7 @@ struct TierBlockState {
   /// Copies that are under way end first.
   ~TierBlockState() {
     for (auto& copy : copies) try {
-        copy.source->finish(1);
+        copy.source->join_host(1);
       } catch (...) {  // said to who waited for it, and by the tier
       }
     core->memory->give(place, taken);
