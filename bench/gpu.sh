@@ -34,7 +34,7 @@ ours() { "$programs/gpu_step" --steps $steps "$@" 2>&1 | tail -n 1; }
 torch() { timeout 200 python3 "$root/bench/peers/torch_gpt2.py" --steps $steps "$@" 2>&1 | grep -E '^\{|Error' | tail -n 1; }
 {
   echo "# One GPU: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader), $(date -u +%F)"
-  for program in gpu_kernels gpu_products gpu_attention; do
+  for program in gpu_kernels gpu_products gpu_attention gpu_tiers; do
     [ -x "$programs/$program" ] || continue
     printf '\n## %s\n\n```\n' "$program"
     "$programs/$program" 2>&1

@@ -259,6 +259,15 @@ TEST_CASE("what is pending is joined once: by wait(), by the next one in its pla
   comm.all_reduce(std::span{&value, 1});
   comm.broadcast(std::span{&value, 1}, 1);
   CHECK(joined == std::vector<std::uint64_t>{1, 3, 2, 4, 6, 7});
+  {
+    auto before = comm.all_gather_async(DType::f32, none);
+    before.hold(block);
+    const auto chained = comm.all_gather_async(DType::f32, none, std::move(before));
+    CHECK(joined.back() == 8);  // no stream of its own: what computes waits, and the next operation runs after that
+    CHECK(block.use_count() == 2);
+  }
+  CHECK(joined.back() == 9);
+  CHECK(block.use_count() == 1);
   CHECK(comm.host().identity() != comm.identity());
   CHECK(comm.sum(2.0) == 2.0);  // of the host's one rank, not of this group
 }

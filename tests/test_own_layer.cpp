@@ -101,3 +101,13 @@ TEST_CASE("the code in docs/own_layer.md stands in the example, which has less t
   }
   CHECK(blocks >= 4);
 }
+
+TEST_CASE("a plan says what lives on other tiers, where something does") {
+  Plan plan;
+  plan.total = 1000;
+  const auto resident = describe(plan);
+  CHECK(resident.find("(1,000 B)") == resident.size() - 9);
+  auto& disk = plan.homes[static_cast<std::size_t>(Home::disk)];
+  disk.now = disk.peak = disk.by[Purpose::states] = 3 << 20;
+  CHECK(describe(plan) == resident + "\n  on disk      3.0 MiB (states 3145728 B)");
+}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library, room by room. Included by name: zeropp/train/checkpoint/checkpoint.hpp, which parses JSON and takes a
-// second to compile; the backends of TCP, MPI, CUDA and NCCL; and zeropp/app/, from which programs like mini_gpt are
-// made.
+// second to compile; the backends of TCP, MPI, CUDA and NCCL; the tiers of zeropp/device/tiers/; and zeropp/app/, from
+// which programs like mini_gpt are made.
 #pragma once
 
 #include <zeropp/base/dtype.hpp>
@@ -17,6 +17,7 @@
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/device_table.hpp>
 #include <zeropp/device/dry.hpp>
+#include <zeropp/device/pending.hpp>
 #include <zeropp/device/tensor.hpp>
 
 #include <zeropp/comm/comm.hpp>

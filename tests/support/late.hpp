@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A communicator over the host whose operations run as late as the rules of comm/pending.hpp allow: when they are
+// A communicator over the host whose operations run as late as the rules of device/pending.hpp allow: when they are
 // waited for, and no earlier. The memory it will write is poisoned until then. Code that reads results before wait(),
 // changes what an operation reads, or gives its memory back too early, comes to other bits or other sentences.
 #pragma once
@@ -34,6 +34,7 @@ class LateBackend final : public CommBackend {
       work();
     }
   }
+  bool done(std::uint64_t number) override { return number <= done_; }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     poison([this, op, all = copy(pieces)] {

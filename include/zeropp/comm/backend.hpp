@@ -15,6 +15,7 @@
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/shape.hpp>
+#include <zeropp/device/pending.hpp>
 
 namespace zeropp {
 
@@ -73,9 +74,8 @@ class Comm;
 
 /// Moves the bytes. Every call is made by all ranks of the group in the same order; implementations throw
 /// CommError that names ranks and operations if they differ, if a rank died, or if one does not come within the limit.
-class CommBackend {
+class CommBackend : public PendingSource {
  public:
-  virtual ~CommBackend() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string_view name() const = 0;
@@ -97,7 +97,11 @@ class CommBackend {
   /// operation is over when its call returns.
   virtual std::uint64_t enqueued() const { return 0; }
   /// GPUs: what the device computes from now on runs after operation `number`.
-  virtual void join(std::uint64_t) {}
+  void join(std::uint64_t) override {}
+  bool done(std::uint64_t) override { return true; }
+  /// GPUs: the stream on which all of an operation is enqueued; null where it takes part in what computes, or there is
+  /// none. An operation that runs after another source's holds that stream, and not what computes.
+  virtual void* stream() const { return nullptr; }
   /// True if a send returns before its receiver arrives, whatever its size: then no order of receives can lock ranks.
   virtual bool buffers_sends() const { return false; }
 

@@ -17,7 +17,7 @@
 
 #include <zeropp/base/trace.hpp>
 #include <zeropp/comm/backend.hpp>
-#include <zeropp/comm/pending.hpp>
+#include <zeropp/device/pending.hpp>
 
 namespace zeropp {
 
@@ -93,8 +93,9 @@ class Comm {
   /// The same for several buffers at once: one rendezvous for all of them.
   void reduce_scatter(DType dtype, std::span<const Piece> pieces) const { reduce_scatter_async(dtype, pieces).wait(); }
   /// The same, under way: see Pending for what its memory may and may not be used for meanwhile.
-  [[nodiscard]] Pending reduce_scatter_async(DType dtype, std::span<const Piece> pieces) const {
-    return moves_parts(Collective::reduce_scatter, dtype, pieces);
+  /// It runs after `after`, which may be another source's: a gather of shards that are being fetched.
+  [[nodiscard]] Pending reduce_scatter_async(DType dtype, std::span<const Piece> pieces, Pending after = {}) const {
+    return moves_parts(Collective::reduce_scatter, dtype, pieces, std::move(after));
   }
 
   /// Collects the parts of all ranks in `whole`; `part` may lie inside it.
@@ -105,8 +106,8 @@ class Comm {
     all_gather(dtype_of<T>, {&piece, 1});
   }
   void all_gather(DType dtype, std::span<const Piece> pieces) const { all_gather_async(dtype, pieces).wait(); }
-  [[nodiscard]] Pending all_gather_async(DType dtype, std::span<const Piece> pieces) const {
-    return moves_parts(Collective::all_gather, dtype, pieces);
+  [[nodiscard]] Pending all_gather_async(DType dtype, std::span<const Piece> pieces, Pending after = {}) const {
+    return moves_parts(Collective::all_gather, dtype, pieces, std::move(after));
   }
 
   template <class T>
@@ -193,9 +194,9 @@ class Comm {
   std::int64_t elsewhere(std::int64_t count) const {
     return count - (part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size()));
   }
-  Pending moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const;
+  Pending moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces, Pending after) const;
   /// The operation for which the backend was called last.
-  Pending started() const { return {state_->backend, backend() ? backend()->enqueued() : 0}; }
+  Pending started() const { return Pending{state_->backend, backend() ? backend()->enqueued() : 0}; }
   void expect_rank(int peer, Collective kind) const {
     if (peer < 0 || peer >= size() || (size() == 1 && kind != Collective::broadcast))
       throw CommError(text(name_of(kind), " names rank ", peer, " in a group of ", size(), " ranks"));
@@ -204,7 +205,8 @@ class Comm {
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
-inline Pending Comm::moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces) const {
+inline Pending Comm::moves_parts(Collective kind, DType dtype, std::span<const Piece> pieces, Pending after) const {
+  after.wait_on(backend() ? backend()->stream() : nullptr);
   std::int64_t count = 0, away = 0;
   for (auto& piece : pieces) count += piece.count, away += elsewhere(piece.count);
   const auto op = next(kind, dtype, count);
@@ -220,7 +222,9 @@ inline Pending Comm::moves_parts(Collective kind, DType dtype, std::span<const P
   const auto span = size() > 1 ? sent(kind, static_cast<std::size_t>(away) * size_of(dtype))
                                : Recording(nullptr, SpanKind::collective);
   kind == Collective::all_gather ? backend()->all_gather(op, pieces) : backend()->reduce_scatter(op, pieces);
-  return started();
+  auto pending = started();
+  for (auto& block : after.let_go()) pending.hold(std::move(block));
+  return pending;
 }
 
 template <class T>

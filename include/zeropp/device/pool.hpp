@@ -84,7 +84,16 @@ class Pool {
   /// Bytes taken from the device at this moment.
   std::size_t allocated() const { return books_->allocated; }
 
+  /// Bytes of this rank in a home: on the device, or on the tiers made for it (device/tiers/tier.hpp).
+  HomeBytes at(Home home) const {
+    return home == Home::device ? HomeBytes{books_->allocated, books_->highest, books_->kept} : books_->homes->of(home);
+  }
+  /// For tiers: the books of their bytes, and a token that is gone with the device.
+  const std::shared_ptr<detail::HomeBooks>& home_books() const { return books_->homes; }
+  std::weak_ptr<const void> alive() const { return alive_; }
+
  private:
+  std::shared_ptr<const void> alive_ = std::make_shared<char>();
   std::shared_ptr<detail::PoolBooks> books_;
 };
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <zeropp/base/error.hpp>
+#include <zeropp/device/home.hpp>
 #include <zeropp/device/memory.hpp>
 
 namespace zeropp {
@@ -174,6 +175,7 @@ struct PoolBooks {
                              " (kept: ", describe(kept), "; in this step: ", describe(live),
                              "); use a smaller micro-batch or shorter sequences, recompute, or a higher ZeRO stage"));
     allocated += bytes;
+    highest = std::max(highest, allocated);
     return block;
   }
 
@@ -181,7 +183,8 @@ struct PoolBooks {
   std::unique_ptr<Memory> memory;
   PoolOptions options;
   Bytes kept, live, peak;
-  std::size_t allocated = 0;
+  std::size_t allocated = 0, highest = 0;
+  std::shared_ptr<HomeBooks> homes = std::make_shared<HomeBooks>();  ///< of the other tiers
   std::map<std::pair<std::uint64_t, std::string>, Recording> programs;  ///< by owner and name
   std::uint64_t owners = 0;                                             ///< that there were, to number them
   Recording* program = nullptr;

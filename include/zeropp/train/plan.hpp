@@ -3,6 +3,7 @@
 // device.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -21,6 +22,8 @@ struct Plan {
   Bytes kept;                                ///< as long as the model lives
   Bytes peak;                                ///< at the fullest moment of a step, on top of what is kept
   std::size_t total = 0;                     ///< what the pool takes from the device
+  /// By home, of the state that lives on tiers; the device's are `kept` and `total`.
+  std::array<HomeBytes, home_names.size()> homes{};
 };
 
 struct PlanOptions {
@@ -48,19 +51,26 @@ Plan plan(const Mesh& mesh, L layer, const PlanOptions& o) {
     result.parameters += unit.size();
     result.padding += unit.padded() - unit.size();
   }
+  for (const auto home : {Home::host, Home::pinned, Home::disk})
+    result.homes[static_cast<std::size_t>(home)] = dry.pool().at(home);
   result.part = model.describe();
   return result;
 }
 
-/// One line a purpose, and the sum.
+/// One line a purpose, the sum, and a line for each other tier on which state lives.
 inline std::string describe(const Plan& plan) {
   auto out = text("  parameters   ", grouped(plan.parameters), ", and ", plan.padding, " of padding\n");
   for (std::size_t i = 0; i < purpose_names.size(); ++i)
     out += text("  ", purpose_names[i], std::string(13 - purpose_names[i].size(), ' '),
                 bytes_text(static_cast<double>(plan.kept.by[i])), " kept, ",
                 bytes_text(static_cast<double>(plan.peak.by[i])), " at the peak of a step\n");
-  return out + text("  in all       ", bytes_text(static_cast<double>(plan.total)), " (",
-                    grouped(static_cast<std::int64_t>(plan.total)), " B)");
+  out += text("  in all       ", bytes_text(static_cast<double>(plan.total)), " (",
+              grouped(static_cast<std::int64_t>(plan.total)), " B)");
+  for (std::size_t i = 0; i < plan.homes.size(); ++i)
+    if (const auto& home = plan.homes[i]; home.peak)
+      out += text("\n  on ", home_names[i], std::string(10 - home_names[i].size(), ' '),
+                  bytes_text(static_cast<double>(home.peak)), " (", describe(home.by), ")");
+  return out;
 }
 
 }  // namespace zeropp

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The common part of the communicators of GPUs: a stream beside the one that computes, events that order the two (the
-// rules are in comm/pending.hpp), and messages between two ranks.
+// rules are in device/pending.hpp), and messages between two ranks.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +40,12 @@ class GpuBackend : public CommBackend {
     if (slot.complete) slot.ended.hold(device_.stream());  // what could not be enqueued has thrown
     joined_ = slot.number;
   }
+  void join_stream(std::uint64_t number, void* stream) override {
+    const auto& slot = slots_[number % slots_.size()];
+    if (slot.complete) slot.ended.hold(static_cast<cudaStream_t>(stream));
+  }
+  void join_host(std::uint64_t number) override { slots_[number % slots_.size()].ended.wait(); }
+  bool done(std::uint64_t number) override { return slots_[number % slots_.size()].ended.done(); }
 
   void send(const Operation& op, int to, std::span<const std::byte> data) override {
     expect_gpu_memory(op, data.data());

@@ -50,6 +50,7 @@ class NcclBackend final : public GpuBackend {
   }
 
   std::string_view name() const override { return "NCCL"; }
+  void* stream() const override { return stream_.get(); }
 
   void reduce_scatter(const Operation& op, std::span<const Piece> pieces) override {
     expect_parts_in_place(op, pieces, rank(), size());

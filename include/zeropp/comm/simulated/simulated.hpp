@@ -105,6 +105,9 @@ class SimulatedBackend final : public CommBackend {
       clock_->wait_communication(under_way_.front().end);
     }
   }
+  bool done(std::uint64_t number) override {
+    return number <= joined_ || under_way_[number - joined_ - 1].end <= clock_->now();
+  }
 
   void reduce_scatter(const Operation& op, std::span<const Piece>) override { together(times_.part(bytes_of(op))); }
   void all_gather(const Operation& op, std::span<const Piece>) override { together(times_.part(bytes_of(op))); }

@@ -36,11 +36,14 @@ inline int cuda_devices() {
   return count;
 }
 
-/// A moment in a stream that others can wait for. Does not measure time unless asked to.
+/// A moment in a stream that others can wait for. Does not measure time unless asked to. The host polls in wait(), or
+/// `sleeps`: some microseconds later, and its processor is free meanwhile.
 class CudaEvent {
  public:
-  explicit CudaEvent(bool timed = false) {
-    cuda_check(cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming), "cudaEventCreate");
+  explicit CudaEvent(bool timed = false, bool sleeps = false) {
+    cuda_check(cudaEventCreateWithFlags(&event_, (timed ? cudaEventDefault : cudaEventDisableTiming) |
+                                                     (sleeps ? cudaEventBlockingSync : cudaEventDefault)),
+               "cudaEventCreate");
   }
   CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)), recorded_(other.recorded_) {}
   CudaEvent& operator=(CudaEvent&&) = delete;
