@@ -22,7 +22,7 @@ namespace zeropp {
 
 struct AdamOptions {
   float beta1 = 0.9f, beta2 = 0.95f;
-  float epsilon = 1e-8f;
+  float epsilon = 1e-8f;  ///< more than 0
   float weight_decay = 0.1f;  ///< for parameters that ask for it (Parameter::decay)
 };
 
@@ -40,7 +40,8 @@ class FusedAdam final : public Optimizer<moment_t<typename Model::Precision>> {
   explicit FusedAdam(Model& model, AdamOptions options = {}) : model_(model), options_(options) {
     check(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "in [0, 1)");
     check(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "in [0, 1)");
-    check(options.epsilon >= 0, "epsilon", options.epsilon, "at least 0");
+    check(options.epsilon > 0 && std::isnormal(options.epsilon), "epsilon", options.epsilon,
+          "more than 0 and a normal float (1.2e-38 or more): a weight without gradients would become 0 / 0");
     check(options.weight_decay >= 0, "weight_decay", options.weight_decay, "at least 0");
     expect_same_settings(model.comms().world,
                          {{"beta1", text(options.beta1)},
