@@ -40,7 +40,7 @@ show_build() {
     status=0
     IFS= read -r -t 1 line || status=$?
     if [ $status -gt 0 ] && [ $status -le 128 ]; then break; fi  # more than 128: a second without a line
-    if [ $status -eq 0 ] && [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]]; then files=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]}; fi
+    if [ $status -eq 0 ] && [[ $line =~ ^\[([1-9][0-9]*)/([0-9]+)\] ]]; then files=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]}; fi
     if [ $terminal -eq 1 ]; then
       printf '\r  %d of %d steps, %d s' "$files" "$all" $((SECONDS - begun))
     elif [ "$all" -gt 0 ] && [ $((files * 10 / all)) -ne "$said" ]; then

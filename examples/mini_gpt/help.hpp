@@ -89,7 +89,7 @@ Environment:
   NO_COLOR, TERM=dumb                                   plain lines instead of a colored progress bar
 
 Exit codes: 0 done, 1 failure, 2 wrong flags or files of settings, 3 out of memory, 4 data or checkpoint,
-  5 communication, 130 or 143 ended by a signal with a checkpoint saved; a second signal ends at once.)";
+  5 communication, 130 or 143 ended by a signal with a checkpoint saved; another signal ends at once.)";
 
 /// Puts the options of `app` into groups, with texts. Throws CLI::OptionNotFound for one that is not there.
 inline void arrange_help(CLI::App& app) {

@@ -237,8 +237,11 @@ case $case in
     kill -TERM $pid
     ends_with 143 $pid
     ls s/checkpoints/step-*/manifest.json > /dev/null || fail 'no checkpoint after SIGTERM'
-    grep -q 'finishing this step and saving; a second signal ends at once' out.txt || fail 'no word on the signal'
+    grep -q 'finishing this step and saving; another signal ends at once' out.txt || fail 'no word on the signal'
     grep -q '^resume with .* --out s --resume auto$' out.txt || fail 'does not say how to go on'
+    # timeout sends its signal twice
+    timeout 2 "$program" "${small[@]}" --steps 100000 --save-every 100000 --sample-every 0 --out t > out.txt 2>&1
+    ls t/checkpoints/step-*/manifest.json > /dev/null || { cat out.txt; fail 'no checkpoint under timeout'; }
     # nohup: an ignored SIGHUP stays ignored
     (trap '' HUP; exec "$program" "${small[@]}" --ranks 2 --steps 100000 --save-every 100000 --sample-every 0 --out n) > out.txt 2>&1 &
     pid=$!

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // SIGINT, SIGTERM and SIGHUP (the terminal was closed) while training: the first one asks to finish the step and save,
-// a second one, whichever it is, ends at once. A signal that the program was started to ignore (nohup, or & in a script)
+// a later one, whichever it is, ends at once. A signal that the program was started to ignore (nohup, or & in a script)
 // stays ignored. Before and after training a signal ends the program as any other.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdint>
+#include <ctime>
 #include <mutex>
 #include <span>
 #include <string_view>
@@ -57,19 +58,30 @@ class Interrupt {
 
  private:
   static void handle(int number) {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const auto milliseconds = now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
+    if (asked) {
+      if (milliseconds - asked_at < same_moment) return;
+      std::signal(number, SIG_DFL);
+      std::raise(number);  // ends when this handler returns
+      return;
+    }
     asked = number;
-    for (auto& watched : all)
-      if (watched.before != SIG_IGN) std::signal(watched.number, SIG_DFL);
-    constexpr std::string_view words = "\nfinishing this step and saving; a second signal ends at once\n";
+    asked_at = milliseconds;
+    constexpr std::string_view words = "\nfinishing this step and saving; another signal ends at once\n";
     if (speaks_for_all && ::write(STDERR_FILENO, words.data(), words.size()) < 0) return;  // nobody is there to read
   }
 
+  /// Milliseconds in which signals count as one: timeout sends two, a terminal and mpirun one each.
+  static constexpr std::int64_t same_moment = 500;
   struct Watched {
     int number;
     void (*before)(int);
   };
   inline static Watched all[] = {{SIGINT, SIG_DFL}, {SIGTERM, SIG_DFL}, {SIGHUP, SIG_DFL}};
   inline static volatile std::sig_atomic_t asked = 0;
+  inline static volatile std::int64_t asked_at = 0;
   inline static std::mutex mutex;
   inline static int holders = 0;
   inline static volatile bool speaks_for_all = false;
