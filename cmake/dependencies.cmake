@@ -45,14 +45,38 @@ if("mpi" IN_LIST zeropp_dependencies OR "mpi_if_found" IN_LIST zeropp_dependenci
   endif()
 endif()
 
+# Distributions and containers cut the toolkit into packages, so each part that we include or link is looked for.
+set(zeropp_cuda_found FALSE)
 if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies)
   find_package(CUDAToolkit 12.9 QUIET)
-  if(NOT TARGET CUDA::cudart OR NOT TARGET CUDA::cublasLt)
-    if("cuda" IN_LIST zeropp_dependencies)
-      string(APPEND zeropp_missing "zeropp::cuda needs the CUDA toolkit (12.9 or later, with cuBLAS), found "
-             "'${CUDAToolkit_VERSION}'; set CUDAToolkit_ROOT to its folder, or do without (ZEROPP_CUDA=OFF). ")
+  set(zeropp_cuda_lacks "")
+  if(NOT CUDAToolkit_FOUND OR NOT TARGET CUDA::cudart)
+    set(zeropp_cuda_lacks "the toolkit itself")
+  else()
+    if(NOT CUDAToolkit_NVCC_EXECUTABLE)
+      list(APPEND zeropp_cuda_lacks nvcc)
     endif()
-  elseif(NOT TARGET zeropp::nccl_library)
+    if(NOT TARGET CUDA::cublasLt)
+      list(APPEND zeropp_cuda_lacks libcublasLt)
+    endif()
+    foreach(header cublasLt.h nvtx3/nvToolsExt.h)
+      find_path(ZEROPP_FOLDER_OF_${header} ${header} PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_CACHE NO_DEFAULT_PATH)
+      if(NOT ZEROPP_FOLDER_OF_${header})
+        list(APPEND zeropp_cuda_lacks ${header})
+      endif()
+      unset(ZEROPP_FOLDER_OF_${header})
+    endforeach()
+  endif()
+  if(NOT zeropp_cuda_lacks)
+    set(zeropp_cuda_found TRUE)
+  elseif("cuda" IN_LIST zeropp_dependencies)
+    list(JOIN zeropp_cuda_lacks ", " zeropp_cuda_lacks)
+    string(APPEND zeropp_missing "zeropp::cuda needs the CUDA toolkit (12.9 or later, with nvcc, cuBLAS and NVTX), found "
+           "'${CUDAToolkit_VERSION}' without ${zeropp_cuda_lacks}; install that, set CUDAToolkit_ROOT to the folder of the "
+           "toolkit, or do without (ZEROPP_CUDA=OFF). ")
+  endif()
+  unset(zeropp_cuda_lacks)
+  if(zeropp_cuda_found AND NOT TARGET zeropp::nccl_library)
     find_path(ZEROPP_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of nccl.h")
     find_library(ZEROPP_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${CUDAToolkit_LIBRARY_DIR} DOC "libnccl.so")
     mark_as_advanced(ZEROPP_NCCL_INCLUDE_DIR ZEROPP_NCCL_LIBRARY)
@@ -65,8 +89,7 @@ if("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependen
 endif()
 
 # cuDNN comes with its library, its frontend as headers alone (from its repository or the wheel nvidia-cudnn-frontend).
-if(("cuda" IN_LIST zeropp_dependencies OR "cuda_if_found" IN_LIST zeropp_dependencies) AND TARGET CUDA::cudart
-   AND NOT TARGET zeropp::cudnn_library)
+if(zeropp_cuda_found AND NOT TARGET zeropp::cudnn_library)
   find_path(ZEROPP_CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS} DOC "Folder of cudnn.h")
   find_library(ZEROPP_CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDAToolkit_LIBRARY_DIR} DOC "libcudnn.so")
   file(GLOB zeropp_python_includes "$ENV{VIRTUAL_ENV}/lib/python3*/site-packages/include")

@@ -32,6 +32,25 @@ need() {
   rm -f "$log"
 }
 
+# Reads what ninja prints, and shows how far it is: on a terminal in one line, in a file with a line each tenth.
+show_build() {
+  local line status files=0 all=0 said=-1 terminal=0 begun=$SECONDS
+  if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then terminal=1; fi
+  while true; do
+    status=0
+    IFS= read -r -t 1 line || status=$?
+    if [ $status -gt 0 ] && [ $status -le 128 ]; then break; fi  # more than 128: a second without a line
+    if [ $status -eq 0 ] && [[ $line =~ ^\[([1-9][0-9]*)/([0-9]+)\] ]]; then files=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]}; fi
+    if [ $terminal -eq 1 ]; then
+      printf '\r  %d of %d steps, %d s' "$files" "$all" $((SECONDS - begun))
+    elif [ "$all" -gt 0 ] && [ $((files * 10 / all)) -ne "$said" ]; then
+      said=$((files * 10 / all))
+      printf '  %d of %d steps, %d s\n' "$files" "$all" $((SECONDS - begun))
+    fi
+  done
+  if [ $terminal -eq 1 ]; then printf '\r\033[K'; fi
+}
+
 need_to_build() {
   need cmake:cmake g++:g++ ninja-build:ninja \
     nlohmann-json3-dev:/usr/include/nlohmann/json.hpp libxxhash-dev:/usr/include/xxhash.h \

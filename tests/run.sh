@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# All tests: installs what is missing (Debian), configures, builds, runs. Ends with ctest's summary and its exit code.
+# Tests: installs what is missing (Debian), configures, builds and runs. Ends with ctest's summary and its exit code.
 #   --compiler clang++          another compiler (a build folder of its own)
 #   --sanitize address|thread   address and undefined behaviour for the suite, or data races for the tests with thread ranks
-#   anything else               goes to ctest: -R regex, -L label, -LE slow, --rerun-failed, ...
+#   anything else               goes to ctest: -L quick, -L comm (a room), -R test_base, -LE slow, --rerun-failed, ...; then only the
+#                               programs of those tests are built
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 compiler=g++ sanitize= jobs=$(nproc) arguments=()
@@ -40,9 +41,36 @@ if ! cmake -S "$root" -B "$build" "${options[@]}" > "$log" 2>&1; then
   exit 1
 fi
 
+# The programs that the chosen tests run, as ninja calls them.
+programs() {
+  local known chosen
+  known=$(mktemp) chosen=$(mktemp)
+  ninja -C "$build" -t targets all | sed 's/: [^:]*$//' > "$known"
+  ctest --test-dir "$build" -N "${arguments[@]}" | sed -n 's/^ *Test *#[0-9]*: \([^ ]*\).*/\1/p' > "$chosen"
+  find "$build" -name CTestTestfile.cmake -exec cat {} + |
+    awk -v build="$build/" '
+      FILENAME == ARGV[1] { known[$0]; next }
+      FILENAME == ARGV[2] { chosen[$0]; next }
+      /^add_test\(/ && match($0, /\[=*\[[^]]*\]/) {
+        name = substr($0, RSTART, RLENGTH)
+        gsub(/^\[=*\[|\]$/, "", name)
+        if (!(name in chosen)) next
+        count = split($0, words, "\"")
+        for (i = 2; i <= count; i += 2)
+          if (index(words[i], build) == 1 && (substr(words[i], length(build) + 1) in known))
+            print substr(words[i], length(build) + 1)
+      }' "$known" "$chosen" - | sort -u
+  rm -f "$known" "$chosen"
+}
+
 # A test that does not build must not hide the others: ctest reports it as not run, and that is a failure.
 built=0
-cmake --build "$build" -j "$jobs" -- -k 0 || built=$?
+if [ ${#arguments[@]} -eq 0 ]; then
+  cmake --build "$build" -j "$jobs" -- -k 0 || built=$?
+else
+  mapfile -t chosen < <(programs)
+  if [ ${#chosen[@]} -gt 0 ]; then cmake --build "$build" -j "$jobs" --target "${chosen[@]}" -- -k 0 || built=$?; fi
+fi
 tested=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$jobs" "${arguments[@]}" || tested=$?
 if [ $tested -eq 0 ]; then exit $built; fi

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a process learns its rank, and how a program ends: exit codes, one sentence on stderr, nothing that hangs.
+// How a process learns its rank, and how a program ends: exit codes, one sentence on stderr, nothing that hangs; signals.
+#include <fcntl.h>
+
 #include <csignal>
+#include <limits>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zeropp/app/interrupt.hpp>
 #include <zeropp/comm/launch.hpp>
 
 using namespace zeropp;
@@ -49,9 +54,10 @@ Ended in_process(const F& f, const Table& environment = {}) {
   if (child == 0) {
     for (const char* name :
          {"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE",
-          "PMIX_RANK", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT", "ZEROPP_PORT"})
+          "PMIX_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT", "ZEROPP_PORT"})
       unsetenv(name);
     for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
+    for (int number : {SIGINT, SIGTERM, SIGHUP}) std::signal(number, SIG_DFL);  // not doctest's
     dup2(ends[1], STDERR_FILENO);
     close(ends[0]);
     close(ends[1]);
@@ -97,9 +103,19 @@ TEST_CASE("which rank this process is, by launcher") {
        0,
        "mpirun (Open MPI)"},
       {{{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}}, 1, 2, 1, "mpirun (PMI)"},
-      {{{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "6"}, {"SLURM_LOCALID", "2"}, {"PMIX_RANK", "5"}}, 5, 6, 2, "srun"},
-      {{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}}, 0, 1, 0, "one process"},
-      {{{"SLURM_NTASKS", "6"}}, 0, 1, 0, "one process"},  // a shell of an allocation
+      {{{"SLURM_PROCID", "5"},
+        {"SLURM_NTASKS", "6"},
+        {"SLURM_LOCALID", "2"},
+        {"SLURM_STEP_ID", "0"},
+        {"PMIX_RANK", "5"}},
+       5,
+       6,
+       2,
+       "srun"},
+      {{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_STEP_ID", "3"}}, 0, 1, 0, "one process"},
+      {{{"SLURM_NTASKS", "6"}}, 0, 1, 0, "one process"},                          // a shell of an allocation
+      {{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "6"}}, 0, 1, 0, "one process"},  // the script of sbatch
+      {{{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "6"}, {"SLURM_STEP_ID", "4294967290"}}, 0, 1, 0, "one process"},
       // torchrun, started by srun once a host
       {{{"RANK", "9"}, {"WORLD_SIZE", "16"}, {"LOCAL_RANK", "1"}, {"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}},
        9,
@@ -202,6 +218,11 @@ TEST_CASE("wrong arguments and wrong environments end with exit code 2") {
   }
   CHECK(in_process([&] { return launch_with({"--ranks"}, nothing); }).code == 2);
   CHECK(in_process([&] { return launch({.ranks = -1}, nothing); }).code == 2);
+  for (const int ranks : {4097, 100000, std::numeric_limits<int>::max()}) {
+    const auto many = in_process([&] { return launch({.ranks = ranks}, nothing); });
+    CHECK(many.code == 2);
+    CHECK(contains(many.error, text("--ranks ", ranks, " asks for more threads than the 4096")));
+  }
   auto ended = in_process([&] { return launch({}, nothing); }, {{"RANK", "0"}});
   CHECK(ended.code == 2);
   CHECK(contains(ended.error, "WORLD_SIZE is not"));
@@ -248,4 +269,96 @@ TEST_CASE("a rank that never comes back does not keep the program") {
   CHECK(contains(ended.error, "waited 0.2 s in barrier number 0 for rank 1, which did not come"));
   CHECK(contains(ended.error, "a rank has not ended 0.2 s later; ending the process"));
   CHECK(std::chrono::steady_clock::now() - start < 5s);
+}
+
+TEST_CASE("a rank that waits for others says for whom, after five seconds") {
+  const auto port = text(detail::own_address(detail::listen_at({"127.0.0.1", 0}, 1, "")).port);
+  for (const char* rank : {"0", "1"}) {
+    const Table environment{
+        {"RANK", rank}, {"WORLD_SIZE", "3"}, {"MASTER_ADDR", "127.0.0.1"}, {"ZEROPP_PORT", port}};
+    const auto ended = in_process([] { return launch({.limit = 5500ms}, [](World&) {}); }, environment);
+    CHECK(ended.code == 5);
+    const auto words = rank[0] == '0' ? text("rank 0 waits at 127.0.0.1:", port, " for ranks 1 and 2 of 3, for 5.5 s at most")
+                                      : text("rank 1 waits for rank 0 at 127.0.0.1:", port, " of 3, for 5.5 s at most");
+    CHECK_MESSAGE(contains(ended.error, words), ended.error);
+    CHECK(ended.error.find(" at most") == ended.error.rfind(" at most"));
+  }
+}
+
+TEST_CASE("closed standard descriptors are held, so that no file or socket gets what is printed") {
+  for (const int closed : {0, 1, 2}) {
+    const auto ended = in_process([&] {
+      close(closed);
+      return launch({}, [&](World&) {
+        const int file = open("/dev/zero", O_RDONLY);
+        return file > STDERR_FILENO && fcntl(closed, F_GETFD) >= 0 ? 40 : 41;
+      });
+    });
+    CHECK(ended.code == 40);
+  }
+  const auto ended = in_process([] {
+    for (int descriptor : {0, 1, 2}) close(descriptor);
+    hold_standard_descriptors();
+    return open("/dev/zero", O_RDONLY) > STDERR_FILENO ? 40 : 41;
+  });
+  CHECK(ended.code == 40);
+}
+
+TEST_CASE("a rank is named once in a sentence, and a usage error names no place") {
+  CHECK(detail::with_rank(2, "torn file") == "rank 2: torn file");
+  CHECK(detail::with_rank(2, "rank 0: torn file") == "rank 0: torn file");
+  CHECK(detail::with_rank(2, "rank 2 in barrier: late") == "rank 2 in barrier: late");
+  CHECK(detail::with_rank(2, "ranks disagree") == "rank 2: ranks disagree");
+  CHECK(detail::with_rank(-1, "torn file") == "torn file");
+  for (const int ranks : {1, 2}) {
+    const auto ended = in_process([&] {
+      return launch({.ranks = ranks, .limit = 5s}, [](World& world) {
+        if (world.rank == 0) throw ConfigError("rank 0: no such key");
+        world.comm.barrier();
+      });
+    });
+    CHECK(ended.error == "error: rank 0: no such key\n");
+  }
+}
+
+TEST_CASE("the first signal asks, a later one ends, whichever they are; an ignored one stays ignored") {
+  for (const auto& [first, second] : {std::pair{SIGINT, SIGINT}, {SIGTERM, SIGINT}, {SIGHUP, SIGTERM}}) {
+    const auto ended = in_process([&, one = first, other = second] {
+      const Interrupt interrupt, of_another_rank{false};
+      for (int number : {one, one, other, SIGTERM}) raise(number);  // at one moment: they count as one
+      if (Interrupt::signal() != one) return 1;
+      std::this_thread::sleep_for(600ms);
+      raise(other);
+      return 2;
+    });
+    CHECK(ended.code == 128 + second);
+    const std::string words = "finishing this step and saving; another signal ends at once";
+    CHECK(contains(ended.error, words));
+    CHECK(ended.error.find(words) == ended.error.rfind(words));
+  }
+  CHECK(in_process([] {
+          std::signal(SIGHUP, SIG_IGN);  // nohup
+          std::signal(SIGINT, SIG_IGN);  // & in a script
+          {
+            const Interrupt interrupt{false};
+            for (int number : {SIGHUP, SIGINT, SIGHUP}) raise(number);
+            if (Interrupt::signal() != 0) return 1;
+            raise(SIGTERM);
+            for (int number : {SIGHUP, SIGINT, SIGHUP}) raise(number);
+            if (Interrupt::signal() != SIGTERM) return 2;
+          }
+          raise(SIGHUP);
+          return 42;
+        }).code == 42);
+  CHECK(in_process([] {  // before and after, a signal ends
+          { const Interrupt interrupt{false}; }
+          raise(SIGTERM);
+          return 1;
+        }).code == 143);
+  CHECK(in_process([] {  // while one of two thread ranks still trains, it asks
+          std::optional<Interrupt> one{false}, other{false};
+          one.reset();
+          raise(SIGTERM);
+          return Interrupt::signal();
+        }).code == SIGTERM);
 }

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The output of a run: the step line, metrics that read back to the same bits, the console on pipes.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -104,6 +109,40 @@ TEST_CASE("a resumed run drops the lines after its step, and torn ones") {
   CHECK(warnings == 0);
 }
 
+TEST_CASE("what metrics held is never lost: appended to, or replaced by what was written beside") {
+  const Folder folder;
+  const auto path = folder.file("metrics.jsonl"), link = folder.file("link.jsonl");
+  const auto warn = [](const std::string& words) { FAIL(words); };
+  {
+    MetricsFile metrics(path, 0, warn);
+    for (std::int64_t step = 1; step <= 3; ++step) metrics.write({.step = step});
+  }
+  const auto inode = [&] {
+    struct stat is {};
+    REQUIRE(::stat(path.c_str(), &is) == 0);
+    return is.st_ino;
+  };
+  const auto first = inode();
+  { MetricsFile all(path, 3, warn); }
+  CHECK(inode() == first);  // nothing to drop: not written
+  CHECK(lines_of(path).size() == 3);
+  std::filesystem::create_symlink(path, link);
+  { MetricsFile some(link, 2, warn); }
+  CHECK(inode() != first);
+  CHECK(lines_of(path).size() == 2);
+  CHECK(std::filesystem::is_symlink(link));
+  CHECK(!std::filesystem::exists(path + ".new"));
+
+  std::filesystem::create_directory(path + ".new");  // the place beside it cannot be written
+  int warnings = 0;
+  {
+    MetricsFile none(path, 1, [&](const std::string&) { ++warnings; });
+    none.write({.step = 9});
+  }
+  CHECK(warnings == 1);
+  CHECK(lines_of(path).size() == 2);
+}
+
 TEST_CASE("a disk that is full costs one warning") {
   int warnings = 0;
   MetricsFile metrics("/dev/full", 0, [&](const std::string& words) {
@@ -137,6 +176,80 @@ TEST_CASE("a pipe gets plain lines, and a reader that went away ends nothing") {
   ::close(ends[1]);
   Console silent(false, -1);
   silent.line("a rank that stays silent");
+}
+
+TEST_CASE("a terminal gets a bar that fits its window; one that is none gets lines") {
+  const int other = ::posix_openpt(O_RDWR | O_NOCTTY);
+  REQUIRE(other >= 0);
+  REQUIRE(::grantpt(other) == 0);
+  REQUIRE(::unlockpt(other) == 0);
+  const int terminal = ::open(::ptsname(other), O_RDWR | O_NOCTTY);
+  REQUIRE(terminal >= 0);
+  const auto widen = [&](unsigned short columns) {
+    const winsize size{24, columns, 0, 0};
+    REQUIRE(::ioctl(terminal, TIOCSWINSZ, &size) == 0);
+  };
+  const auto printed = [&] {
+    char got[1000] = {};
+    return std::string(got, static_cast<std::size_t>(std::max<ssize_t>(0, ::read(other, got, sizeof got - 1))));
+  };
+  ::setenv("NO_COLOR", "1", 1);
+  ::setenv("TERM", "xterm", 1);
+  const std::string words(200, 'x');
+  widen(80);
+  {
+    Console console(true, terminal);
+    CHECK(console.terminal());
+    for (const unsigned short columns : {80, 20, 5, 165}) {  // the window is followed
+      widen(columns);
+      console.step(words, 0.5, false);
+      auto bar = printed();
+      if (bar.starts_with("\r\033[K")) bar = bar.substr(4);
+      CHECK(bar.size() == columns - 1u);
+      CHECK(bar[0] == '[');
+    }
+    console.line("done");
+    CHECK(printed() == "\r\033[Kdone\r\n");
+  }
+  for (const auto& [kind, columns] : {std::pair{"dumb", 80}, {"", 80}, {"xterm", 0}}) {  // 0: as mpirun's, to a file
+    ::setenv("TERM", kind, 1);
+    widen(static_cast<unsigned short>(columns));
+    Console console(true, terminal);
+    CHECK(!console.terminal());
+    console.step("kept", 0.5, true);
+    console.step("not", 0.6, false);
+    console.heading("end");
+    CHECK(printed() == "kept\r\nend\r\n");
+  }
+  ::setenv("TERM", "xterm", 1);
+  ::unsetenv("NO_COLOR");
+  widen(40);
+  {
+    Console console(true, terminal);
+    console.step("loss", 0.25, false);
+    CHECK(printed() == "\033[36m[==>      ]\033[0m 25% loss");
+  }
+  ::close(terminal);
+  ::close(other);
+}
+
+TEST_CASE("a file gets the first step, a line each tenth, and the last") {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  {
+    Console console(true, ends[1]);
+    Progress progress(console, 0, 1000, 1 << 30);
+    for (std::int64_t step = 1; step <= 1000; ++step)
+      progress.show({.step = step, .validation_loss = step % 500 ? -1.0 : 2.5});
+  }
+  ::close(ends[1]);
+  std::string all;
+  char got[1000];
+  for (ssize_t n; (n = ::read(ends[0], got, sizeof got)) > 0;) all.append(got, static_cast<std::size_t>(n));
+  ::close(ends[0]);
+  CHECK(std::count(all.begin(), all.end(), '\n') == 12);
+  CHECK(all.starts_with("step    1/1000 | "));
+  CHECK(all.find("validation loss") == all.rfind("validation loss"));  // that of the last step comes from the whole text
 }
 
 TEST_CASE("the curve is a picture with both series, and leaves out what is not finite") {

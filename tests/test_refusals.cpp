@@ -3,6 +3,7 @@
 // over another mesh, an axis that nobody uses, ranks with different batches, settings or arguments, a step without
 // finished gradients. And several models share a device.
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
@@ -94,6 +95,15 @@ TEST_CASE("a model laid over another mesh than it is given") {
     PipelineStage<Plain> stage{{.comm = mesh.pipeline()}, Plain{config}};
     Sharded<PipelineStage<Plain>, Stage::none> model{world, cpu, std::move(stage)};
   });
+}
+
+TEST_CASE("an epsilon of Adam that makes 0 / 0 or nothing") {
+  Cpu cpu;
+  Sharded<Plain, Stage::none> model{Comm{}, cpu, Plain{config}};
+  for (const double epsilon : {0.0, 1e-50, 1e-40, -1e-8, std::nan(""), 1e300 * 1e300})
+    CHECK_THROWS_WITH_AS((FusedAdam{model, {.epsilon = static_cast<float>(epsilon)}}),
+                         doctest::Contains("adam's epsilon must be at least 1.1754944e-38"), ConfigError);
+  FusedAdam least{model, {.epsilon = 2e-38f}};
 }
 
 TEST_CASE("an axis of the mesh that no layer uses") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // mini_gpt: a GPT on text, on any number of ranks. See README.md; `mini_gpt --help` lists the flags.
+#include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <future>
@@ -8,6 +9,7 @@
 #include <zeropp/app/log/timeline.hpp>
 #include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/comm/launch.hpp>
+#include <zeropp/train/checkpoint/weight_files.hpp>
 
 #include "gpu.hpp"
 #include "simulate.hpp"
@@ -16,13 +18,32 @@ using namespace mini_gpt;
 
 namespace {
 
-/// Prints the memory that each rank of a run on `ranks` ranks will hold.
+/// Prints the memory that each rank of a run on `ranks` ranks will hold, and all of them if they are threads.
 void print_plan(const Settings& s, int ranks, const World& world, Console& console) {
-  const auto room = s.backend == "cuda" ? gpu::room() : bytes_text(machine_memory()) + " on this machine";
+  const bool gpus = s.backend == "cuda";
+  const PlanRoom room{gpus ? gpu::room() : bytes_text(machine_memory()) + " on this machine",
+                      gpus || ranks_in_environment().size != 1 ? 0 : machine_memory()};
   zeropp::print_plan(console, world, s, ranks, s.tokens(), room, [&](const Mesh& mesh) {
     if (s.backend == "cuda") return gpu::plan(s, mesh);
     return with_precision(s.precision, [&]<class P>() { return plan_of<P, Dry>(s, mesh); });
   });
+}
+
+/// The rest of a dry run: whether the data make a batch, and the weights are of this model. Throws DataError.
+void open_inputs(const Settings& s, const Data& data, Console& console) {
+  if (!s.data.empty()) {
+    const auto& [training, validation] = data.get().split;
+    const LoaderOptions options{s.rows, s.model.block_size, s.seed};
+    const TokenLoader loader{training, options};
+    (void)EvaluationLoader{validation, options};
+    console.line(text("data: ", grouped(training.size()), " training tokens, ", grouped(validation.size()),
+                      " held out; an epoch takes ", counted(ceil_div(loader.windows(), s.rows), "step")));
+  }
+  if (!s.weights.empty()) {
+    Gpt gpt{s.model};
+    WeightFiles(FileSystem::system(), s.weights).match<float>(parameters_of(gpt), Naming::gpt2(), s.model.tokens);
+    console.line(text("weights: ", s.weights, " has every tensor of this model"));
+  }
 }
 
 int train(const Settings& s, const World& world, const Data& data) {
@@ -50,6 +71,8 @@ void simulate(const Settings& given) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  hold_standard_descriptors();
+  std::signal(SIGPIPE, SIG_IGN);  // a reader of our output that went away ends nothing
   Settings s;
   try {
     if (const int code = parse(argc, argv, s); code >= 0) return code;
@@ -58,14 +81,14 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
   }
-  const Interrupt interrupt;  // from here on: a signal before the first step ends after it
   const Data data = std::async(std::launch::deferred, [&] {
                       return Corpus::load({s.data, s.format == "raw",
                                            s.model.tokens ? s.model.tokens : s.model.vocabulary, s.held_out});
                     }).share();
-  return launch(LaunchOptions{.ranks = s.dry_run ? 1 : s.ranks}, [&](World& world) {
+  const bool planned = s.dry_run && s.ranks > 0;  // one rank plans for as many as are asked for
+  return launch(LaunchOptions{.ranks = planned ? 1 : s.ranks}, [&](World& world) {
     Console console{world.rank == 0};
-    const int ranks = s.dry_run ? std::max(1, s.ranks) : world.size;
+    const int ranks = planned ? s.ranks : world.size;
     s.check(ranks);
     if (s.doctor) {
       Cpu device{{.threads = s.threads}};
@@ -74,13 +97,14 @@ int main(int argc, char** argv) {
       print_plan(s, ranks, world, console);
       return 0;
     }
-    console.line(text("ranks: ", ranks, " (", world.source, "), ",
+    console.line(text("ranks: ", ranks, " (", planned ? text("--ranks ", ranks) : world.source, "), ",
                       s.backend == "cuda" ? std::string("on GPUs") : text("threads of a rank: ", s.threads)));
     print_plan(s, ranks, world, console);
-    if (s.dry_run) return 0;
+    if (s.dry_run) return open_inputs(s, data, console), 0;
     if (world.rank == 0) FileSystem::system().make_folders(s.out);
     const int code = train(s, world, data);
-    std::string again;
+    if (code < 128) return code;
+    std::string again;  // a signal ended the run, and a checkpoint is there
     for (int i = 0; i < argc; ++i) again += shell_word(argv[i]) + " ";
     console.line(text("resume with ", again, "--resume auto"));
     return code;

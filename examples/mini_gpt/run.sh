@@ -10,11 +10,11 @@ need_to_build xz-utils:xz
 build=$root/build/g++  # as tests/run.sh: what one has built, the other need not
 log=$build/build.log
 mkdir -p "$build"
-echo "Building mini_gpt (once; $log)"
+echo "Building mini_gpt (once, some minutes; $log)"
 options=(-G Ninja -DCMAKE_CXX_COMPILER=g++ -DZEROPP_BENCH=OFF)
 if [ ! -e "$build/CMakeCache.txt" ]; then options+=(-DZEROPP_TESTS=OFF); fi
-if ! { cmake -S "$root" -B "$build" "${options[@]}" &&
-       cmake --build "$build" --target mini_gpt -j "$(nproc)"; } > "$log" 2>&1; then
+if ! { cmake -S "$root" -B "$build" "${options[@]}" > "$log" 2>&1 &&
+       cmake --build "$build" --target mini_gpt -j "$(nproc)" 2>&1 | tee -a "$log" | show_build; }; then
   tail -n 40 "$log" >&2
   exit 1
 fi

@@ -5,8 +5,10 @@
 
 #include <CLI/CLI.hpp>
 #include <zeropp/app/config/deepspeed_config.hpp>
+#include <zeropp/comm/ranks.hpp>
 
 #include "gpu.hpp"
+#include "help.hpp"
 
 namespace mini_gpt {
 
@@ -38,7 +40,7 @@ void read_config(const std::string& path, Settings& s) {
 }  // namespace
 
 int parse(int argc, char** argv, Settings& s) {
-  s.precision = "auto", s.graph = true;
+  s.precision = "auto", s.graph = true, s.warmup_steps = -1;
   for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
     const std::string word = argv[i], flag = word.substr(0, word.find('='));
     const std::string value = flag != word ? word.substr(flag.size() + 1) : i + 1 < argc ? argv[i + 1] : "";
@@ -54,7 +56,10 @@ int parse(int argc, char** argv, Settings& s) {
   const auto rows = s.model.vocabulary;
   add("--n-layer", s.model.n_layer), add("--n-head", s.model.n_head), add("--n-embd", s.model.n_embd);
   add("--block-size", s.model.block_size), add("--dropout", s.model.dropout), add("--grad-clip", s.grad_clip);
-  add("--steps", s.steps), add("--warmup-steps", s.warmup_steps), add("--seed", s.seed), add("--out", s.out);
+  auto* warmup = app.add_option("--warmup-steps", s.warmup_steps, "steps in which the rate rises to --lr; if not said, a "
+                                                                  "quarter of all")
+                     ->default_str("");
+  add("--steps", s.steps), add("--seed", s.seed), add("--out", s.out);
   add("--lr", s.lr), add("--min-lr", s.min_lr), add("--weight-decay", s.weight_decay), add("--keep", s.keep);
   add("--eval-every", s.eval_every), add("--save-every", s.save_every), add("--sample-every", s.sample_every);
   app.add_option("--vocab-size", s.model.vocabulary, "256: bytes; more: byte pairs learned from the text");
@@ -96,6 +101,7 @@ int parse(int argc, char** argv, Settings& s) {
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
   app.add_option("--simulate", s.simulation, "a step on a cluster that need not be there: mesh.json");
   app.add_option("--trace", s.trace, "of --simulate: its passes for Perfetto; with .svg a picture");
+  arrange_help(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -106,11 +112,13 @@ int parse(int argc, char** argv, Settings& s) {
       if (const auto name = option->get_name(); option->count() && name != "--simulate" && name != "--trace")
         throw ConfigError(text(name, ": a simulation is told everything by ", s.simulation, "; leave it out"));
   if (s.simulation.empty() && !s.trace.empty()) throw ConfigError("--trace goes with --simulate mesh.json");
-  if (!ranks->count() && s.implied_data_ranks) s.ranks = s.implied_ranks();
+  const bool launched = ranks_in_environment().size != 1;  // then the launcher says how many ranks there are
+  if (!ranks->count() && s.implied_data_ranks && !launched) s.ranks = s.implied_ranks();
   if (s.model.vocabulary != rows) s.model.tokens = 0;
   if (!first_blocks->count()) s.model.recompute_blocks = s.recompute ? s.model.n_layer : 0;
   s.recompute = s.model.recompute_blocks > 0;
   if (once) s.reduction = Reduction::once;
+  if (s.warmup_steps < 0 && !warmup->count()) s.warmup_steps = s.steps / 4;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
   if (s.precision == "auto") {
     const auto on_gpus = s.backend == "cuda" ? gpu::precisions() : "fp32";

@@ -3,6 +3,8 @@
 // compile side by side.
 #pragma once
 
+#include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <future>
 
@@ -41,6 +43,9 @@ auto with_precision(const std::string& name, F f) {
   return with_one_of<Fp32, Bf16, Fp16>(name, f);
 }
 
+/// A gradient that is not finite is left out: other data may give a better one. So many in a row come of the weights.
+inline constexpr int skipped_steps_in_a_row = 8;
+
 template <class P, class D>
 int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
   const Corpus& corpus = data.get();
@@ -56,6 +61,10 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   LossScaler scaler{s.loss_scaling()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
+  const auto failed = [&](ExitCode code, const std::string& words) {
+    if (world.rank == 0) std::fprintf(stderr, "error: %s\n", words.c_str());
+    return static_cast<int>(code);
+  };
   std::int64_t first = 0;
   std::string saved;
   if (s.resume != "none")
@@ -66,6 +75,12 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
 
+  if (first >= s.steps) {
+    const auto words = text("nothing left to train: ", saved, " has done ", counted(first, "step"), ", --steps asks for ",
+                            s.steps, "; give more --steps, or a new run another --out");
+    if (first > s.steps) return failed(ExitCode::usage, words);
+    return console.line(words), 0;  // this very run has ended before
+  }
   if (!s.weights.empty() && saved.empty())
     load_weights(s.weights, model.state(), {.naming = Naming::gpt2(), .vocabulary = s.model.tokens});
   else if (!s.weights.empty())
@@ -84,7 +99,17 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     console.heading("sample:");
     console.line(corpus.tokenizer->decode(tokens));
   };
-  int signal = 0;
+  std::string failure;  // ends the run and is the last word on stderr
+  const auto save = [&](std::int64_t done) {
+    if (!std::isfinite(model.evaluate(batch).mean())) {  // older checkpoints would make room for it
+      failure = text("after step ", done, " the loss of the weights is not finite; they are not saved");
+      return;
+    }
+    saved = store.save(model.state(), adam,
+                       {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
+  };
+  const Interrupt interrupt{world.rank == 0};  // from here on there is something to save
+  int signal = 0, skipped = 0;
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();
     const float rate = s.rate(step);
@@ -98,6 +123,10 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     if (!updated)
       console.line(text("step ", step + 1, ": the gradient is not finite",
                         scale > 0 ? text(" at the loss scale ", scale) : "", "; all ranks skip it"));
+    skipped = updated || scaler.adapts() ? 0 : skipped + 1;
+    if (skipped == skipped_steps_in_a_row)
+      failure = text("the gradients of ", skipped, " steps in a row are not finite, from step ", step + 2 - skipped,
+                     " on, at the same weights: nothing more can be learned");
     const double seconds = steady_seconds() - begin, speed = static_cast<double>(s.tokens()) / seconds;
     const auto done = step + 1;
     StepMetrics m{.step = done,
@@ -116,17 +145,19 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     const bool last = done == s.steps;
     if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
     signal = Interrupt::signal(world.comm);
-    if (done % s.save_every == 0 || last || signal)
-      saved = store.save(model.state(), adam,
-                         {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
-    if (signal) break;
+    if (failure.empty() && ((done % s.save_every == 0 && !skipped) || last || signal)) save(done);
+    if (signal || !failure.empty()) break;
   }
 
-  if (!signal) {
-    const auto loss = evaluate(model, held_out, batch);
-    show_sample();
-    console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
-    if (corpus.tokenizer)  // the first held-out token is given, not predicted
+  if (!signal && failure.empty()) {
+    const auto loss = evaluate(model, held_out, batch, 0, [&] {
+      signal = Interrupt::signal(world.comm);
+      return signal != 0;
+    });
+    if (!signal && !std::isfinite(loss.mean())) failure = "the validation loss is not finite";
+    if (!signal) show_sample();
+    if (!signal) console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
+    if (corpus.tokenizer && !signal)  // the first held-out token is given, not predicted
       console.heading(text("validation bits per byte ",
                            fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out.size()), 4), " over ",
                            grouped(static_cast<std::int64_t>(corpus.held_out.size())), " held-out bytes"));
@@ -137,9 +168,12 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
                                                         mesh.describe(), ", ZeRO-", s.zero));
     if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
   }
-  console.line(
-      text("checkpoint  ", saved, "\nmetrics     ", s.out, "/metrics.jsonl\ncurve       ", s.out, "/loss.svg"));
-  return signal ? Interrupt::exit_code(signal) : 0;
+  console.line(text("checkpoint  ", saved.empty() ? "none" : saved, "\nmetrics     ", s.out,
+                    "/metrics.jsonl\ncurve       ", s.out, "/loss.svg"));
+  if (failure.empty()) return signal ? Interrupt::exit_code(signal) : 0;
+  return failed(ExitCode::failure,
+                text(failure, ". Lower ", scaler.scale() == 1 ? "--lr or raise --warmup-steps" : "the loss scale",
+                     saved.empty() ? "" : "; --resume auto goes on from the checkpoint"));
 }
 
 extern template int train<Fp32>(const Settings&, const World&, const Data&, Cpu&, const Ceiling&);

@@ -4,6 +4,11 @@
 // which programs like mini_gpt are made.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "zeropp needs C++20: add -std=c++20, or link the CMake target zeropp::zeropp, which asks for it"
+#include <zeropp/nothing_that_is_there>  // ends the compilation after that one sentence
+#endif
+
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/error.hpp>
 #include <zeropp/base/format.hpp>

@@ -23,6 +23,19 @@ expect() {  # expect CODE WORDS command...: the exit code, and words somewhere i
   [ "$got" = "$code" ] || { cat out.txt; fail "exit code $got instead of $code: $*"; }
   grep -qF -- "$words" out.txt || { cat out.txt; fail "does not say '$words': $*"; }
 }
+wait_for() {  # wait_for command...: until it succeeds, at most 20 s
+  for _ in $(seq 200); do
+    "$@" && return
+    sleep 0.1
+  done
+  fail "in vain: $*"
+}
+ends_with() {  # ends_with CODE PID: within 10 s
+  wait_for eval "! kill -0 $2 2> /dev/null || grep -q '^State:.Z' /proc/$2/status"
+  wait "$2"
+  local got=$?
+  [ $got = "$1" ] || { cat out.txt; fail "exit code $got instead of $1"; }
+}
 losses() { sed 's/"milliseconds".*"bytes":[0-9]*//' "$1/metrics.jsonl"; }  # what must be the same in equal runs
 
 case $case in
@@ -44,7 +57,29 @@ case $case in
     else
       expect 2 'was built without CUDA' "$program" "${gpu[@]}"
     fi
+    expect 0 'ranks: 4 (--ranks 4)' "$program" "${small[@]}" --dry-run --ranks 4 --zero 3
+    grep -qE '^all 4 ranks of this machine: .* of ' out.txt || fail 'does not say what all ranks take'
+    expect 0 "ZeRO-2" "$program" "${small[@]}" --dry-run --ranks 1
+    grep -q '^all 1 ranks' out.txt && fail 'one rank is not all ranks'
+    expect 0 'MORE THAN THERE IS' "$program" --backend cpu --dry-run --ranks 32 --zero 0 --model 1558M
+    # Data and weights are opened.
+    expect 0 ' training tokens, ' "$program" "${small[@]}" --dry-run --ranks 2
+    expect 4 'nowhere' "$program" "${small[@]}" --dry-run --data nowhere
+    expect 4 'less than one batch' "$program" "${small[@]}" --dry-run --batch-tokens 262144
     [ -e out ] && fail 'a dry run leaves files behind'
+    expect 0 'validation' "$program" "${small[@]}" --steps 2 --out w
+    weights=w/checkpoints/step-00000002/model.safetensors
+    expect 0 'has every tensor of this model' "$program" "${small[@]}" --dry-run --weights $weights
+    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights $weights --n-layer 3
+    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights $weights --n-embd 64
+    head -c 100 $weights > torn.safetensors
+    expect 4 'torn.safetensors' "$program" "${small[@]}" --dry-run --weights torn.safetensors
+    # Every option has a group and a text.
+    expect 0 'Exit codes: ' "$program" --help
+    grep -q '^Environment:' out.txt || fail 'no environment in --help'
+    grep -q '^Options:' out.txt && fail 'an option without a group'
+    awk '/^  -/ { line = $0; if (line !~ /^ .*[^ ]  +[A-Za-z0-9]/) { getline next_line; if (next_line !~ /^    +[A-Za-z0-9]/) print line } }' out.txt |
+      grep . && fail 'an option without a text'
     ;;
   stages)
     for stage in 0 1 2 3; do
@@ -139,17 +174,96 @@ case $case in
     expect 0 'step-00000010' "$program" "${small[@]}" --ranks 3 --zero 3 --out broken
     # another model
     expect 4 'of another model' "$program" "${small[@]}" --n-layer 3 --out straight
+    # A run that is at its end trains nothing and says so; one that is beyond it was asked for something else.
+    cp straight/metrics.jsonl before.jsonl
+    for ranks in 1 2; do
+      expect 0 'nothing left to train: straight/checkpoints/step-00000012 has done 12 steps, --steps asks for 12; give more' \
+        "$program" "${small[@]}" --ranks $ranks --out straight
+      grep -q 'sample:' out.txt && fail 'prints an old sample'
+      grep -q 'resume with' out.txt && fail 'would have it resumed'
+    done
+    expect 2 'has done 12 steps, --steps asks for 8; give more --steps, or a new run another --out' \
+      "$program" "${small[@]}" --ranks 2 --steps 8 --out straight
+    expect 2 'has done 12 steps, --steps asks for 1;' "$program" "${small[@]}" --steps 1 --warmup-steps 0 --out straight \
+      --resume straight/checkpoints/step-00000012
+    cmp before.jsonl straight/metrics.jsonl || fail 'and loses the history'
+    expect 0 'resumed after step 12' "$program" "${small[@]}" --ranks 2 --steps 14 --out straight
     expect 0 'validation' "$program" "${small[@]}" --n-layer 3 --resume none --out straight
+    ;;
+  not_finite)  # ends with a sentence, a code and the good checkpoints
+    small+=(--save-every 2 --keep 2 --sample 0)
+    printf '{"fp16": {"enabled": true, "loss_scale": 3.3230699894622897e+35}}' > fp16.json
+    for kind in '--ranks 1' '--ranks 2 --zero 3' '--ranks 2 --pp 2 --micro-batches 2 --precision bf16'; do
+      rm -rf r
+      # shellcheck disable=SC2086
+      expect 0 'validation' "$program" "${small[@]}" $kind --steps 4 --out r
+      # shellcheck disable=SC2086
+      expect 1 'not finite' "$program" "${small[@]}" $kind --steps 60 --lr 1e30 --out r
+      grep -qE '^error: .*\. Lower --lr or raise --warmup-steps; --resume auto goes on from the checkpoint$' out.txt ||
+        { cat out.txt; fail 'does not say what to do'; }
+      grep -q 'validation loss -\?nan' out.txt && fail 'and validates what is no number'
+      for step in 2 4; do [ -e r/checkpoints/step-0000000$step/manifest.json ] || fail "step $step is gone"; done
+      grep -q polyline r/loss.svg || fail 'no curve'
+      # shellcheck disable=SC2086
+      expect 0 'resumed after step 4' "$program" "${small[@]}" $kind --steps 8 --out r
+    done
+    expect 1 'the gradients of 8 steps in a row are not finite, from step 1 on' "$program" "${small[@]}" --config fp16.json \
+      --ranks 2 --steps 60 --save-every 20 --out h
+    grep -q 'Lower the loss scale' out.txt || fail 'does not say what to do'
+    [ -e h/checkpoints/latest ] && fail 'saves what it has not learned'
+    ;;
+  terminal)  # what is printed where
+    for closed in '0<&-' '1>&-' '2>&-' '0<&- 1>&- 2>&-'; do
+      rm -rf d
+      eval '"$program" "${small[@]}" --ranks 2 --out d' "$closed" > /dev/null || fail "ends with $? under $closed"
+      [ "$(grep -c '^{"step":.*}$' d/metrics.jsonl)" = 12 ] || fail "metrics.jsonl is no longer a line a step under $closed"
+      [ "$(wc -l < d/metrics.jsonl)" = 12 ] || fail "metrics.jsonl holds what was printed under $closed"
+    done
+    for kind in xterm dumb; do  # a terminal of 60 columns
+      TERM=$kind script -qec "stty cols 60; '$program' ${small[*]} --out $kind" /dev/null > "$kind.txt" 2>&1 || fail "under TERM=$kind"
+    done
+    grep -q "$(printf '\r\033\[K')" xterm.txt || { cat xterm.txt; fail 'no bar on a terminal'; }
+    tr '\r' '\n' < xterm.txt | sed 's/\x1b\[[0-9]*[mK]//g' | grep '^\[' | awk 'length > 59 { exit 1 }' || fail 'the bar is wider than its terminal'
+    grep -q "$(printf '\033')" dumb.txt && fail 'escapes on a terminal that does not know them'
+    expect 0 'validation' "$program" "${small[@]}" --steps 100 --eval-every 100 --save-every 100 --out f
+    [ "$(grep -c '^step ' out.txt)" = 11 ] || fail 'not a line each tenth'
+    [ "$(grep -c '^validation loss' out.txt)" = 1 ] || fail 'not one validation loss at the end'
+    grep -q 'resume with' out.txt && fail 'a run that is done is not to be resumed'
     ;;
   signal)
     "$program" "${small[@]}" --steps 100000 --save-every 100000 --eval-every 100000 --sample-every 0 --out s > out.txt 2>&1 &
     pid=$!
-    for _ in $(seq 100); do grep -q '^step' out.txt && break; sleep 0.1; done
+    wait_for grep -q '^step' out.txt
     kill -TERM $pid
-    wait $pid
-    code=$?
-    [ $code = 143 ] || { cat out.txt; fail "exit code $code after SIGTERM instead of 143"; }
+    ends_with 143 $pid
     ls s/checkpoints/step-*/manifest.json > /dev/null || fail 'no checkpoint after SIGTERM'
+    grep -q 'finishing this step and saving; another signal ends at once' out.txt || fail 'no word on the signal'
+    grep -q '^resume with .* --out s --resume auto$' out.txt || fail 'does not say how to go on'
+    # timeout sends its signal twice
+    timeout 2 "$program" "${small[@]}" --steps 100000 --save-every 100000 --sample-every 0 --out t > out.txt 2>&1
+    ls t/checkpoints/step-*/manifest.json > /dev/null || { cat out.txt; fail 'no checkpoint under timeout'; }
+    # nohup: an ignored SIGHUP stays ignored
+    (trap '' HUP; exec "$program" "${small[@]}" --ranks 2 --steps 100000 --save-every 100000 --sample-every 0 --out n) > out.txt 2>&1 &
+    pid=$!
+    wait_for grep -q '^step' out.txt
+    kill -HUP $pid
+    sleep 0.3
+    kill -0 $pid || fail 'SIGHUP ended a run under nohup'
+    kill -TERM $pid
+    ends_with 143 $pid
+    # while it waits for other ranks, and while it evaluates
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 ZEROPP_PORT=$((20000 + RANDOM % 10000)) "$program" "${small[@]}" --out w > out.txt 2>&1 &
+    pid=$!
+    sleep 0.5
+    kill -TERM $pid
+    ends_with 143 $pid
+    for _ in $(seq 100); do cat text.txt; done > long.txt
+    "$program" "${small[@]}" --data long.txt --held-out 0.9 --n-embd 128 --steps 2 --eval-every 100 --out e > out.txt 2>&1 &
+    pid=$!
+    wait_for test -e e/checkpoints/latest
+    kill -TERM $pid
+    ends_with 143 $pid
+    grep -q '^validation' out.txt && fail 'the evaluation was not long enough for this test'
     ;;
   refused)
     expect 2 'give --data PATH' "$program"
@@ -172,6 +286,7 @@ case $case in
     expect 2 'makes 4 micro-batches, not 2' "$program" "${small[@]}" --batch 2 --micro-batches 2
     expect 2 'it runs 1 chunk a stage, got 3' "$program" "${small[@]}" --ranks 2 --pp 2 --chunks 3
     expect 2 'schedule' "$program" "${small[@]}" --schedule cosine
+    for ranks in 4097 100000; do expect 2 'asks for more threads than the 4096' "$program" "${small[@]}" --ranks $ranks; done
     expect 2 '--trace goes with --simulate' "$program" "${small[@]}" --trace step.json
     expect 2 '--share-gpus goes with GPUs' "$program" "${small[@]}" --share-gpus
     expect 2 '--no-graph goes with GPUs' "$program" "${small[@]}" --no-graph
@@ -201,6 +316,13 @@ case $case in
     cmp {threads,processes}/checkpoints/step-00000012/model.safetensors || fail 'processes have other weights'
     expect 2 'not expected' "$ranks" -n 2 "$program" "${small[@]}" --n-headd 3
     expect 4 'rank 0: ' "$ranks" -n 2 "$program" "${small[@]}" --data nowhere
+    grep -qE 'rank ([0-9]): (rank|.*rank \1:)' out.txt && { cat out.txt; fail 'names a rank twice'; }
+    # only the launcher says how many ranks there are
+    printf '{"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}' > triple.json
+    expect 0 'ranks: 2 (torchrun)' "$ranks" -n 2 "$program" "${small[@]}" --batch-tokens 256 --config triple.json --out triple
+    expect 0 'ranks: 2 (torchrun)' "$ranks" -n 2 "$program" "${small[@]}" --dry-run
+    expect 0 'ranks: 2 (srun)' env RANKS_AS=srun "$ranks" -n 2 "$program" "${small[@]}" --steps 2 --out slurm
+    expect 0 'one process' env SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=7 "$program" "${small[@]}" --steps 2 --out batch
     # stopped and resumed as processes
     rm -r processes/checkpoints/step-00000012 processes/checkpoints/latest
     expect 0 'resumed after step 10' "$ranks" -n 2 "$program" "${small[@]}" --zero 3 --out processes
@@ -214,6 +336,7 @@ case $case in
     mesh=(--tp 2 --pp 2 --micro-batches 2 --sequence-parallel)
     expect 0 'validation' "$program" "${small[@]}" "${mesh[@]}" --ranks 4 --out threads4
     expect 0 'validation' "$mpirun" --allow-run-as-root --oversubscribe -n 4 "$program" "${small[@]}" "${mesh[@]}" --out processes4
+    grep -q "$(printf '\033')" out.txt && fail 'escapes in a file'
     diff <(losses threads4) <(losses processes4) || fail 'processes on a mesh have other losses than threads'
     cmp {threads4,processes4}/checkpoints/step-00000012/model.safetensors || fail 'processes on a mesh have other weights'
     ;;

@@ -88,7 +88,8 @@ inline std::string describe_machine(const Comm& comm, Cpu& device) {
   const auto tenths = [](double value) { return static_cast<double>(static_cast<std::int64_t>(value / 1e8)) / 10; };
   const double products = gemm_rate(comm, device, 512, 768), copies = copy_rate(comm, device, std::size_t{64} << 20);
   return text(machine_cores(), " cores, ", static_cast<std::int64_t>(machine_memory()) >> 20, " MiB of memory\n",
-              comm.size(), " ranks (", comm.name(), ") of ", device.threads(), " threads, MPI ", mpi,
+              counted(comm.size(), "rank"), " (", comm.name(), ") of ", counted(device.threads(), "thread"), ", MPI ",
+              mpi,
               "\nfloat32 products ", tenths(products), " GFLOP/s, copies ", tenths(copies),
               " GB/s, all ranks together");
 }

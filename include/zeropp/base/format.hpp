@@ -31,6 +31,11 @@ inline std::string grouped(std::int64_t value) {
   return out;
 }
 
+/// "1 rank", "1,000 ranks".
+inline std::string counted(std::int64_t number, const std::string& word) {
+  return grouped(number) + " " + word + (number == 1 ? "" : "s");
+}
+
 /// "1.5 MiB"
 inline std::string bytes_text(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};

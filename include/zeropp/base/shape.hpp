@@ -11,7 +11,7 @@
 namespace zeropp {
 
 template <int Rank>
-using Extents = std::array<std::int64_t, Rank>;
+using Extents = std::array<std::int64_t, std::size_t{Rank}>;
 
 /// a × b for sizes. Throws ConfigError if one is negative or the product exceeds 2⁶³ − 1.
 inline std::int64_t checked_product(std::int64_t a, std::int64_t b, Where where = Where::here()) {

@@ -234,8 +234,8 @@ void Comm::all_to_all(std::span<const T> in, std::span<const std::int64_t> send_
   std::vector<std::int64_t> send(send_counts.begin(), send_counts.end());
   std::vector<std::int64_t> receive(receive_counts.begin(), receive_counts.end());
   std::int64_t in_count = 0, out_count = 0;
-  for (auto& count : send) in_count += count, count *= sizeof(T);
-  for (auto& count : receive) out_count += count, count *= sizeof(T);
+  for (auto& count : send) in_count += count, count *= std::int64_t{sizeof(T)};
+  for (auto& count : receive) out_count += count, count *= std::int64_t{sizeof(T)};
   if (send.size() != ranks || receive.size() != ranks || in_count != static_cast<std::int64_t>(in.size()) ||
       out_count != static_cast<std::int64_t>(out.size()))
     throw CommError(text("all_to_all over ", ranks, " ranks: counts must be one a rank and add up to ", in.size(),

@@ -9,6 +9,9 @@
 //   }
 #pragma once
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <string_view>
 
@@ -31,6 +34,16 @@ struct LaunchOptions {
   /// How long a rank waits for the others in one operation before it names them and all end.
   std::chrono::nanoseconds limit = std::chrono::seconds(300);
 };
+
+/// Opens /dev/null where a program was started with a standard descriptor closed: its first file or socket would get
+/// the number, and then hold what is printed. `launch` does so before anything else.
+inline void hold_standard_descriptors() {
+  for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor)
+    if (::fcntl(descriptor, F_GETFD) < 0) (void)::open("/dev/null", O_RDWR);  // the lowest number that is free
+}
+
+/// Ranks as threads beyond this are refused: their start alone would take minutes.
+inline constexpr int most_thread_ranks = 4096;
 
 namespace detail {
 
@@ -97,6 +110,9 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
   if (options.ranks < 0) throw ConfigError(text("launch needs 1 rank or more, got ", options.ranks));
   if (found.size == 1) {
     const int ranks = options.ranks == 0 ? 1 : options.ranks;
+    if (ranks > most_thread_ranks)
+      throw ConfigError(text("--ranks ", ranks, " asks for more threads than the ", most_thread_ranks,
+                             " that a process may have as ranks; start processes, with torchrun, srun or mpirun"));
     return launch_threads(ranks, options.limit, options.ranks == 0 ? found.source : text("--ranks ", ranks), body);
   }
   const auto started = text(found.source, " started this process as rank ", found.rank,
@@ -133,6 +149,7 @@ int launch_ranks(const LaunchOptions& options, const Body& body) {
 /// whose sentence, rank and place are printed on stderr, once.
 template <class Body>
 int launch(const LaunchOptions& options, const Body& body) {
+  hold_standard_descriptors();
   try {
     return detail::launch_ranks(options, body);
   } catch (...) {

@@ -55,6 +55,13 @@ inline std::optional<RankInfo> ranks_said_by(const RankVariables& names, const E
   return RankInfo{*rank, *size, local.value_or(*rank), names.source};
 }
 
+/// Slurm gives the script of sbatch and the shell of salloc the variables of a task, but no other task waits for them.
+/// Only a step of srun has a step number, and one of ten digits stands for such a script or shell.
+inline bool task_of_srun(const Environment& environment) {
+  const char* step = environment("SLURM_STEP_ID");
+  return step && std::strlen(step) < 10;
+}
+
 }  // namespace detail
 
 /// The rank of this process: torchrun's RANK and WORLD_SIZE, Open MPI's and PMI's variables, srun's. One process where
@@ -75,9 +82,8 @@ inline RankInfo ranks_in_environment(const detail::Environment& environment = []
                                " says rank ", said->rank, " of ", said->size, "; unset the variables of one of them"));
       if (!found) found = said;
     }
-  // srun comes last: torchrun and mpirun are often started by it, once a host, and then its numbers count hosts. An
-  // allocation sets SLURM_NTASKS in shells that are no task; only a task has SLURM_PROCID.
-  if (!found && detail::number_in(environment, "SLURM_PROCID") &&
+  // srun comes last: torchrun and mpirun are often started by it, once a host, and then its numbers count hosts.
+  if (!found && detail::task_of_srun(environment) && detail::number_in(environment, "SLURM_PROCID") &&
       detail::number_in(environment, "SLURM_NTASKS").value_or(1) > 1)
     found = detail::ranks_said_by({"srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}, environment);
   if (const auto rank = detail::number_in(environment, "PMIX_RANK")) {

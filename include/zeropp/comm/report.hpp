@@ -10,20 +10,25 @@
 
 namespace zeropp::detail {
 
-/// Prints the sentence of the exception in flight, with its place, and gives its exit code. A rank of 0 or more is
-/// named first, unless the sentence begins with it.
+/// "rank 2: " before a sentence of that rank; sentences that begin with a rank stay as they are.
+inline std::string with_rank(int rank, const std::string& sentence) {
+  const bool named = sentence.starts_with("rank ") && sentence.size() > 5 && sentence[5] >= '0' && sentence[5] <= '9';
+  return rank < 0 || named ? sentence : text("rank ", rank, ": ", sentence);
+}
+
+/// Prints the sentence of the exception in flight and gives its exit code. A rank of 0 or more is named first. The
+/// place in the code follows, unless the error is in the words of the user.
 inline int report_current_exception(int rank = -1) {
   const auto print = [&](const std::string& sentence, int code) {
-    const auto name = text("rank ", rank);
-    const auto prefix = rank < 0 || sentence.rfind(name + " ", 0) == 0 ? std::string{} : name + ": ";
-    std::fprintf(stderr, "error: %s%s\n", prefix.c_str(), sentence.c_str());
+    std::fprintf(stderr, "error: %s\n", with_rank(rank, sentence).c_str());
     std::fflush(stderr);
     return code;
   };
   try {
     throw;
   } catch (const Error& e) {
-    return print(text(e.what(), "\n  at ", e.where().file, ":", e.where().line), static_cast<int>(e.exit_code()));
+    const auto place = text("\n  at ", e.where().file, ":", e.where().line);
+    return print(e.what() + (e.exit_code() == ExitCode::usage ? "" : place), static_cast<int>(e.exit_code()));
   } catch (const std::bad_alloc&) {
     return print("out of host memory; use a smaller batch or model, or more ranks with a higher stage",
                  static_cast<int>(ExitCode::memory));

@@ -43,7 +43,7 @@ void attention_forward_block(std::int64_t first, const AttentionShape& s, const 
   AttentionTile<C>::for_each(first, s, [&](const AttentionTile<C>& tile) {
     tile.products(keys, q, s.head_size, scores);
     tile.mask(scores);
-    C highest[queries], shrink[queries];
+    C highest[std::size_t{queries}], shrink[std::size_t{queries}];
     std::copy_n(top, queries, highest);
     for (std::int64_t r = 0; r < tile.keys; ++r)
       for (int l = 0; l < queries; ++l)
@@ -151,7 +151,7 @@ void attention_forward(D& device, const AttentionShape& s, HeadsView<const T> q,
           const auto count = std::min<std::int64_t>(queries, s.sequence - first);
           pack_panel<queries>(q_head, first, static_cast<int>(count), q_block);
           scale_panel(q_block, size, scale);
-          C top[queries], sum[queries];
+          C top[std::size_t{queries}], sum[std::size_t{queries}];
           attention_forward_block<C>(first, s, q_block, keys, values, out_block, scores, top, sum);
           for (std::int64_t l = 0; l < count; ++l)
             lse[(b * s.heads + h) * s.sequence + first + l] = top[l] + std::log(sum[l]);
@@ -192,7 +192,7 @@ void attention_backward(D& device, const AttentionShape& s, HeadsView<const T> q
           copy_rows(q_head, first, count, work.width, scale, work.q_rows);
           pack_panel<queries>(dout_head, first, packed, work.dout);
           copy_rows(dout_head, first, count, work.width, C{1}, work.dout_rows);
-          C shift[queries] = {}, delta[queries] = {};
+          C shift[std::size_t{queries}] = {}, delta[std::size_t{queries}] = {};
           std::copy_n(lse + (b * s.heads + h) * s.sequence + first, count, shift);
           pack_panel<queries>(head_of(out, s.sequence, size, b, h), first, packed, work.dq);
           for (std::int64_t d = 0; d < size; ++d)

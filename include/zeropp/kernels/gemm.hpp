@@ -51,7 +51,7 @@ template <int Rows, int Vectors, int ARow, int AStep, class C>
 inline void micro(const C* a, const C* b, std::int64_t b_step, std::int64_t depth, C* c, std::int64_t stride,
                   bool add) {
   constexpr int n = lanes<C>;
-  Vector<C> sum[Rows][Vectors];
+  Vector<C> sum[std::size_t{Rows}][std::size_t{Vectors}];
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
@@ -60,7 +60,7 @@ inline void micro(const C* a, const C* b, std::int64_t b_step, std::int64_t dept
       __builtin_prefetch(c + i * stride + j * n, 1);
     }
   for (std::int64_t p = 0; p < depth; ++p, a += AStep, b += b_step) {
-    Vector<C> right[Vectors];
+    Vector<C> right[std::size_t{Vectors}];
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) right[j] = load<n>(b + j * n);
 #pragma GCC unroll 8
@@ -92,7 +92,7 @@ void pack_panel(MatrixView<const T> m, std::int64_t first, int count, C* to) {
   if (!m.transposed && count == Width)
     for (; done + n <= m.columns; done += n)
       for (int r = 0; r < Width; r += n) {
-        Vector<C, n> block[n];
+        Vector<C, n> block[std::size_t{n}];
 #pragma GCC unroll 8
         for (int i = 0; i < n; ++i) block[i] = load<n>(from + (r + i) * m.stride + done);
         transpose<n>(block);
@@ -119,7 +119,7 @@ void unpack(const C* from, std::int64_t from_stride, std::int64_t rows, std::int
   for (std::int64_t r = 0; r < rows; r += n)
     for (std::int64_t p = 0; p < columns; p += n) {
       if (r + n <= rows && p + n <= columns) {
-        Vector<C, n> block[n];
+        Vector<C, n> block[std::size_t{n}];
 #pragma GCC unroll 8
         for (int i = 0; i < n; ++i) block[i] = load<n>(from + (p + i) * from_stride + r);
         transpose<n>(block);

@@ -49,7 +49,7 @@ void multiply_panel(const C* left, const C* right, std::int64_t depth, MatrixVie
       micro<tile_rows, tile_vectors, 1, tile_rows>(left, right, width, depth, to, c.stride, add);
       continue;
     }
-    C whole[tile_rows * width];
+    C whole[std::size_t{tile_rows * width}];
     micro<tile_rows, tile_vectors, 1, tile_rows>(left, right, width, depth, whole, width, false);
     for (std::int64_t r = 0; r < std::min<std::int64_t>(tile_rows, c.rows - i); ++r)
       for (std::int64_t j = 0; j < c.columns; ++j)

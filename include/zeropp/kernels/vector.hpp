@@ -158,12 +158,13 @@ inline void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
 }  // namespace detail
 
 /// Transposes N rows of N elements, in log2 N rounds of exchanges between rows.
-template <int N, class V, int Step = N / 2>
+template <std::size_t N, class V, int Step = static_cast<int>(N / 2)>
 inline void transpose(V (&rows)[N]) {
   if constexpr (Step > 0) {
+    constexpr int n = static_cast<int>(N);
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i)
-      if (!(i & Step)) detail::exchange<Step>(rows[i], rows[i + Step], std::make_integer_sequence<int, N>{});
+    for (int i = 0; i < n; ++i)
+      if (!(i & Step)) detail::exchange<Step>(rows[i], rows[i + Step], std::make_integer_sequence<int, n>{});
     transpose<N, V, Step / 2>(rows);
   }
 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The console of a run while it trains: one line a step, plain where it is piped, over a progress bar on a terminal.
+// The console of a run while it trains: on a terminal the newest step stands under a progress bar, cut to the width of
+// the window; in a file or a pipe a line of each tenth of the run, and at least one a minute.
 #pragma once
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -30,9 +33,12 @@ inline std::string step_line(const StepMetrics& m, std::int64_t steps, double me
 
 class Console {
  public:
-  /// `active` is false on ranks that stay silent.
+  /// `active` is false on ranks that stay silent. A terminal that cannot go back in its line (TERM=dumb) or has no width
+  /// (mpirun's, whose other end is a file) counts as a pipe.
   explicit Console(bool active, int descriptor = STDOUT_FILENO)
-      : active_(active), descriptor_(descriptor), terminal_(active && ::isatty(descriptor)) {
+      : active_(active), descriptor_(descriptor), terminal_(active && ::isatty(descriptor) && columns() > 0) {
+    const std::string_view kind = std::getenv("TERM") ? std::getenv("TERM") : "";
+    if (kind.empty() || kind == "dumb") terminal_ = false;
     const char* no_color = std::getenv("NO_COLOR");
     color_ = terminal_ && !(no_color && *no_color);
   }
@@ -52,25 +58,29 @@ class Console {
     line(color_ ? "\033[1m" + std::string(words) + "\033[0m" : std::string(words));
   }
 
-  /// A step: a line of its own where piped or `keep`; on a terminal the newest stands under the bar.
+  /// A step: a line of its own if `keep`; on a terminal a bar and the newest step stay in the last line.
   void step(const std::string& words, double done, bool keep) {
     if (!active_) return;
-    if (!terminal_) {
-      if (keep) put(words + "\n");
-      return;
-    }
-    clear_bar();
+    if (terminal_) clear_bar();
     if (keep) put(words + "\n");
-    constexpr int cells = 40;
-    const int full = static_cast<int>(done * cells);
-    std::string bar = "[";
-    for (int i = 0; i < cells; ++i) bar += i < full ? '=' : i == full ? '>' : ' ';
-    put((color_ ? "\033[36m" : "") + bar + "]" + (color_ ? "\033[0m " : " ") + fixed(100 * done, 0) + "% " +
-        (keep ? "" : words));
+    if (!terminal_) return;
+    const auto room = static_cast<std::size_t>(std::max(columns() - 1, 1));  // the window may have changed
+    const auto cells = std::min<std::size_t>(40, room / 4);
+    const auto full = static_cast<std::size_t>(done * static_cast<double>(cells));
+    std::string bar(cells, ' ');
+    for (std::size_t i = 0; i < cells && i <= full; ++i) bar[i] = i < full ? '=' : '>';
+    auto line = ("[" + bar + "] " + fixed(100 * done, 0) + "% " + (keep ? "" : words)).substr(0, room);
+    if (color_ && line.size() > cells + 2) line = "\033[36m" + line.insert(cells + 2, "\033[0m");
+    put(line);
     bar_ = true;
   }
 
  private:
+  /// Characters of a line of the terminal; 0 if it does not say.
+  int columns() const {
+    winsize size{};
+    return ::ioctl(descriptor_, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+  }
   void clear_bar() {
     if (std::exchange(bar_, false)) put("\r\033[K");
   }
@@ -89,7 +99,8 @@ class Console {
   bool terminal_, color_ = false, bar_ = false;
 };
 
-/// The steps of a run on the console: about fifty lines of them are kept, the first and the last among them.
+/// The steps of a run on the console. The first and the last stay, and on a terminal about fifty in all; in a file one a
+/// tenth and one a minute.
 class Progress {
  public:
   /// Steps (first, steps] are to come, in `memory` bytes.
@@ -99,17 +110,21 @@ class Progress {
   void show(const StepMetrics& m) {
     const double left =
         (steady_seconds() - begin_) / static_cast<double>(m.step - first_) * static_cast<double>(steps_ - m.step);
-    const bool keep = m.step % std::max<std::int64_t>(1, steps_ / 50) == 0 || m.step == first_ + 1 || m.step == steps_;
+    const auto parts = console_.terminal() ? 50 : 10;
+    const bool keep = m.step % std::max<std::int64_t>(1, steps_ / parts) == 0 || m.step == first_ + 1 ||
+                      m.step == steps_ || (!console_.terminal() && steady_seconds() - kept_ >= 60);
+    if (keep) kept_ = steady_seconds();
     console_.step(step_line(m, steps_, memory_, left),
                   static_cast<double>(m.step) / static_cast<double>(steps_), keep);
-    if (m.validation_loss >= 0) console_.line("validation loss " + fixed(m.validation_loss, 4));
+    if (m.validation_loss >= 0 && m.step < steps_)  // that of the whole held-out text follows the last step
+      console_.line("validation loss " + fixed(m.validation_loss, 4));
   }
 
  private:
   Console& console_;
   std::int64_t first_, steps_;
   double memory_;
-  double begin_ = steady_seconds();
+  double begin_ = steady_seconds(), kept_ = begin_;
 };
 
 }  // namespace zeropp

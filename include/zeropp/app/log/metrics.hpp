@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// metrics.jsonl: one object a step, numbers printed so that they read back to the same bits. A full disk costs one
-// warning, not the training.
+// metrics.jsonl: one object a step, numbers printed so that they read back to the same bits. A file is only appended to,
+// or replaced by one that was written beside it: no end of the program loses what it held. A full disk costs one warning,
+// not the training.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -42,12 +45,9 @@ class MetricsFile {
   /// Keeps the lines of an earlier run up to `keep_steps` (a resumed run goes on from there) and drops what came after.
   MetricsFile(std::string path, std::int64_t keep_steps, std::function<void(const std::string&)> warn)
       : path_(std::move(path)), warn_(std::move(warn)) {
-    std::string kept;
-    if (std::ifstream old(path_); keep_steps > 0 && old)
-      for (std::string line; std::getline(old, line);)
-        if (step_of(line) >= 1 && step_of(line) <= keep_steps && line.ends_with('}')) kept += line + "\n";
-    file_.open(path_, std::ios::trunc);
-    file_ << kept << std::flush;
+    std::error_code none;
+    if (std::filesystem::is_regular_file(path_, none)) keep(keep_steps);
+    file_.open(path_, std::ios::app);
     check();
   }
 
@@ -58,14 +58,29 @@ class MetricsFile {
   }
 
  private:
+  void keep(std::int64_t steps) {
+    std::string old, kept;
+    std::ifstream file(path_);
+    for (std::string line; std::getline(file, line); old += line + "\n")
+      if (step_of(line) >= 1 && step_of(line) <= steps && line.ends_with('}')) kept += line + "\n";
+    std::error_code error;
+    if (kept == old && std::filesystem::file_size(path_, error) == kept.size()) return;
+    const auto place = std::filesystem::canonical(path_, error);  // a link to it stays one
+    auto beside = place;
+    beside += ".new";
+    if (!(std::ofstream(beside, std::ios::trunc) << kept << std::flush)) error = std::make_error_code(std::errc::io_error);
+    if (!error) std::filesystem::rename(beside, place, error);
+    failed(static_cast<bool>(error));
+  }
   static std::int64_t step_of(const std::string& line) {
     constexpr std::string_view head = "{\"step\":";
     std::int64_t step = -1;
     if (line.starts_with(head)) std::from_chars(line.data() + head.size(), line.data() + line.size(), step);
     return step;
   }
-  void check() {
-    if (file_ || failed_) return;
+  void check() { failed(!file_); }
+  void failed(bool now) {
+    if (!now || failed_) return;
     failed_ = true;
     warn_(text("cannot write ", path_, "; training goes on without it"));
   }

@@ -58,8 +58,10 @@ inline int port_in(const Environment& environment, const RankInfo& found) {
     if (offset > 65535 - 1) throw ConfigError(text("ZEROPP_PORT_OFFSET=", offset, " is beyond all ports"));
     return port + offset <= 65535 ? port + offset : port + offset - 65535 + 1023;
   }
-  if (const auto job = number_in(environment, "SLURM_JOB_ID"); job && found.source == "srun")
-    return 15000 + (*job * std::int64_t{7} + number_in(environment, "SLURM_STEP_ID").value_or(0)) % 15000;
+  if (const auto job = number_in(environment, "SLURM_JOB_ID"); job && found.source == "srun") {
+    const auto number = *job * std::int64_t{7} + number_in(environment, "SLURM_STEP_ID").value_or(0);
+    return 15000 + static_cast<int>(number % 15000);
+  }
   throw ConfigError(text(found.source, " started this process as rank ", found.rank, " of ", found.size,
                          ", but MASTER_PORT is not set; set it to a port that is free on the host of rank 0, the same "
                          "for all ranks"));

@@ -96,6 +96,7 @@ class TcpRendezvous {
     entries[0].port = place_.meet.port;
     while (!missing().empty()) {
       if (Clock::now() >= deadline) give_up();
+      if (place_.rank == 0) say_late(text("rank 0 waits at ", text_of(place_.meet), " for ", ranks_text(missing())));
       std::vector<pollfd> polled{{listener.handle(), POLLIN, 0}};
       for (const auto& guest : guests) polled.push_back({guest.socket.handle(), POLLIN, 0});
       for (const auto& socket : sockets_)
@@ -173,6 +174,13 @@ class TcpRendezvous {
       std::fprintf(stderr, "warning: rank %d refuses %s (from %s)\n", place_.rank, who.c_str(),
                    text_of(guest.from).c_str());
     return true;
+  }
+
+  /// Says once what this rank has waited for longer than ranks that start together take.
+  void say_late(const std::string& words) {
+    if (said_ || Clock::now() < begin_ + std::chrono::seconds(5)) return;
+    said_ = true;
+    std::fprintf(stderr, "%s of %d, for %s at most\n", words.c_str(), place_.size, seconds_text(limit_).c_str());
   }
 
   [[noreturn]] void give_up() {
@@ -259,6 +267,7 @@ class TcpRendezvous {
       if (r > 0 && reason == system_text(ECONNREFUSED))  // it listens until all have come
         throw CommError(text("rank ", place_.rank, " cannot connect to rank ", r, " at ", text_of(to),
                              ", which had joined: ", reason, "; it ended, or a firewall is between them"));
+      say_late(text("rank ", place_.rank, " waits for rank ", r, " at ", text_of(to)));
       const auto left = deadline - Clock::now();
       if (left <= std::chrono::nanoseconds::zero())
         throw CommError(text("rank ", place_.rank, " waited ", seconds_text(limit_), " for rank ", r, " at ",
@@ -281,6 +290,8 @@ class TcpRendezvous {
   TcpPlace place_;
   std::chrono::nanoseconds limit_;
   std::vector<Socket> sockets_;
+  const Deadline begin_ = Clock::now();
+  bool said_ = false;
   int refused_ = 0;
   std::string verdict_;  // of a start that has failed
 };

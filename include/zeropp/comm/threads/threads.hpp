@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <zeropp/comm/comm.hpp>
+#include <zeropp/comm/report.hpp>
 #include <zeropp/comm/threads/backend.hpp>
 #include <zeropp/comm/threads/world.hpp>
 
@@ -30,9 +31,7 @@ namespace detail {
 
 /// Rethrows what rank `rank` threw, of the same kind, with the rank in its sentence.
 [[noreturn]] inline void rethrow_from_rank(int rank, const std::exception_ptr& error) {
-  const auto named = [&](const std::exception& e) {
-    return rank < 0 ? std::string(e.what()) : text("rank ", rank, ": ", e.what());
-  };
+  const auto named = [&](const std::exception& e) { return with_rank(rank, e.what()); };
   try {
     std::rethrow_exception(error);
   } catch (const ConfigError& e) {

@@ -78,7 +78,7 @@ class TensorParallel<LmHead> {
   template <class C, class T>
   void gather_logits(C& ctx, const LogitsRequest& request, const Tensor<T, 3>& x) const {
     const auto rows = static_cast<std::int64_t>(request.rows.size()), here = part_.rows.size();
-    std::vector<float> mine(static_cast<std::size_t>(rows * here)), all(mine.size() * group_.size());
+    std::vector<float> mine(static_cast<std::size_t>(rows * here)), all(mine.size() * static_cast<std::size_t>(group_.size()));
     kernels::linear_logits(ctx.device, x.data(), ctx.value(head_.weight), request.rows, std::span{mine}, head_.width(),
                            here, here);
     group_.host().all_gather(std::span<const float>{mine}, std::span{all});

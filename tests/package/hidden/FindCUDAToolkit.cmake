@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# A CUDA toolkit of which only the parts named in CUDA_PARTS are installed: of cudart, cublasLt, nvcc, cublasLt.h,
+# nvtx3/nvToolsExt.h.
+set(CUDAToolkit_FOUND FALSE)
+set(CUDAToolkit_VERSION 13.0.0)
+set(CUDAToolkit_INCLUDE_DIRS ${CMAKE_CURRENT_BINARY_DIR}/toolkit)
+set(CUDAToolkit_LIBRARY_DIR ${CMAKE_CURRENT_BINARY_DIR}/toolkit)
+unset(CUDAToolkit_NVCC_EXECUTABLE)
+file(REMOVE_RECURSE ${CUDAToolkit_INCLUDE_DIRS})
+foreach(part IN LISTS CUDA_PARTS)
+  if(part STREQUAL "nvcc")
+    set(CUDAToolkit_NVCC_EXECUTABLE /usr/bin/nvcc)
+  elseif(part MATCHES "\\.h$|\\.so$")
+    file(WRITE ${CUDAToolkit_INCLUDE_DIRS}/${part} "")
+  elseif(NOT TARGET CUDA::${part})
+    add_library(CUDA::${part} INTERFACE IMPORTED)
+  endif()
+endforeach()
+if("cudart" IN_LIST CUDA_PARTS)
+  set(CUDAToolkit_FOUND TRUE)
+endif()
