@@ -89,25 +89,31 @@ class Console {
   bool terminal_, color_ = false, bar_ = false;
 };
 
-/// The steps of a run on the console: about fifty lines of them are kept, the first and the last among them.
+/// The steps of a run on the console: about fifty lines of them are kept, or one in so many, and always the first and
+/// the last.
 class Progress {
  public:
-  /// Steps (first, steps] are to come, in `memory` bytes.
-  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory())
-      : console_(console), first_(first), steps_(steps), memory_(memory) {}
+  /// Steps (first, steps] are to come, in `memory` bytes. `every`: steps from one kept line to the next; 0: about
+  /// fifty.
+  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory(),
+           std::int64_t every = 0)
+      : console_(console),
+        first_(first),
+        steps_(steps),
+        every_(every > 0 ? every : std::max<std::int64_t>(1, steps / 50)),
+        memory_(memory) {}
 
   void show(const StepMetrics& m) {
     const double left =
         (steady_seconds() - begin_) / static_cast<double>(m.step - first_) * static_cast<double>(steps_ - m.step);
-    const bool keep = m.step % std::max<std::int64_t>(1, steps_ / 50) == 0 || m.step == first_ + 1 || m.step == steps_;
-    console_.step(step_line(m, steps_, memory_, left),
-                  static_cast<double>(m.step) / static_cast<double>(steps_), keep);
+    const bool keep = m.step % every_ == 0 || m.step == first_ + 1 || m.step == steps_;
+    console_.step(step_line(m, steps_, memory_, left), static_cast<double>(m.step) / static_cast<double>(steps_), keep);
     if (m.validation_loss >= 0) console_.line("validation loss " + fixed(m.validation_loss, 4));
   }
 
  private:
   Console& console_;
-  std::int64_t first_, steps_;
+  std::int64_t first_, steps_, every_;
   double memory_;
   double begin_ = steady_seconds();
 };
