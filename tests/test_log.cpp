@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output of a run: the step line, metrics that read back to the same bits, the console on pipes.
+// The output of a run: the step line, metrics that read back to the same bits, events, the console on pipes.
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -9,14 +9,16 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include <zeropp/base/random.hpp>
 #include <zeropp/app/log/console.hpp>
 #include <zeropp/app/log/curve.hpp>
+#include <zeropp/app/log/monitors.hpp>
+#include <zeropp/base/random.hpp>
 
 using namespace zeropp;
 
@@ -264,4 +266,147 @@ TEST_CASE("the curve is a picture with both series, and leaves out what is not f
   CHECK(svg.find("<polyline class=\"m\"") != std::string::npos);
   CHECK(svg.find("<circle class=\"v\"") != std::string::npos);
   CHECK(Curve{}.svg("empty").ends_with("</svg>\n"));
+}
+
+namespace {
+
+/// The scalars of an event file, read by its framing: each checksum is checked.
+struct ReadEvents {
+  struct Scalar {
+    std::string tag;
+    float value;
+    std::uint64_t step;
+    bool operator==(const Scalar&) const = default;
+  };
+  std::vector<Scalar> scalars;
+  std::string version;
+  std::uint64_t restart = 0;  ///< the step of a session that begins
+
+  explicit ReadEvents(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    const std::string all{std::istreambuf_iterator<char>(file), {}};
+    for (std::size_t at = 0; at < all.size();) {
+      const auto length = number<std::uint64_t>(all, at);
+      CHECK(number<std::uint32_t>(all, at + 8) == masked_crc32c(std::string_view(all).substr(at, 8)));
+      const auto content = all.substr(at + 12, length);
+      CHECK(number<std::uint32_t>(all, at + 12 + length) == masked_crc32c(content));
+      event(content);
+      at += 16 + length;
+    }
+  }
+
+ private:
+  template <class T>
+  static T number(const std::string& bytes, std::size_t at) {
+    T value{};
+    REQUIRE(at + sizeof value <= bytes.size());
+    std::memcpy(&value, bytes.data() + at, sizeof value);
+    return value;
+  }
+  static std::uint64_t varint(const std::string& bytes, std::size_t& at) {
+    std::uint64_t value = 0;
+    for (int shift = 0;; shift += 7) {
+      const auto byte = static_cast<unsigned char>(bytes.at(at++));
+      value |= static_cast<std::uint64_t>(byte & 127) << shift;
+      if (byte < 128) return value;
+    }
+  }
+  /// Calls f(number of the field, its varint or bytes).
+  template <class F>
+  static void fields(const std::string& bytes, F f) {
+    for (std::size_t at = 0; at < bytes.size();) {
+      const auto key = varint(bytes, at);
+      std::uint64_t value = 0;
+      std::string content;
+      if (key % 8 == 0)
+        value = varint(bytes, at);
+      else {
+        const auto size = key % 8 == 1 ? 8 : key % 8 == 5 ? 4 : varint(bytes, at);
+        content = bytes.substr(at, size), at += size;
+      }
+      f(key / 8, value, content);
+    }
+  }
+  void event(const std::string& bytes) {
+    std::uint64_t step = 0;
+    fields(bytes, [&](auto field, auto value, const std::string& content) {
+      if (field == 1) CHECK(number<double>(content, 0) > 1.7e9);  // seconds since 1970
+      if (field == 2) step = value;
+      if (field == 3) version = content;
+      if (field == 5) summary(content, step);
+      if (field == 7) restart = step;
+    });
+  }
+  void summary(const std::string& bytes, std::uint64_t step) {
+    fields(bytes, [&](auto, auto, const std::string& one) {
+      Scalar scalar{"", 0, step};
+      fields(one, [&](auto field, auto, const std::string& content) {
+        if (field == 1) scalar.tag = content;
+        if (field == 2) scalar.value = number<float>(content, 0);
+      });
+      scalars.push_back(scalar);
+    });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("events are what TensorBoard reads, and CSV is laid out as DeepSpeed's") {
+  CHECK(crc32c("123456789") == 0xE3069283u);  // RFC 3720
+  CHECK(crc32c(std::string(32, '\0')) == 0x8A9136AAu);
+  CHECK(crc32c(std::string(32, '\xff')) == 0x62A8AB43u);
+  const Folder folder;
+  const auto warn = [](const std::string& words) { FAIL(words); };
+  const MonitorFolders both{folder.file("events"), folder.file("csv")};
+  {
+    Monitors monitors{both, 0, warn};
+    for (int step = 1; step <= 3; ++step)
+      monitors.write({.step = step, .loss = 4.0 / step, .learning_rate = 1e-3 * step, .loss_scale = 1024}, 300 * step);
+    EventFile again{folder.file("again"), 601, warn};
+    again.scalar("loss", 0.5, 900);
+    const ReadEvents resumed{again.path()};
+    CHECK(resumed.restart == 601);
+    CHECK(resumed.scalars == std::vector<ReadEvents::Scalar>{{"loss", 0.5f, 900}});
+  }
+  std::vector<std::string> files;
+  for (auto& entry : std::filesystem::directory_iterator(folder.file("events"))) files.push_back(entry.path());
+  REQUIRE(files.size() == 1);
+  CHECK(files[0].find("/events.out.tfevents.") != std::string::npos);
+  const ReadEvents events{files[0]};
+  CHECK(events.version == "brain.Event:2");
+  REQUIRE(events.scalars.size() == 9);
+  CHECK(events.scalars[0] == ReadEvents::Scalar{"Train/Samples/train_loss", 4, 300});
+  CHECK(events.scalars[4] == ReadEvents::Scalar{"Train/Samples/lr", 2e-3f, 600});
+  CHECK(events.scalars[8] == ReadEvents::Scalar{"Train/Samples/loss_scale", 1024, 900});
+
+  const auto csv = folder.file("csv/Train_Samples_lr.csv");
+  CHECK(lines_of(csv) == std::vector<std::string>{"step,lr\r", "300,0.001\r", "600,0.002\r", "900,0.003\r"});
+  Monitors{both, 600, warn}.write({.learning_rate = 7, .validation_loss = 2}, 900);  // resumed after 600 samples
+  CHECK(lines_of(csv) == std::vector<std::string>{"step,lr\r", "300,0.001\r", "600,0.002\r", "900,7\r"});
+  CHECK(lines_of(folder.file("csv/Train_Samples_eval_loss.csv")) ==
+        std::vector<std::string>{"step,eval_loss\r", "900,2\r"});
+  Monitors{both, 0, warn}.write({.learning_rate = 5}, 300);  // begun anew
+  CHECK(lines_of(csv) == std::vector<std::string>{"step,lr\r", "300,5\r"});
+
+  int warnings = 0;
+  Monitors full{{"/dev/full/a", "/dev/full/b"}, 0, [&](const std::string&) { ++warnings; }};
+  for (int step = 1; step < 4; ++step) full.write({.step = step}, step);
+  CHECK(warnings == 2);
+}
+
+TEST_CASE("one line in so many steps, where that is said") {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  {
+    Console console(true, ends[1]);
+    Progress progress{console, 0, 9, 1e9, 4};
+    for (int step = 1; step <= 9; ++step) progress.show({.step = step});
+  }
+  ::close(ends[1]);
+  char got[1000] = {};
+  CHECK(::read(ends[0], got, sizeof got - 1) > 0);
+  const std::string all = got;
+  for (auto step : {"step 1/9", "step 4/9", "step 8/9", "step 9/9"}) CHECK(all.find(step) != std::string::npos);
+  CHECK(std::count(all.begin(), all.end(), '\n') == 4);
+  ::close(ends[0]);
 }

@@ -104,6 +104,8 @@ TEST_CASE("a scale adapts as DeepSpeed's: it halves once the hysteresis is used 
   const LossScaler patient{{.initial = 8, .window = 3, .hysteresis = 2, .minimum = 1}};
   CHECK(scales_after(patient, "x.x.x") == Scales{8, 8, 4, 4, 2});        // forgives one, and then none
   CHECK(scales_after(patient, "x...xx") == Scales{8, 8, 8, 16, 16, 8});  // until it has doubled
+  LossScaleOptions renewed{.initial = 8, .window = 30, .hysteresis = 2, .minimum = 1, .consecutive_hysteresis = true};
+  CHECK(scales_after(LossScaler{renewed}, "x.x.xx") == Scales{8, 8, 8, 8, 8, 4});  // two in a row halve it
   CHECK(LossScaler{}.scale() == 65536);
   CHECK(scales_after(LossScaler{}, "xx") == Scales{65536, 32768});
   CHECK(LossScaler{}.state() == LossScaleState{65536, 0, 2});

@@ -6,6 +6,7 @@
 #include <future>
 
 #include <zeropp/app/log/plan_report.hpp>
+#include <zeropp/app/log/settings_report.hpp>
 #include <zeropp/app/log/timeline.hpp>
 #include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/comm/launch.hpp>
@@ -73,23 +74,24 @@ void simulate(const Settings& given) {
 int main(int argc, char** argv) {
   hold_standard_descriptors();
   std::signal(SIGPIPE, SIG_IGN);  // a reader of our output that went away ends nothing
-  Settings s;
+  Settings given;
   try {
-    if (const int code = parse(argc, argv, s); code >= 0) return code;
-    if (!s.simulation.empty()) return simulate(s), 0;
+    if (const int code = parse(argc, argv, given); code >= 0) return code;
+    if (!given.simulation.empty()) return simulate(given), 0;
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
   }
   const Data data = std::async(std::launch::deferred, [&] {
-                      return Corpus::load({s.data, s.format == "raw",
-                                           s.model.tokens ? s.model.tokens : s.model.vocabulary, s.held_out});
+                      const auto& model = given.model;
+                      return Corpus::load({given.data, given.format == "raw",
+                                           model.tokens ? model.tokens : model.vocabulary, given.held_out});
                     }).share();
-  const bool planned = s.dry_run && s.ranks > 0;  // one rank plans for as many as are asked for
-  return launch(LaunchOptions{.ranks = planned ? 1 : s.ranks}, [&](World& world) {
+  const bool planned = given.dry_run && given.ranks > 0;  // one rank plans for as many as are asked for
+  return launch(LaunchOptions{.ranks = planned ? 1 : given.ranks}, [&](World& world) {
     Console console{world.rank == 0};
-    const int ranks = planned ? s.ranks : world.size;
-    s.check(ranks);
+    const int ranks = planned ? given.ranks : world.size;
+    const Settings s = given.on(ranks, world.source);
     if (s.doctor) {
       Cpu device{{.threads = s.threads}};
       console.line(describe_machine(world.comm, device));
@@ -99,6 +101,8 @@ int main(int argc, char** argv) {
     }
     console.line(text("ranks: ", ranks, " (", planned ? text("--ranks ", ranks) : world.source, "), ",
                       s.backend == "cuda" ? std::string("on GPUs") : text("threads of a rank: ", s.threads)));
+    if (s.dry_run) console.line(describe_settings(s.all(ranks), s.origins) + "\n" + describe_rates(s));
+    if (!s.notes.empty()) console.line(describe_notes(s));
     print_plan(s, ranks, world, console);
     if (s.dry_run) return open_inputs(s, data, console), 0;
     if (world.rank == 0) FileSystem::system().make_folders(s.out);

@@ -5,7 +5,8 @@
 
 #include <CLI/CLI.hpp>
 #include <zeropp/app/config/deepspeed_config.hpp>
-#include <zeropp/comm/ranks.hpp>
+#include <zeropp/app/config/flag_numbers.hpp>
+#include <zeropp/app/config/settle.hpp>
 
 #include "gpu.hpp"
 #include "help.hpp"
@@ -14,39 +15,91 @@ namespace mini_gpt {
 
 namespace {
 
+constexpr std::array sizes{"--n-layer", "--n-head", "--n-embd", "--block-size", "--vocab-size"};
+
 void read_config(const std::string& path, Settings& s) {
-  s.config_text = read_text(FileSystem::system(), path);
-  const ConfigFile file(path, s.config_text);
+  s.config_text = without_comments(path, read_text(FileSystem::system(), path));  // a checkpoint keeps JSON
+  const ConfigFile file(path, s.config_text, ConfigDialect::deepspeed);
   auto root = file.root();
   read_deepspeed(root, s);
   auto model = root.section("model");
-  if (std::string preset; model.read("preset", preset)) s.model = ModelConfig::preset(preset);
+  if (std::string preset; model.read("preset", preset)) {
+    s.model = ModelConfig::preset(preset);
+    for (auto flag : sizes) s.origins.from_file(flag, model.place("preset"));
+  }
   const auto rows = s.model.vocabulary;
   for (auto [key, value] : {std::pair{"n_layer", &s.model.n_layer},
                             {"n_head", &s.model.n_head},
                             {"n_embd", &s.model.n_embd},
                             {"block_size", &s.model.block_size},
-                            {"vocab_size", &s.model.vocabulary}})
-    model.read(key, *value, 1, 1e9);
+                            {"vocab_size", &s.model.vocabulary}}) {
+    std::string flag = text("--", key);
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    deepspeed::take(model, key, *value, s, flag, 1, 1e9);
+  }
   if (s.model.vocabulary != rows) s.model.tokens = 0;
-  model.read("dropout", s.model.dropout, 0, 0.999);
+  deepspeed::take(model, "dropout", s.model.dropout, s, "--dropout", 0, 0.999);
   model.finish();
   auto data = root.section("data");
-  data.read("path", s.data), data.read("format", s.format), data.read("held_out", s.held_out, 0, 0.9);
+  deepspeed::take(data, "path", s.data, s, "--data"), deepspeed::take(data, "format", s.format, s, "--data-format");
+  deepspeed::take(data, "held_out", s.held_out, s, "--held-out", 0, 0.9);
   data.finish();
   root.finish();
+}
+
+/// The last value that the command line gives a flag.
+std::optional<std::string> value_of(const std::string& flag, int argc, char** argv) {
+  std::optional<std::string> value;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == flag && i + 1 < argc) value = argv[i + 1];
+    if (word.starts_with(flag + "=")) value = word.substr(flag.size() + 1);
+  }
+  return value;
+}
+
+/// Refuses what CLI11 would cut to the nearest number that fits.
+void expect_numbers(CLI::App& app) {
+  for (auto* option : app.get_options()) {
+    const auto type = option->get_type_name();
+    if (type.starts_with("INT")) option->transform(CLI::Validator(wrong_integer<std::int64_t>, ""));
+    if (type.starts_with("UINT")) option->transform(CLI::Validator(wrong_integer<std::uint64_t>, ""));
+    if (type.starts_with("FLOAT")) option->transform(CLI::Validator([](auto& word) { return wrong_number(word); }, ""));
+  }
+}
+
+/// Notes which settings flags gave.
+void note_flags(const CLI::App& app, Settings& s) {
+  const auto* preset = app.get_option("--model");
+  if (preset->count())
+    for (auto flag : sizes) s.origins.from_flag(flag, "flag --model");
+  for (const auto* option : app.get_options())
+    if (option->count()) s.origins.from_flag(option->get_name());
+  if (s.origins.flag("--batch-tokens")) s.origins.from_flag("sequences a step", "flag --batch-tokens");
+  if (s.origins.flag("--recompute-blocks")) s.origins.from_flag("--recompute");
+}
+
+/// Units to gather ahead, where a file says how many weights: blocks are the units that count.
+void settle_prefetch(Settings& s) {
+  if (s.prefetch || !s.prefetch_elements) return;
+  if (s.backend == "cpu") {
+    const bool usual = *s.prefetch_elements == 50000000;  // DeepSpeed's default
+    if (s.zero == 3 && !usual)
+      s.notes.push_back("zero_optimization.stage3_prefetch_bucket_size (on the host gathers do not overlap)");
+    s.origins.by_default("--prefetch", "default");
+    return;
+  }
+  const auto block = 12 * s.model.n_embd * s.model.n_embd + 13 * s.model.n_embd;
+  s.prefetch = static_cast<int>(std::min(*s.prefetch_elements / std::max<std::int64_t>(1, block), s.model.n_layer));
 }
 
 }  // namespace
 
 int parse(int argc, char** argv, Settings& s) {
-  s.precision = "auto", s.graph = true, s.warmup_steps = -1;
-  for (int i = 1; i < argc; ++i) {  // the file and the preset first: flags change what they say
-    const std::string word = argv[i], flag = word.substr(0, word.find('='));
-    const std::string value = flag != word ? word.substr(flag.size() + 1) : i + 1 < argc ? argv[i + 1] : "";
-    if (flag == "--config") read_config(value, s);
-    if (flag == "--model") s.model = ModelConfig::preset(value);
-  }
+  s.precision = "auto", s.graph = true;
+  // The file first, then the preset: flags change what they say, in any order.
+  if (const auto path = value_of("--config", argc, argv)) read_config(*path, s);
+  if (const auto name = value_of("--model", argc, argv)) s.model = ModelConfig::preset(*name);
   CLI::App app{"Trains a GPT on text, sharded over ranks with ZeRO."};
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
   std::string config, preset = "tiny";
@@ -56,9 +109,8 @@ int parse(int argc, char** argv, Settings& s) {
   const auto rows = s.model.vocabulary;
   add("--n-layer", s.model.n_layer), add("--n-head", s.model.n_head), add("--n-embd", s.model.n_embd);
   add("--block-size", s.model.block_size), add("--dropout", s.model.dropout), add("--grad-clip", s.grad_clip);
-  auto* warmup = app.add_option("--warmup-steps", s.warmup_steps, "steps in which the rate rises to --lr; if not said, a "
-                                                                  "quarter of all")
-                     ->default_str("");
+  app.add_option("--warmup-steps", s.warmup_steps, "steps in which the rate rises to --lr; if not said, a quarter of all")
+      ->default_str("");
   add("--steps", s.steps), add("--seed", s.seed), add("--out", s.out);
   add("--lr", s.lr), add("--min-lr", s.min_lr), add("--weight-decay", s.weight_decay), add("--keep", s.keep);
   add("--eval-every", s.eval_every), add("--save-every", s.save_every), add("--sample-every", s.sample_every);
@@ -92,7 +144,7 @@ int parse(int argc, char** argv, Settings& s) {
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}));
   app.add_option("--backend", s.backend, "auto: GPUs if there are any")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_flag("--share-gpus", s.share_gpus, "more ranks than GPUs take turns");
-  auto* ranks = app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says");
+  app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says");
   auto* threads = app.add_option("--threads", s.threads, "of a rank on the CPU");
   app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder");
   app.add_option("--weights", s.weights, "begin with Hugging Face's GPT-2: a model.safetensors");
@@ -101,6 +153,7 @@ int parse(int argc, char** argv, Settings& s) {
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
   app.add_option("--simulate", s.simulation, "a step on a cluster that need not be there: mesh.json");
   app.add_option("--trace", s.trace, "of --simulate: its passes for Perfetto; with .svg a picture");
+  expect_numbers(app);
   arrange_help(app);
   try {
     app.parse(argc, argv);
@@ -112,13 +165,16 @@ int parse(int argc, char** argv, Settings& s) {
       if (const auto name = option->get_name(); option->count() && name != "--simulate" && name != "--trace")
         throw ConfigError(text(name, ": a simulation is told everything by ", s.simulation, "; leave it out"));
   if (s.simulation.empty() && !s.trace.empty()) throw ConfigError("--trace goes with --simulate mesh.json");
-  const bool launched = ranks_in_environment().size != 1;  // then the launcher says how many ranks there are
-  if (!ranks->count() && s.implied_data_ranks && !launched) s.ranks = s.implied_ranks();
+  note_flags(app, s);
   if (s.model.vocabulary != rows) s.model.tokens = 0;
-  if (!first_blocks->count()) s.model.recompute_blocks = s.recompute ? s.model.n_layer : 0;
+  if (!first_blocks->count()) {
+    const bool some = s.recompute_blocks > 0 && !s.origins.flag("--recompute");
+    s.model.recompute_blocks = !s.recompute ? 0
+                               : some       ? std::min(s.recompute_blocks, s.model.n_layer)
+                                            : s.model.n_layer;
+  }
   s.recompute = s.model.recompute_blocks > 0;
   if (once) s.reduction = Reduction::once;
-  if (s.warmup_steps < 0 && !warmup->count()) s.warmup_steps = s.steps / 4;
   if (s.backend == "auto") s.backend = gpu::count() > 0 ? "cuda" : "cpu";
   if (s.precision == "auto") {
     const auto on_gpus = s.backend == "cuda" ? gpu::precisions() : "fp32";
@@ -129,6 +185,8 @@ int parse(int argc, char** argv, Settings& s) {
   if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
     s.rows = s.batch_tokens / s.model.block_size;
+  settle_prefetch(s);
+  settle_rates(s);
   return -1;
 }
 
@@ -146,11 +204,43 @@ SettingList Settings::compared() const {
   return all;
 }
 
+SettingList Settings::all(int world_size) const {
+  auto all = compared();
+  all.insert(all.begin(), {"ranks", text(world_size)});
+  const auto shown = [](const std::string& word) { return word.empty() ? std::string("none") : word; };
+  for (auto& [name, value] :
+       {Setting{"--data", shown(data)}, Setting{"--data-format", format}, Setting{"--threads", text(threads)},
+        Setting{"--sequence-parallel", sequence_parallel ? "true" : "false"},
+        Setting{"--context-attention", context_attention},
+        Setting{"--prefetch", prefetch ? text(*prefetch) : "as the device does best"},
+        Setting{"--bucket-size", text(bucket_elements)},
+        Setting{"--reduce-once", reduction == Reduction::once ? "true" : "false"},
+        Setting{"--recompute", text(model.recompute_blocks, " of ", model.n_layer, " blocks")},
+        Setting{"--recompute-gelu", model.recompute_gelu ? "true" : "false"},
+        Setting{"steps_per_print", steps_per_print ? text(steps_per_print) : "about fifty lines"},
+        Setting{"tensorboard", shown(tensorboard)}, Setting{"csv_monitor", shown(csv_monitor)}})
+    all.push_back({name, value});
+  return all;
+}
+
+Settings Settings::on(int world_size, const std::string& source) const {
+  Settings s = *this;
+  if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)
+    throw ConfigError(
+        text("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
+             "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block));
+  const auto axes = mesh(world_size);
+  settle_batch(s, world_size / (axes.tensor * axes.pipeline * axes.context));
+  if (s.origins.flag("--ranks"))
+    s.origins.from_flag("ranks", "flag --ranks");
+  else
+    s.origins.by_default("ranks", dry_run ? "default" : text("launcher, ", source));
+  s.check(world_size);
+  return s;
+}
+
 void Settings::check(int world_size) const {
   const auto refuse = [](const auto&... parts) { throw ConfigError(text(parts...)); };
-  if (const auto block = std::max<std::int64_t>(1, model.block_size); batch_tokens < 0 || batch_tokens % block)
-    refuse("--batch-tokens ", batch_tokens, " is no multiple of --block-size ", block,
-           "; the nearest that is: ", std::max<std::int64_t>(1, (batch_tokens + block / 2) / block) * block);
   const auto axes = mesh(world_size);
   (void)micro_batches(world_size / (axes.tensor * axes.pipeline * axes.context));
   (void)sharded();
@@ -168,6 +258,7 @@ void Settings::check(int world_size) const {
   positive("--keep", keep), positive("--threads", threads);
   if (model.vocabulary < 256 && format == "auto")
     refuse("--vocab-size ", model.vocabulary, " is less than the 256 of single bytes");
+  (void)LossScaler{loss_scaling()};
   (void)rate(0);
   if (model.recompute_blocks < 0 || model.recompute_blocks > model.n_layer)
     refuse("--recompute-blocks ", model.recompute_blocks, ": the model has ", model.n_layer, " blocks");

@@ -25,7 +25,13 @@ struct Settings : TrainSettings {
   std::int64_t tokens() const { return rows * model.block_size; }
   /// The settings that must be the same on all ranks.
   SettingList compared() const;
-  /// Everything that can be refused before memory is taken. Throws ConfigError.
+  /// All settings of a run on so many ranks, for its plan.
+  SettingList all(int world_size) const;
+  /// The settings on so many ranks, which `source` started: with batch sizes that follow from a file's. Throws
+  /// ConfigError for everything that can be refused before memory is taken.
+  Settings on(int world_size, const std::string& source) const;
+
+ private:
   void check(int world_size) const;
 };
 

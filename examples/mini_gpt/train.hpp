@@ -14,6 +14,7 @@
 #include <zeropp/app/log/console.hpp>
 #include <zeropp/app/log/curve.hpp>
 #include <zeropp/app/log/metrics.hpp>
+#include <zeropp/app/log/monitors.hpp>
 #include <zeropp/comm/world.hpp>
 #include <zeropp/train/checkpoint/checkpoint.hpp>
 #include <zeropp/train/clip.hpp>
@@ -91,7 +92,9 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   const EvaluationLoader held_out{corpus.split.validation, options};
   auto batch = Batch::on(device, s.rows_of(mesh.data()), s.model.block_size);
   MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first, warn};
-  Progress progress{console, first, s.steps, ceiling.memory};
+  const MonitorFolders folders{s.tensorboard, s.csv_monitor};
+  Monitors monitors{world.rank == 0 ? folders : MonitorFolders{}, first * s.rows, warn};
+  Progress progress{console, first, s.steps, ceiling.memory, s.steps_per_print};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
     const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
@@ -112,7 +115,7 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   int signal = 0, skipped = 0;
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();
-    const float rate = s.rate(step);
+    const float rate = s.rate(s.schedule ? adam.steps() : step);  // DeepSpeed's do not move in a step that is skipped
     fill(batch, loader.at(step));
     const auto loss =
         model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size()), .loss_scale = scaler.scale()});
@@ -140,7 +143,7 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
                   .loss_scale = scale};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
     if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
-    if (world.rank == 0) metrics.write(m);
+    if (world.rank == 0) metrics.write(m), monitors.write(m, done * s.rows);
     progress.show(m);
     const bool last = done == s.steps;
     if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();

@@ -308,6 +308,58 @@ case $case in
     printf '{"train_batch_size": 8, "zero_optimization": {"stage": 1}, "model": {"block_size": 16}, "steps": 3}' > good.json
     expect 0 'step 2/2' "$program" --data text.txt --vocab-size 256 --config good.json --steps 2 --warmup-steps 0 --out c
     ;;
+  config)  # a file of DeepSpeed's, and flags beside it
+    dry=("$program" --backend cpu --dry-run --n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --vocab-size 256)
+    cat > ds.json << 'END'
+{ # as people write them
+  "train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2,
+  "steps_per_print": 2, // lines
+  "zero_optimization": {"stage": 2, "overlap_comm": true, "allgather_bucket_size": 2e8,
+    "offload_optimizer": {"device": "none"},},
+  "bf16": {"enabled": "auto"}, "fp16": {"enabled": false, "min_loss_scale": 1e-10},
+  "optimizer": {"type": "adam", "params": {"lr": 1e-3, "betas": [0.8, 0.999], "weight_decay": 0.01}},
+  "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3, "warmup_num_steps": "auto"}},
+  "tensorboard": {"enabled": true, "output_path": "logs", "job_name": "run"}, /* and
+  both */ "csv_monitor": {"enabled": true, "output_path": "csv"}
+}
+END
+    expect 0 'learning rate at step 0: 0, 1: 0, 10: 0.00033333' "${dry[@]}" --ranks 4 --config ds.json
+    said() { tr -s ' ' < out.txt | grep -qF -- " $1" || { cat out.txt; fail "the plan does not say '$1'"; }; }
+    said 'sequences a step 32 ds.json line 2, train_batch_size'
+    said '--zero 2 ds.json line 4, zero_optimization.stage'
+    said '--precision fp32 default'
+    said 'betas 0.8 0.999 ds.json line 7, optimizer.params.betas'
+    said "--warmup-steps 1000 DeepSpeed's default"
+    said 'ranks 4 flag --ranks'
+    grep -qF 'without effect here: zero_optimization.allgather_bucket_size (' out.txt || fail 'no word on keys without effect'
+    expect 2 'a batch of 32 is not a micro-batch of 4 x accumulation 2 x 1 data rank = 8; start 4 data ranks' \
+      "${dry[@]}" --config ds.json
+    for order in '--config ds.json --lr 5e-4 --batch 2' '--lr 5e-4 --batch 2 --config ds.json'; do
+      # shellcheck disable=SC2086
+      expect 0 '--lr' "${dry[@]}" $order
+      said '--lr 5e-04 flag'
+      said '--batch 2 flag'
+      said '--micro-batches 16 from what is said of the batch, and 1 data rank'
+    done
+    printf '{"model": {"preset": "355M"}, "zero_optimization": {"offload_param": {"device": "nvme"}}}' > offload.json
+    expect 2 '"zero_optimization.offload_param" to "nvme" asks for offload, which is not there yet' "${dry[@]}" --config offload.json
+    printf '{"model": {"preset": "355M"}}' > model.json
+    expect 0 ' parameters' "$program" --backend cpu --dry-run --model tiny --config model.json
+    said '--n-layer 4 flag --model'
+    # Numbers are never cut to fit, and defaults follow what was said.
+    expect 2 '--seed: must be a whole number from 0 to 18446744073709551615, got -1' "${dry[@]}" --seed -1
+    expect 2 '--steps: must be a whole number from' "${dry[@]}" --steps 1e20
+    expect 2 '--lr: must be a number, got nan' "${dry[@]}" --lr nan
+    expect 0 'learning rate at step' "${dry[@]}" --lr 5e-5 --steps 5
+    expect 2 '--min-lr must be from 0 to --lr = 5e-05, got 1e-04' "${dry[@]}" --lr 5e-5 --min-lr 1e-4
+    expect 0 'step 4/5' "$program" "${small[@]}" --config ds.json --steps 5 --ranks 2 --out run
+    [ "$(grep -c '^step [0-9]*/5' out.txt)" = 4 ] || fail 'not a line for steps 1, 2, 4 and 5'
+    tr -d '\r' < csv/DeepSpeedJobName/Train_Samples_train_loss.csv | cut -d, -f1 | paste -sd' ' > got.txt
+    [ "$(cat got.txt)" = 'step 8 16 24 32 40' ] || fail "CSV holds $(cat got.txt)"
+    python3 "$here/read_events.py" logs/run 5
+    code=$?  # 77: there is no tensorboard
+    [ $code = 0 ] || [ $code = 77 ] || fail 'TensorBoard does not read the events'
+    ;;
   tcp)  # processes as torchrun starts them
     ranks=$here/../tcp/ranks.sh
     expect 0 'validation' "$program" "${small[@]}" --ranks 2 --zero 3 --out threads

@@ -25,6 +25,7 @@ struct LossScaleOptions {
   std::int64_t window = 1000;  ///< steps without an overflow after which it doubles
   int hysteresis = 2;  ///< overflows since it last doubled that it takes to halve; each further one halves again
   float minimum = 1;
+  bool consecutive_hysteresis = false;  ///< each step without an overflow makes hysteresis whole again
 };
 
 /// Where an adapting scale stands: what a checkpoint keeps of it.
@@ -63,6 +64,7 @@ class LossScaler {
     if (!adapts()) return;
     auto& [scale, good_steps, hysteresis] = state_;
     if (step_was_done) {
+      if (options_.consecutive_hysteresis) hysteresis = options_.hysteresis;
       if (++good_steps < options_.window) return;
       scale = std::min(2 * scale, largest);
       hysteresis = options_.hysteresis;

@@ -4,10 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstdint>
-#include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,13 +13,15 @@
 #include <vector>
 
 #include <zeropp/base/error.hpp>
+#include <zeropp/app/config/config_tree.hpp>
+#include <zeropp/app/config/relaxed_json.hpp>
 
 namespace zeropp {
 
-/// The name closest to `word` by edit distance.
-inline std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
+/// The name closest to `word` by edit distance; empty where more than a third of the letters, or one, would differ.
+inline std::string near_name(std::string_view word, const std::vector<std::string>& names) {
   std::string best;
-  std::size_t least = ~std::size_t{0};
+  std::size_t least = std::max<std::size_t>(1, word.size() / 3) + 1;
   for (const auto& name : names) {
     std::vector<std::size_t> row(name.size() + 1);
     for (std::size_t j = 0; j <= name.size(); ++j) row[j] = j;
@@ -36,125 +36,32 @@ inline std::string nearest_name(std::string_view word, const std::vector<std::st
   return best;
 }
 
-namespace detail {
-
-/// A value of the file with the line it stands on.
-struct ConfigNode {
-  int line = 1;
-  nlohmann::json value;  ///< of a leaf; null for objects and arrays
-  enum class Kind { leaf, object, array } kind = Kind::leaf;
-  std::vector<std::pair<std::string, std::unique_ptr<ConfigNode>>> members = {};  ///< an array's have empty names
-};
-
-/// Walks the text and counts lines as the parser consumes it.
-struct CountingIterator {
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-  using iterator_category = std::input_iterator_tag;
-  const char* at;
-  int* line;
-  reference operator*() const { return *at; }
-  CountingIterator& operator++() {
-    if (*at == '\n') ++*line;
-    ++at;
-    return *this;
-  }
-  CountingIterator operator++(int) { return std::exchange(*this, CountingIterator(*this).operator++()); }
-  friend bool operator==(const CountingIterator& a, const CountingIterator& b) { return a.at == b.at; }
-  friend bool operator!=(const CountingIterator& a, const CountingIterator& b) { return a.at != b.at; }
-};
-
-/// Builds the tree from the parser's events.
-class ConfigBuilder : public nlohmann::json::json_sax_t {
- public:
-  ConfigBuilder(const std::string& path, const int& line, std::string_view content)
-      : path_(path), line_(line), content_(content) {}
-  ConfigNode root;
-
-  bool null() override { return leaf(nullptr); }
-  bool boolean(bool v) override { return leaf(v); }
-  bool number_integer(number_integer_t v) override { return leaf(v); }
-  bool number_unsigned(number_unsigned_t v) override { return leaf(v); }
-  bool number_float(number_float_t v, const string_t&) override { return leaf(v); }
-  bool string(string_t& v) override { return leaf(v); }
-  bool binary(binary_t&) override { return false; }
-  bool start_object(std::size_t) override { return open(ConfigNode::Kind::object); }
-  bool start_array(std::size_t) override { return open(ConfigNode::Kind::array); }
-  bool end_object() override { return close(); }
-  bool end_array() override { return close(); }
-  bool key(string_t& name) override {
-    for (auto& [other, node] : open_.back()->members)
-      if (other == name)
-        throw ConfigError(
-            text(path_, " line ", line_, ": the key \"", name, "\" stands there again, first on line ", node->line));
-    key_ = name;
-    key_line_ = line_;
-    return true;
-  }
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    const auto end = content_.begin() + static_cast<std::ptrdiff_t>(std::min(position, content_.size()));
-    const std::string_view what = error.what();
-    throw ConfigError(text(path_, " line ", 1 + std::count(content_.begin(), end, '\n'),
-                           ": not valid JSON: ", what.substr(std::min(what.size(), what.find("] ") + 2))));
-  }
-
- private:
-  ConfigNode& place() {
-    if (open_.empty()) {
-      root.line = line_;
-      return root;
-    }
-    auto& parent = *open_.back();
-    const bool named = parent.kind == ConfigNode::Kind::object;
-    parent.members.emplace_back(named ? key_ : std::string(), std::make_unique<ConfigNode>());
-    parent.members.back().second->line = named ? key_line_ : line_;
-    return *parent.members.back().second;
-  }
-  bool leaf(nlohmann::json value) {
-    place().value = std::move(value);
-    return true;
-  }
-  bool open(ConfigNode::Kind kind) {
-    auto& node = place();
-    node.kind = kind;
-    open_.push_back(&node);
-    return true;
-  }
-  bool close() {
-    open_.pop_back();
-    return true;
-  }
-
-  const std::string& path_;
-  const int& line_;
-  std::string_view content_;
-  std::string key_;
-  int key_line_ = 1;
-  std::vector<ConfigNode*> open_;
-};
-
-}  // namespace detail
-
 /// One object of the file. Read what you know, then finish(): what was not read is refused.
 class ConfigSection {
  public:
   /// `name` is empty for the whole file. `node` null: the section is not there, and reads find nothing.
-  ConfigSection(std::string path, std::string name, const detail::ConfigNode* node)
-      : path_(std::move(path)), name_(std::move(name)), node_(node) {
+  ConfigSection(std::string path, std::string name, const detail::ConfigNode* node,
+                ConfigDialect dialect = ConfigDialect::json)
+      : path_(std::move(path)), name_(std::move(name)), node_(node), dialect_(dialect) {
     if (node && node->kind != detail::ConfigNode::Kind::object)
       fail(*node, name_.empty() ? "the file" : name_, "an object");
   }
 
   bool present() const { return node_ != nullptr; }
   bool has(const std::string& key) const { return find(key) != nullptr; }
-  /// Line of a key that is there.
-  int line(const std::string& key) const { return find(key)->line; }
+  /// Whether the key stands there without a value of its own: "auto" or null.
+  bool unsaid(const std::string& key) const { return member(key) && !find(key); }
+  /// Where a key that is there stands: "ds.json line 4, optimizer.params.lr".
+  std::string place(const std::string& key) const { return text(path_, " line ", member(key)->line, ", ", full(key)); }
+  /// What stands there under a key that the caller knows, whatever it is; null: nothing.
+  const detail::ConfigNode* node(const std::string& key) {
+    known_.push_back(key);
+    return member(key);
+  }
 
   ConfigSection section(const std::string& key) {
     known_.push_back(key);
-    return {path_, full(key), find(key)};
+    return {path_, full(key), find(key), dialect_};
   }
 
   /// Sets `into` where the key is there. Throws ConfigError for another type or a value outside [low, high].
@@ -182,20 +89,21 @@ class ConfigSection {
   /// Refuses keys that were not asked for.
   void finish() const {
     if (!node_) return;
-    for (const auto& [key, node] : node_->members)
-      if (std::find(known_.begin(), known_.end(), key) == known_.end())
-        throw ConfigError(text(path_, " line ", node->line, ": unknown key \"", key, "\"",
-                               name_.empty() ? std::string() : text(" in \"", name_, "\""),
-                               "; the nearest that exists is \"", nearest_name(key, known_), "\""));
+    const bool comments = dialect_ == ConfigDialect::deepspeed;
+    for (const auto& [key, node] : node_->members) {
+      if (std::find(known_.begin(), known_.end(), key) != known_.end() || (comments && key.starts_with('_'))) continue;
+      const auto near = near_name(key, known_);
+      throw ConfigError(text(path_, " line ", node->line, ": unknown key \"", key, "\"",
+                             name_.empty() ? std::string() : text(" in \"", name_, "\""), "; ",
+                             near.empty() ? text("none is near it: take it out", comments ? ", or begin it with _" : "")
+                                          : text("the nearest that exists is \"", near, "\"")));
+    }
   }
 
   /// A refusal at the line of a key.
   [[noreturn]] void refuse(const std::string& key, const std::string& sentence) const {
-    throw ConfigError(text(path_, " line ",
-                           find(key) ? line(key)
-                           : node_   ? node_->line
-                                     : 1,
-                           ": \"", full(key), "\" ", sentence));
+    const auto* at = member(key) ? member(key) : node_;
+    throw ConfigError(text(path_, " line ", at ? at->line : 1, ": \"", full(key), "\" ", sentence));
   }
   /// Returns the result of make(). A ConfigError of make() becomes a refusal at the line of a key: `what`, and its
   /// sentence.
@@ -209,11 +117,15 @@ class ConfigSection {
   }
 
  private:
-  const detail::ConfigNode* find(const std::string& key) const {
+  const detail::ConfigNode* member(const std::string& key) const {
     if (node_)
       for (auto& [name, node] : node_->members)
         if (name == key) return node.get();
     return nullptr;
+  }
+  const detail::ConfigNode* find(const std::string& key) const {
+    const auto* node = member(key);
+    return node && !node->unsaid ? node : nullptr;
   }
   std::string full(const std::string& key) const { return name_.empty() ? key : name_ + "." + key; }
   [[noreturn]] void fail(const detail::ConfigNode& node, const std::string& key, std::string_view wanted) const {
@@ -248,6 +160,7 @@ class ConfigSection {
 
   std::string path_, name_;
   const detail::ConfigNode* node_;
+  ConfigDialect dialect_;
   std::vector<std::string> known_;
 };
 
@@ -255,17 +168,20 @@ class ConfigSection {
 class ConfigFile {
  public:
   /// Throws ConfigError with the line: syntax, a key twice, something other than an object.
-  ConfigFile(std::string path, const std::string& content) : path_(std::move(path)) {
+  ConfigFile(std::string path, std::string content, ConfigDialect dialect = ConfigDialect::json)
+      : path_(std::move(path)), dialect_(dialect) {
+    if (dialect == ConfigDialect::deepspeed) content = without_comments(path_, std::move(content));
     int line = 1;
-    detail::ConfigBuilder builder(path_, line, content);
+    detail::ConfigBuilder builder(path_, line, content, dialect);
     const detail::CountingIterator begin{content.data(), &line}, end{content.data() + content.size(), &line};
     nlohmann::json::sax_parse(begin, end, &builder);
     root_ = std::move(builder.root);
   }
-  ConfigSection root() const { return {path_, "", &root_}; }
+  ConfigSection root() const { return {path_, "", &root_, dialect_}; }
 
  private:
   std::string path_;
+  ConfigDialect dialect_;
   detail::ConfigNode root_;
 };
 

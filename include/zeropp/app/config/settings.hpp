@@ -8,37 +8,49 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <zeropp/comm/settings.hpp>
 #include <zeropp/parallel/parallelize.hpp>
 #include <zeropp/train/loss_scale.hpp>
 #include <zeropp/train/optimizers/fused_adam.hpp>
 #include <zeropp/train/schedule.hpp>
+#include <zeropp/app/config/batch_sizes.hpp>
+#include <zeropp/app/config/deepspeed_schedule.hpp>
+#include <zeropp/app/config/origins.hpp>
 
 namespace zeropp {
 
 /// Settings of a training run that do not depend on the model.
 struct TrainSettings {
-  int zero = 2;                               ///< stage
-  std::optional<int> prefetch = {};           ///< units gathered ahead at stage 3; not said: see ShardedOptions
-  std::int64_t bucket_elements = 4 << 20;     ///< gradients reduced at a time
-  std::int64_t rows = 32;                     ///< sequences of a step, over all ranks and micro-batches
-  std::int64_t micro_batch = 0;               ///< sequences of a micro-batch on a rank; 0: as passes says
-  std::int64_t passes = 0;                    ///< micro-batches of a step; 0: as micro_batch says, or one
-  int tensor = 1, pipeline = 1, context = 1;  ///< ranks of these axes; the data axis has the others
-  std::string context_attention = "ulysses";  ///< or "ring": how context ranks attend
+  int zero = 2;                      ///< stage
+  std::optional<int> prefetch = {};  ///< units gathered ahead at stage 3; not said: see ShardedOptions
+  std::optional<std::int64_t> prefetch_elements = {};  ///< the same as a file says it, in weights
+  std::int64_t bucket_elements = 4 << 20;              ///< gradients reduced at a time
+  std::int64_t rows = 32;                              ///< sequences of a step, over all ranks and micro-batches
+  std::int64_t micro_batch = 0;                        ///< sequences of a micro-batch on a rank; 0: as passes says
+  std::int64_t passes = 0;                             ///< micro-batches of a step; 0: as micro_batch says, or one
+  int tensor = 1, pipeline = 1, context = 1;           ///< ranks of these axes; the data axis has the others
+  std::string context_attention = "ulysses";           ///< or "ring": how context ranks attend
   bool sequence_parallel = false;
   std::string pipeline_schedule = "1f1b";
   int chunks = 0;  ///< of the model on a pipeline rank; 0: the fewest that the schedule takes
   std::string precision = "fp32", lr_schedule = "cosine";
+  std::optional<DeepSpeedSchedule> schedule = {};  ///< of a file; lr_schedule is its name then
   std::int64_t steps = 380, warmup_steps = 30;
-  float lr = 2e-3f, min_lr = 1e-4f, weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
+  double lr = 2e-3, min_lr = 1e-4;
+  float weight_decay = 0.1f, epsilon = 1e-8f, grad_clip = 1.0f;
   std::array<float, 2> betas{0.9f, 0.95f};
   LossScaleOptions loss_scale = {};  ///< of a run in fp16
   std::uint64_t seed = 1337;
   bool recompute = false;
-  int ranks = 0;                        ///< threads of this process; 0: what the environment says
-  std::int64_t implied_data_ranks = 0;  ///< what the batch sizes of a file imply; 0: nothing
+  std::int64_t recompute_blocks = 0;     ///< of a file: the first so many; 0: all, if recompute
+  int ranks = 0;                         ///< threads of this process; 0: what the environment says
+  BatchSizes batch = {};                 ///< what a file says of rows, micro_batch and passes
+  std::int64_t steps_per_print = 0;      ///< steps from one line of the console to the next; 0: about fifty lines
+  std::string tensorboard, csv_monitor;  ///< folders of events; empty: none
+  std::vector<std::string> notes = {};   ///< keys of a file that have no effect here, and why
+  Origins origins = {};                  ///< by the names of compared()
   Reduction reduction = Reduction::every_micro_batch;
   bool graph = false;  ///< see ShardedOptions
 
@@ -67,7 +79,7 @@ struct TrainSettings {
             {"--schedule", pipeline_schedule},
             {"--chunks", text(chunks)},
             {"--precision", precision},
-            {"--lr-schedule", lr_schedule},
+            {"--lr-schedule", schedule ? std::visit([](auto& s) { return s.describe(); }, *schedule) : lr_schedule},
             {"--steps", text(steps)},
             {"--warmup-steps", text(warmup_steps)},
             {"--lr", text(lr)},
@@ -77,16 +89,22 @@ struct TrainSettings {
             {"epsilon", text(epsilon)},
             {"--grad-clip", text(grad_clip)},
             {"fp16", text(loss_scale.fixed, " ", loss_scale.initial, " ", loss_scale.window, " ", loss_scale.hysteresis,
-                          " ", loss_scale.minimum)},
+                          loss_scale.consecutive_hysteresis ? " each, " : " ", loss_scale.minimum)},
             {"--seed", text(seed)}};
   }
-  /// Learning rate of a step, from 0. Throws ConfigError for rates and steps that do not fit.
+  /// Learning rate of a step, from 0. Throws ConfigError for rates and steps that do not fit. A schedule of DeepSpeed
+  /// counts the steps that were done, others all steps.
   float rate(std::int64_t step) const {
-    if (lr_schedule == "constant") return Constant{.peak = lr, .warmup = warmup_steps, .steps = steps}(step);
+    if (schedule) {
+      const WarmupTarget target{lr, warmup_steps, steps};
+      return static_cast<float>(std::visit([&](auto& s) { return s(step, target); }, *schedule));
+    }
+    const auto peak = static_cast<float>(lr), floor = static_cast<float>(min_lr);
+    if (lr_schedule == "constant") return Constant{.peak = peak, .warmup = warmup_steps, .steps = steps}(step);
     if (lr_schedule == "linear")
-      return LinearDecay{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
+      return LinearDecay{.peak = peak, .floor = floor, .warmup = warmup_steps, .steps = steps}(step);
     if (lr_schedule == "cosine")
-      return Cosine{.peak = lr, .floor = min_lr, .warmup = warmup_steps, .steps = steps}(step);
+      return Cosine{.peak = peak, .floor = floor, .warmup = warmup_steps, .steps = steps}(step);
     throw ConfigError(text("the schedules are cosine, linear and constant, got \"", lr_schedule, "\""));
   }
   /// Throws ConfigError, with the products that do, unless tensor x pipeline x context divides the ranks.
@@ -100,12 +118,6 @@ struct TrainSettings {
                              world_size, world_size == 1 ? " rank" : " ranks", "; their product can be ", valid));
     }
     return {.tensor = tensor, .pipeline = pipeline, .context = context};
-  }
-  /// Data ranks that a file implies, times the ranks of the other axes. Throws ConfigError beyond an int.
-  int implied_ranks() const {
-    const auto all = checked_product(checked_product(checked_product(implied_data_ranks, tensor), pipeline), context);
-    if (all > std::numeric_limits<int>::max()) throw ConfigError(text("the batch sizes imply ", all, " ranks"));
-    return static_cast<int>(all);
   }
   Stage stage() const { return static_cast<Stage>(zero); }
   /// Throws ConfigError for a schedule that there is not.

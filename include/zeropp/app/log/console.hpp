@@ -99,30 +99,36 @@ class Console {
   bool terminal_, color_ = false, bar_ = false;
 };
 
-/// The steps of a run on the console. The first and the last stay, and on a terminal about fifty in all; in a file one a
-/// tenth and one a minute.
+/// The steps of a run on the console. The first and the last stay, and of the others one in so many, where that is said;
+/// else about fifty in all on a terminal, and in a file one a tenth and one a minute.
 class Progress {
  public:
-  /// Steps (first, steps] are to come, in `memory` bytes.
-  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory())
-      : console_(console), first_(first), steps_(steps), memory_(memory) {}
+  /// Steps (first, steps] are to come, in `memory` bytes. `every`: steps from one kept line to the next; 0: as
+  /// the place asks.
+  Progress(Console& console, std::int64_t first, std::int64_t steps, double memory = machine_memory(),
+           std::int64_t every = 0)
+      : console_(console),
+        first_(first),
+        steps_(steps),
+        every_(every),
+        memory_(memory) {}
 
   void show(const StepMetrics& m) {
     const double left =
         (steady_seconds() - begin_) / static_cast<double>(m.step - first_) * static_cast<double>(steps_ - m.step);
     const auto parts = console_.terminal() ? 50 : 10;
-    const bool keep = m.step % std::max<std::int64_t>(1, steps_ / parts) == 0 || m.step == first_ + 1 ||
-                      m.step == steps_ || (!console_.terminal() && steady_seconds() - kept_ >= 60);
+    const auto every = every_ > 0 ? every_ : std::max<std::int64_t>(1, steps_ / parts);
+    const bool keep = m.step % every == 0 || m.step == first_ + 1 || m.step == steps_ ||
+                      (every_ == 0 && !console_.terminal() && steady_seconds() - kept_ >= 60);
     if (keep) kept_ = steady_seconds();
-    console_.step(step_line(m, steps_, memory_, left),
-                  static_cast<double>(m.step) / static_cast<double>(steps_), keep);
+    console_.step(step_line(m, steps_, memory_, left), static_cast<double>(m.step) / static_cast<double>(steps_), keep);
     if (m.validation_loss >= 0 && m.step < steps_)  // that of the whole held-out text follows the last step
       console_.line("validation loss " + fixed(m.validation_loss, 4));
   }
 
  private:
   Console& console_;
-  std::int64_t first_, steps_;
+  std::int64_t first_, steps_, every_;
   double memory_;
   double begin_ = steady_seconds(), kept_ = begin_;
 };
