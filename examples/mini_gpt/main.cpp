@@ -4,12 +4,14 @@
 #include <fstream>
 #include <future>
 
+#include <zeropp/app/data/load_corpus.hpp>
 #include <zeropp/app/log/plan_report.hpp>
 #include <zeropp/app/log/timeline.hpp>
 #include <zeropp/app/log/trace_json.hpp>
 #include <zeropp/comm/launch.hpp>
 
 #include "gpu.hpp"
+#include "record.hpp"
 #include "simulate.hpp"
 
 using namespace mini_gpt;
@@ -52,16 +54,23 @@ void simulate(const Settings& given) {
 int main(int argc, char** argv) {
   Settings s;
   try {
+    if (argc > 1 && std::string_view(argv[1]) == "export") return export_command(argc, argv);
     if (const int code = parse(argc, argv, s); code >= 0) return code;
     if (!s.simulation.empty()) return simulate(s), 0;
+    if (!s.dry_run && !s.doctor) look_into_checkpoint(s);
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
   }
   const Interrupt interrupt;  // from here on: a signal before the first step ends after it
   const Data data = std::async(std::launch::deferred, [&] {
-                      return Corpus::load({s.data, s.format == "raw",
-                                           s.model.tokens ? s.model.tokens : s.model.vocabulary, s.held_out});
+                      return load_corpus({.path = s.data,
+                                          .format = s.format,
+                                          .vocabulary = s.model.tokens ? s.model.tokens : s.model.vocabulary,
+                                          .held_out = s.held_out,
+                                          .tokenizer = s.tokenizer,
+                                          .stored = s.kept_tokenizer,
+                                          .learns = s.weights.empty()});
                     }).share();
   return launch(LaunchOptions{.ranks = s.dry_run ? 1 : s.ranks}, [&](World& world) {
     Console console{world.rank == 0};

@@ -18,6 +18,7 @@
 #include <zeropp/train/sampler.hpp>
 
 #include "engine.hpp"
+#include "record.hpp"
 
 namespace mini_gpt {
 
@@ -42,10 +43,12 @@ auto with_precision(const std::string& name, F f) {
 }
 
 template <class P, class D>
-int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
+int train(const Settings& given, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
   const Corpus& corpus = data.get();
+  const auto s = fitted(given, corpus);
   const double started = steady_seconds();
   Console console{world.rank == 0};
+  console.line(corpus.description);
   auto compared = s.compared();
   compared.push_back({"the checksum of the tokens", text(fingerprint_of(*corpus.split.training.source))});
   expect_same_settings(world.comm, compared);
@@ -56,13 +59,18 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   LossScaler scaler{s.loss_scaling()};
   const auto warn = [&](const std::string& words) { console.line("WARNING: " + words); };
   Checkpoints store{world.comm, s.out + "/checkpoints", {.keep = s.keep, .naming = Naming::gpt2(), .warn = warn}};
-  std::int64_t first = 0;
+  const auto record = record_of(s, corpus);
+  const auto beside = files_for_others(s, corpus);
+  std::int64_t first = 0, cursor = 0;  // steps and samples that are done
   std::string saved;
   if (s.resume != "none")
     if (const auto found = store.resume(model.state(), adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
       scaler.set_state(found->loss_scale);
       console.line(text("resumed after step ", first, " from ", found->path));
+      cursor = found->cursor ? found->cursor : first * s.rows;
+      expect_same_tokenizer(*found, corpus);
+      for (auto& sentence : changes(found->config, record)) console.line(sentence);
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
 
@@ -79,8 +87,10 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   Progress progress{console, first, s.steps, ceiling.memory};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
-    const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
-                               corpus.tokenizer->vocabulary(), {.temperature = 0.8f, .top_k = 50, .seed = s.seed});
+    const auto vocabulary = s.model.tokens ? s.model.tokens : s.model.vocabulary;
+    auto tokens = sample(model, {corpus.tokenizer->token_of_byte('\n')}, s.sample_tokens, s.model.block_size,
+                         vocabulary, {.temperature = 0.8f, .top_k = 50, .seed = s.seed});
+    std::erase_if(tokens, [&](auto token) { return token >= corpus.tokenizer->vocabulary(); });
     console.heading("sample:");
     console.line(corpus.tokenizer->decode(tokens));
   };
@@ -88,7 +98,8 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();
     const float rate = s.rate(step);
-    fill(batch, loader.at(step));
+    fill(batch, loader.at_sample(cursor));
+    cursor += s.rows;
     const auto loss =
         model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size()), .loss_scale = scaler.scale()});
     const auto clip = clip_by_global_norm(model, s.grad_clip);
@@ -114,28 +125,33 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     if (world.rank == 0) metrics.write(m);
     progress.show(m);
     const bool last = done == s.steps;
-    if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
     signal = Interrupt::signal(world.comm);
     if (done % s.save_every == 0 || last || signal)
       saved = store.save(model.state(), adam,
-                         {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
+                         {.step = done,
+                          .seed = s.seed,
+                          .cursor = cursor,
+                          .config = record,
+                          .loss_scale = scaler.state(),
+                          .files = beside});
     if (signal) break;
+    if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
   }
 
   if (!signal) {
     const auto loss = evaluate(model, held_out, batch);
     show_sample();
     console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
-    if (corpus.tokenizer)  // the first held-out token is given, not predicted
+    if (corpus.held_out_bytes)  // the first held-out token is given, not predicted
       console.heading(text("validation bits per byte ",
-                           fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out.size()), 4), " over ",
-                           grouped(static_cast<std::int64_t>(corpus.held_out.size())), " held-out bytes"));
+                           fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out_bytes), 4), " over ",
+                           grouped(corpus.held_out_bytes), " held-out bytes"));
   }
   if (world.rank == 0) {
     std::ofstream(s.out + "/loss.svg") << Curve::of_metrics(s.out + "/metrics.jsonl")
                                               .svg(text("mini_gpt: ", grouped(model.parameters()), " parameters, ",
                                                         mesh.describe(), ", ZeRO-", s.zero));
-    if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
+    if (!corpus.held_out.empty()) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
   }
   console.line(
       text("checkpoint  ", saved, "\nmetrics     ", s.out, "/metrics.jsonl\ncurve       ", s.out, "/loss.svg"));
