@@ -355,6 +355,7 @@ TEST_CASE("tokens with their tokenizer are counted in bytes; a tokenizer that do
   const auto corpus =
       load_corpus({.path = (folder.path / "t.bin").string(), .vocabulary = 260, .held_out = 0.2, .tokenizer = json});
   CHECK(corpus.split.validation.size() == 10);
+  CHECK(corpus.tokenizer_json == small_tokenizer_json(byte_level));
   CHECK(corpus.held_out_bytes == 27);  // nine tokens of three bytes, and a special one
   CHECK(load_corpus({.path = folder.path.string(), .vocabulary = 260}).tokenizer.has_value());  // beside the tokens
   CHECK_THROWS_WITH_AS(load_corpus({.path = folder.path.string(), .vocabulary = 259}),

@@ -50,6 +50,7 @@ void take_sizes_of_weights(Settings& s, const std::vector<std::string>& said) {
   auto& files = FileSystem::system();
   if (!is_there(s.weights)) return;  // check() says so
   const auto found = find_weights(files, s.weights);
+  if (!found.index) (void)Safetensors(files, found.file, File::Links::follow);  // another kind of file is named first
   if (s.tokenizer.empty() && is_there(found.folder + "/tokenizer.json")) s.tokenizer = found.folder + "/tokenizer.json";
   const ModelConfig unsaid;
   const auto was_said = [&](const std::string& flag) {

@@ -167,6 +167,7 @@ case $case in
     done
     expect 2 '--n-head is 4, but the weights have 2' "$program" "${begin[@]}" --weights exported --n-head 4 --out x
     expect 2 '--n-layer is 12, but the weights have 2' "$program" "${begin[@]}" --weights exported --model 124M --out x
+    expect 4 'is JSON, not safetensors; give a model.safetensors' "$program" "${begin[@]}" --weights exported/config.json --out x
     mkdir bare && cp exported/model.safetensors bare
     expect 2 'weights alone do not say how many heads they have' "$program" "${begin[@]}" --weights bare --out x
     mkdir torch && touch torch/pytorch_model.bin

@@ -45,8 +45,12 @@ inline void take_tokenizer(const CorpusOptions& o, const std::string& beside, Fi
   const std::string given = o.tokenizer.empty() ? beside : o.tokenizer, kept = "the tokenizer of the checkpoint";
   if (o.stored.empty() && given.empty()) return;
   if (o.stored.empty()) {
-    corpus.tokenizer = load_tokenizer(given, files);
-    corpus.tokenizer_json = tokenizer_to_json(*corpus.tokenizer);
+    auto content = read_text(files, given, 1 << 30, File::Links::follow);
+    corpus.tokenizer = read_tokenizer(content, given);
+    if (kind_of_file(std::string_view(content).substr(0, 4096)))
+      corpus.tokenizer_json = std::move(content);  // as it is: it may say more than is read here
+    else if (corpus.tokenizer->encodes())
+      corpus.tokenizer_json = tokenizer_to_json(*corpus.tokenizer);
   } else {
     corpus.tokenizer = read_tokenizer(o.stored, kept);
     corpus.tokenizer_json = o.stored;

@@ -98,6 +98,7 @@ class Tokenizer {
   std::span<const std::int32_t> special() const { return special_; }
   std::span<const std::string> patterns() const { return patterns_; }
   bool learned() const { return learned_; }  ///< by train(): words are cut by for_each_word
+  bool encodes() const { return cannot_encode_.empty(); }  ///< texts, given libpcre2 where patterns cut them
   bool words_first() const { return !words_.empty(); }
   std::int32_t token_of_byte(unsigned char byte) const { return bytes_[byte]; }
 

@@ -32,7 +32,7 @@ inline constexpr std::string_view to_safetensors =
 inline constexpr std::string_view no_weights = "give a model.safetensors, or the folder that holds it";
 
 inline constexpr std::array<FileKind, 28> file_kinds{{
-    {"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself",
+    {"version https://git-lfs.github.com/", "a Git LFS pointer in place of a file",
      "fetch the file with git lfs pull", "fetch the file with git lfs pull"},
     {"\x93NUMPY", "a NumPy array (.npy)",
      "write its tokens with numpy.load(...).astype(numpy.uint16).tofile(\"train.bin\") and give that with "

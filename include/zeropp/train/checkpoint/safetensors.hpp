@@ -82,7 +82,8 @@ class Safetensors {
     std::uint64_t length = 0;
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | prefix[i];
     if (length > static_cast<std::uint64_t>(longest_header))
-      throw DataError(text(path, ": a header of ", length, " bytes; safetensors allow ", longest_header));
+      throw DataError(text(path, " is no safetensors file, or damaged: its header would have ", length,
+                           " bytes; safetensors allow ", longest_header));
     if (length > static_cast<std::uint64_t>(size_) - 8)
       throw DataError(text(path, ": the header needs ", length, " bytes, the file holds ", size_ - 8,
                            " after its length: it is truncated"));
