@@ -19,6 +19,22 @@ target_link_libraries(zeropp_own INTERFACE zeropp)
 set(ZEROPP_MARCH native CACHE STRING "-march of our own programs; a portable one for programs that run elsewhere")
 target_compile_options(zeropp_own INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror -march=${ZEROPP_MARCH})
 
+# Tokenizers of other libraries cut texts by regular expressions with Unicode classes. Without libpcre2 programs say so
+# where a text must be cut; `zeropp_pcre2` is then empty.
+find_path(ZEROPP_PCRE2_INCLUDE_DIR pcre2.h DOC "Folder of pcre2.h")
+find_library(ZEROPP_PCRE2_LIBRARY pcre2-8 DOC "libpcre2-8.so")
+mark_as_advanced(ZEROPP_PCRE2_INCLUDE_DIR ZEROPP_PCRE2_LIBRARY)
+set(zeropp_pcre2 "")
+if(ZEROPP_PCRE2_INCLUDE_DIR AND ZEROPP_PCRE2_LIBRARY)
+  set(zeropp_pcre2 zeropp_own_pcre2)
+  add_library(zeropp_own_pcre2 INTERFACE)
+  target_include_directories(zeropp_own_pcre2 SYSTEM INTERFACE ${ZEROPP_PCRE2_INCLUDE_DIR})
+  target_link_libraries(zeropp_own_pcre2 INTERFACE ${ZEROPP_PCRE2_LIBRARY})
+  target_compile_definitions(zeropp_own_pcre2 INTERFACE ZEROPP_PCRE2 PCRE2_CODE_UNIT_WIDTH=8)
+else()
+  message(STATUS "libpcre2-dev is not installed: mini_gpt will not encode texts with tokenizers of other libraries")
+endif()
+
 # Engines on GPUs are compiled by nvcc, for Hopper unless CMAKE_CUDA_ARCHITECTURES says otherwise. Its front end knows
 # neither GCC's unroll pragma (1675) nor that a variable may serve one branch of an `if constexpr` only (177).
 if(TARGET zeropp_cuda)

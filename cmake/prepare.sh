@@ -54,5 +54,5 @@ show_build() {
 need_to_build() {
   need cmake:cmake g++:g++ ninja-build:ninja \
     nlohmann-json3-dev:/usr/include/nlohmann/json.hpp libxxhash-dev:/usr/include/xxhash.h \
-    libcli11-dev:/usr/include/CLI/CLI.hpp "$@"
+    libcli11-dev:/usr/include/CLI/CLI.hpp libpcre2-dev:/usr/include/pcre2.h "$@"
 }

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 
 #include <zeropp/parallel/sharding/sharded_model.hpp>
@@ -343,9 +344,9 @@ TEST_CASE("the folder holds what its documentation says, and GPT-2's matrices tr
   CHECK(names(folder.path()) == std::vector<std::string>{".lock", "latest", "step-00000003"});
   CHECK(contents(folder / "latest") == "step-00000003\n");
   const auto step = folder / "step-00000003";
-  CHECK(names(step) == std::vector<std::string>{"config.json", "manifest.json", "model.safetensors",
+  CHECK(names(step) == std::vector<std::string>{"manifest.json", "model.safetensors",
                                                 "optimizer-00000-of-00002.safetensors",
-                                                "optimizer-00001-of-00002.safetensors", "state.json"});
+                                                "optimizer-00001-of-00002.safetensors", "state.json", "training.json"});
   Safetensors file(FileSystem::system(), step + "/model.safetensors");
   CHECK(file.at("h.0.attn.c_attn.weight").shape == std::vector<std::int64_t>{3, 9});
   CHECK(file.at("wte.weight").shape == std::vector<std::int64_t>{7, 5});
@@ -363,6 +364,106 @@ TEST_CASE("the folder holds what its documentation says, and GPT-2's matrices tr
   for (std::size_t out = 0; out < 9; ++out)
     for (std::size_t in = 0; in < 3; ++in) CHECK(ours[out * 3 + in] == theirs[in * 9 + out]);
   CHECK_THROWS_WITH_AS(Naming::called("llama"), doctest::Contains("identity and gpt2"), ConfigError);
+}
+
+TEST_CASE("a program keeps small files in its checkpoints; names of the library and of other places are refused") {
+  const Folder folder;
+  const std::vector<SmallFile> kept{
+      {"config.json", "{\"n\": 1}"}, {"tokenizer.json", std::string("a\0b", 3)}, {"empty", ""}};
+  run_ranks(2, limit, [&](Comm comm) {
+    Run<Stage::parameters> run(comm), other(comm, 9);
+    Checkpoints store{comm, folder.path()};
+    run.save(store, {.step = 1, .files = kept});
+    const auto resumed = other.resume(store);
+    REQUIRE(resumed);
+    REQUIRE(resumed->files.size() == 3);
+    for (auto& file : kept) CHECK(*resumed->file(file.name) == file.content);
+    CHECK(resumed->file("nothing") == nullptr);
+    CHECK(resumed->config == "{}\n");
+    for (const std::string name : {"../x", "a/b", ".lock", "", "manifest.json", "training.json", "state.json",
+                                   "model.safetensors", "optimizer-00000-of-00002.safetensors", "a b"})
+      CHECK(contains(sentence_of([&] {
+                       run.save(store, {.step = 2, .files = {{name, "x"}}});
+                     }),
+                     "can not keep a file"));
+    CHECK(contains(sentence_of([&] {
+                     run.save(store, {.step = 2, .files = {{"a", "x"}, {"a", "y"}}});
+                   }),
+                   "of its own"));
+  });
+  // One bit of such a file is seen, and so is a manifest that names another place.
+  const auto step = folder / "step-00000001";
+  const auto resume = [&] {
+    Run<Stage::none> run{Comm{}};
+    Checkpoints store{Comm{}, folder.path()};
+    return sentence_of([&] { run.resume(store); });
+  };
+  put(step + "/config.json", "{\"n\": 2}");
+  CHECK(contains(resume(), "config.json differs: it is damaged"));
+  put(step + "/config.json", kept[0].content);
+  const auto path = step + "/manifest.json";
+  const auto manifest = Manifest::from_text(contents(path), path);
+  for (const std::string name : {"../config.json", "state.json", "tokenizer.json"}) {
+    auto hostile = manifest;
+    hostile.files[hostile.own_files()].name = name;
+    put(path, hostile.to_text());
+    CHECK(contains(resume(), "which no program keeps there"));
+  }
+  put(path, manifest.to_text());
+  CHECK(resume() == "no error");
+}
+
+TEST_CASE("a folder of format 2, with the settings in config.json, loads") {
+  const Folder folder;
+  const auto bits = save_at<Bf16>(folder.path(), 2, Stage::gradients);
+  const auto step = folder / "step-00000003", path = step + "/manifest.json";
+  auto manifest = Manifest::from_text(contents(path), path);
+  manifest.format = 2;
+  manifest.files[0].name = "config.json";
+  fs::rename(step + "/training.json", step + "/config.json");
+  put(path, manifest.to_text());
+  CHECK(resume_at<Bf16>(folder.path(), 3, Stage::parameters) == bits);
+  manifest.files.push_back(manifest.files[0]);
+  put(path, manifest.to_text());
+  CHECK(contains(sentence_of([&] { Manifest::from_text(contents(path), path); }), "lists 6 files for 2 ranks"));
+}
+
+TEST_CASE("weights that a precision does not hold are refused by name") {
+  const Folder folder;
+  Run<Stage::none> wide{Comm{}};
+  const auto with = [&](float value) {
+    SafetensorsWriter writer(FileSystem::system(), folder.path(), text(value), detail::weight_specs(wide.model, {}, 0));
+    for (auto& p : wide.model.model_parameters()) {
+      auto all = values(wide, p.name);
+      if (p.name == "h.0.attn.c_proj.bias") all[1] = value;
+      writer.append(std::span<const float>{all});
+    }
+    writer.finish();
+    return folder / text(value);
+  };
+  Run<Stage::parameters, Fp16> half{Comm{}};
+  Run<Stage::parameters, Bf16> bf16s{Comm{}};
+  CHECK(contains(
+      sentence_of([&] { load_weights(with(1e5f), half.model); }),
+      "h.0.attn.c_proj.bias in " + folder / text(1e5f) + " holds the value 1e+05, which float16 does not hold; train"));
+  CHECK(
+      contains(sentence_of([&] { load_weights(with(-65536.0f), half.model); }), "-65536, which float16 does not hold"));
+  CHECK(sentence_of([&] { load_weights(with(65504.0f), half.model); }) == "no error");
+  CHECK(sentence_of([&] { load_weights(folder / text(1e5f), bf16s.model); }) == "no error");
+  CHECK(contains(sentence_of([&] { load_weights(with(3.4e38f), bf16s.model); }), "which bfloat16 does not hold"));
+  for (float value : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+    CHECK(contains(sentence_of([&] { load_weights(with(value), wide.model); }), "these weights cannot be trained"));
+}
+
+TEST_CASE("names that PyTorch's wrappers changed are understood") {
+  const auto naming = Naming::gpt2();
+  for (const std::string name : {"wte.weight", "transformer.wte.weight", "_orig_mod.wte.weight", "module.wte.weight",
+                                 "module._orig_mod.transformer.wte.weight", "_orig_mod.module.transformer.wte.weight",
+                                 "transformer._orig_mod.wte.weight", "_fsdp_wrapped_module.transformer.wte.weight"})
+    CHECK(naming.parameter_of(name) == "wte.weight");
+  CHECK(naming.parameter_of("transformer.h.3._orig_mod.attn.c_attn.weight") == "h.3.attn.c_attn.weight");
+  CHECK(naming.parameter_of("submodule.wte.weight") == "submodule.wte.weight");
+  CHECK(Naming::identity().parameter_of("module.wte.weight") == "module.wte.weight");
 }
 
 TEST_CASE("exported weights: padding stripped, prefixes, buffers and tied copies understood") {
@@ -533,7 +634,7 @@ TEST_CASE("weights in several files with an index; hostile names in it are refus
   CHECK(contains(index(outside / "2.safetensors"), "may only name files beside it"));
   CHECK(contains(index(".."), "may only name files beside it"));
   CHECK(contains(index(""), "may only name files beside it"));
-  CHECK(contains(index("link.safetensors"), "a symbolic link is not followed here"));
+  CHECK(contains(index("link.safetensors"), "a symbolic link is not followed there"));
   CHECK(contains(index("missing.safetensors"), "No such file"));
   CHECK(contains(index("1.safetensors"), "it does not"));
   put(folder / "m/model.safetensors.index.json", R"({"weight_map": {"a": 1}})");

@@ -421,7 +421,7 @@ TEST_CASE("hostile names in a manifest, links, pipes and folders in place of fil
   for (auto name : {"../step-00000001/model.safetensors", "/etc/passwd", "", ".", "..", "model.safetensors/", "x"}) {
     CHECK(contains(forge([&](auto& m) { m["files"][2]["name"] = name; }), text("names the file ", name, " where")));
   }
-  CHECK(contains(forge([](auto& m) { m["format"] = 3; }), "format 3, this library reads up to 2"));
+  CHECK(contains(forge([](auto& m) { m["format"] = 4; }), "format 4, this library reads up to 3"));
   CHECK(contains(forge([](auto& m) { m["mesh"]["tensor"] = 0; }), "are 0 tensor x 1 pipeline ranks"));
   CHECK(contains(forge([](auto& m) { m["mesh"]["pipeline"] = 1ull << 62; }), "they cannot be"));
   CHECK(contains(forge([](auto& m) { m["ranks"] = 1000000000; }), "files for 1000000000 ranks"));

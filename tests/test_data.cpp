@@ -10,7 +10,7 @@
 #include <set>
 #include <tuple>
 
-#include <zeropp/app/data/corpus.hpp>
+#include <zeropp/app/data/load_corpus.hpp>
 
 using namespace zeropp;
 
@@ -103,6 +103,284 @@ TEST_CASE("bad token files are refused with file and offset") {
           "the token 100 at byte 1026");
   refused(folder.path.string(), "not a regular file");
   CHECK_THROWS_AS(write_tokens((folder.path / "w").string(), numbers(10), 5), DataError);
+}
+
+TEST_CASE("raw numbers that are wider than they are said to be, and files that are no tokens, are named") {
+  const Folder folder;
+  const auto as_bytes = [](auto width, int count) {
+    std::string bytes;
+    for (int i = 0; i < count; ++i) {
+      const auto value = static_cast<decltype(width)>(1 + i % 90);
+      bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+    }
+    return bytes;
+  };
+  using Format = FileTokens::Format;
+  const auto wide = folder.file("wide", as_bytes(std::int32_t{}, 100));
+  refused(wide, "holds numbers of 32 bits, every second one of 16 bits is 0; give --data-format raw32",
+          Format::raw_uint16);
+  CHECK(FileTokens(wide, 100, Format::raw_uint32).size() == 100);
+  for (auto format : {Format::raw_uint16, Format::raw_uint32})
+    refused(folder.file("widest", as_bytes(std::int64_t{}, 100)), "holds numbers of 64 bits", format);
+  CHECK(FileTokens(folder.file("narrow", as_bytes(std::uint16_t{}, 100)), 100, Format::raw_uint16).size() == 100);
+  refused(folder.file("odd32", as_bytes(std::uint16_t{}, 101)), "need a multiple of 4; byte 200", Format::raw_uint32);
+  refused(folder.file("array.npy", "\x93NUMPY\1" + as_bytes(std::uint16_t{}, 99)),
+          "is a NumPy array (.npy), not raw tokens; write", Format::raw_uint16);
+  refused(folder.file("llm.bin", header(20240520, 1, 2) + "abcd"), "leave out --data-format", Format::raw_uint16);
+  refused(folder.file("model.bin", "\xc6\xd7\x34\x01" + std::string(2000, '\1')),
+          "is a model file of llm.c, not tokens");
+}
+
+TEST_CASE("what is not text is refused by its kind, with the flag that would be right") {
+  const Folder folder;
+  const std::string rest(5000, 'x'),
+      json = R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": []})";
+  const auto load = [&](const std::string& name, const std::string& content) {
+    (void)load_corpus({.path = folder.file(name, content)});
+  };
+  using namespace std::string_literals;
+  for (const auto& [content, name, advice] :
+       {std::tuple{"PK\3\4"s, "a zip archive (.npz", "--data-format raw"},
+        {"\x93NUMPY"s, "a NumPy array", "--data-format raw"},
+        {"\x40\0\0\0\0\0\0\0{\"a\": {"s, "a file of weights (safetensors)", "--weights"},
+        {json, "a tokenizer (tokenizer.json)", "--tokenizer"},
+        {"{\"metadata\": {}, \"weight_map\": {"s, "an index of weights", "--weights"},
+        {"\x89PNG\r\n"s, "a picture (PNG)", "give a text file"},
+        {"\xff\xd8\xff\xe0"s, "a picture (JPEG)", "give a text file"},
+        {"\x1f\x8b\x08"s, "compressed by gzip", "unpack it"},
+        {"\xff\xfeh\0i\0"s, "text in UTF-16", "iconv -f UTF-16"},
+        {"PAR1"s, "a Parquet file", "column of text"},
+        {"some text\0more"s, "its byte 9 is 0", "--data-format raw (uint16) or raw32"}})
+    for (const std::string file : {"x", "x.txt"}) {
+      CHECK_THROWS_WITH_AS(load(file, content + rest), doctest::Contains(name), DataError);
+      CHECK_THROWS_WITH_AS(load(file, content + rest), doctest::Contains(advice), DataError);
+    }
+  CHECK_NOTHROW(load("lines.jsonl", "{\"text\": \"" + rest + "\"}\n"));  // JSON of a text's lines is text
+}
+
+TEST_CASE("text is cut at a line, at white space or at a character, never into nothing") {
+  const std::string lines = "aaaa\nbbbb\ncccc\ndddd\n", words = "aaaa bbbb cccc dddd eeee", one(100, 'x');
+  CHECK(held_out_begin(lines, 0.3) == 14);
+  CHECK(held_out_begin(words, 0.3) == 19);
+  CHECK(held_out_begin(one, 0.1) == 90);
+  CHECK(held_out_begin(one, 0) == 100);
+  std::string accents;
+  for (int i = 0; i < 50; ++i) accents += "\xc3\xa9";
+  CHECK(held_out_begin(accents, 0.11) == 90);  // byte 89 is inside of a character
+  // A late long line leaves most of what was asked for.
+  const auto late = std::string(80000, 'a') + "\n" + std::string(39000, 'b') + "\n" + std::string(250, 'c');
+  CHECK(held_out_begin(late, 0.1) == late.size() - 11925);
+  const Folder folder;
+  const auto corpus = load_corpus({.path = folder.file("one.txt", one + one), .held_out = 0.2});
+  CHECK(corpus.split.validation.size() == 40);
+  CHECK(corpus.description == "data: 160 bytes of text for training, 40 held out (20.0 %)");
+}
+
+TEST_CASE("folders of tokens: nanoGPT's, llm.c's shards, Megatron's pair") {
+  const Folder folder;
+  const auto raw = [](int begin, int end) {
+    std::string bytes;
+    for (int i = begin; i < end; ++i) bytes += std::string{static_cast<char>(i % 100), '\0'};
+    return bytes;
+  };
+  const auto path = [&](const std::string& name) { return (folder.path / name).string(); };
+  const auto tokens = [](const TokenRange& range) {
+    std::vector<std::int32_t> all(static_cast<std::size_t>(range.size()));
+    range.source->read(range.begin, all);
+    return all;
+  };
+  for (const char* name : {"nano", "shards", "only_val", "other"})
+    std::filesystem::create_directories(folder.path / name);
+  folder.file("nano/train.bin", raw(0, 90)), folder.file("nano/val.bin", raw(90, 99));
+  folder.file("nano/input.txt", "what it was made of"), folder.file("nano/meta.pkl", "\x80\4\x95");
+  const auto nano = load_corpus({.path = path("nano"), .vocabulary = 100});
+  CHECK(tokens(nano.split.training).size() == 90);
+  CHECK(tokens(nano.split.validation) == std::vector<std::int32_t>{90, 91, 92, 93, 94, 95, 96, 97, 98});
+  CHECK(nano.description ==
+        "data: 90 tokens for training, 9 held out (9.1 %): 1 and 1 files, --held-out is not needed");
+  CHECK(!nano.tokenizer);
+  const auto all = numbers(100);
+  for (const auto& [name, begin, end] :
+       {std::tuple{"train_000001", 0, 40}, {"train_000002", 40, 75}, {"val_000000", 75, 95}})
+    write_tokens(path(text("shards/x_", name, ".bin")),
+                 std::span{all}.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)), 100);
+  const auto shards = load_corpus({.path = path("shards"), .vocabulary = 100});
+  CHECK(tokens(shards.split.training) == numbers(75));
+  std::vector<std::int32_t> across(4);
+  shards.split.training.source->read(38, across);
+  CHECK(across == std::vector<std::int32_t>{38, 39, 40, 41});
+  CHECK(tokens(shards.split.validation).front() == 75);
+  for (const char* name : {"retrieval_000", "x_train_2"}) write_tokens(path(text("shards/", name, ".bin")), all, 100);
+  write_tokens(path("shards/x_test_000.bin"), all, 100), write_tokens(path("shards/validation.bin"), all, 100);
+  CHECK(load_corpus({.path = path("shards"), .vocabulary = 100}).split.training.size() == 275);
+  CHECK(load_corpus({.path = path("shards"), .vocabulary = 100}).split.validation.size() == 120);
+  folder.file("only_val/val.bin", raw(0, 90));
+  CHECK_THROWS_WITH_AS(load_corpus({.path = path("only_val"), .vocabulary = 100}),
+                       doctest::Contains("no other *.bin to train on"), DataError);
+  folder.file("other/data.bin", raw(0, 90) + raw(0, 900));
+  CHECK_THROWS_WITH_AS(load_corpus({.path = path("other"), .vocabulary = 100}),
+                       doctest::Contains("give --data-format raw"), DataError);
+  CHECK(load_corpus({.path = path("other"), .format = "raw", .vocabulary = 100}).split.training.size() == 891);
+
+  // Megatron's: two sequences of 40 and 50 tokens.
+  const auto number = [](auto value) { return std::string(reinterpret_cast<const char*>(&value), sizeof value); };
+  const auto index = [&](char type, std::int64_t second) {
+    return std::string("MMIDIDX\0\0", 9) + number(std::uint64_t{1}) + type + number(std::int64_t{2}) +
+           number(std::int64_t{2}) + number(std::int32_t{40}) + number(std::int32_t{50}) + number(std::int64_t{0}) +
+           number(second) + number(std::int64_t{0});
+  };
+  folder.file("text_document.bin", raw(0, 90)), folder.file("text_document.idx", index(8, 80));
+  for (const char* name : {"text_document", "text_document.bin", "text_document.idx"})
+    CHECK(tokens(load_corpus({.path = path(name), .vocabulary = 100, .held_out = 0}).split.training) == numbers(90));
+  const auto megatron = [&](const std::string& content, const char* sentence) {
+    folder.file("text_document.idx", content);
+    CHECK_THROWS_WITH_AS(load_corpus({.path = path("text_document"), .vocabulary = 100}), doctest::Contains(sentence),
+                         DataError);
+  };
+  megatron(index(8, 60), "sequence 1 does not follow the one before it");
+  megatron(index(5, 80), "its tokens are of type 5");
+  megatron(index(4, 160), "tells of 360 bytes of tokens, but");
+  megatron(index(8, 80).substr(0, 20), "shorter than its header");
+  megatron(index(8, 80).substr(0, 50), "truncated");
+  megatron("nothing that is known at all, just text", "it is no index of Megatron");
+}
+
+namespace {
+/// "ab" and "abc" are tokens beside the bytes, "<|end|>" is special.
+std::string small_tokenizer_json(const std::string& pre_tokenizer, const std::string& more = {}) {
+  const detail::ByteAlphabet alphabet;
+  auto vocabulary = nlohmann::json::object();
+  for (int b = 0; b < 256; ++b) vocabulary[alphabet.shown[static_cast<std::size_t>(b)]] = 255 - b;
+  vocabulary["ab"] = 256, vocabulary["abc"] = 257,
+  vocabulary
+      ["\xc4\xa0"
+       "a"] = 258;
+  return R"({"added_tokens": [{"id": 259, "content": "<|end|>"}], "pre_tokenizer": )" + pre_tokenizer + more +
+         R"(, "model": {"type": "BPE", "merges": ["a b", ["ab", "c"], "\u0120 a"], "vocab": )" + vocabulary.dump() +
+         "}}";
+}
+const std::string byte_level = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true})";
+}  // namespace
+
+TEST_CASE("tokenizer.json of byte-level BPE: read, used, written") {
+  const auto tokenizer = tokenizer_from_json(small_tokenizer_json(byte_level), "it");
+  CHECK(tokenizer.vocabulary() == 260);
+  CHECK(tokenizer.decode(std::vector<std::int32_t>{257, 258, 259, 255 - '\n'}) == "abc a<|end|>\n");
+  CHECK(tokenizer.token_of_byte('\n') == 255 - '\n');
+  CHECK(tokenizer.length_of(257) == 3);
+  CHECK(tokenizer.length_of(259) == 0);
+  if (Pattern::available) {
+    CHECK(tokenizer.encode("abc ac<|end|>ab") == std::vector<std::int32_t>{257, 258, 255 - 'c', 259, 256});
+    std::string all;
+    for (int i = 0; i < 3000; ++i)
+      all += static_cast<char>(Random(2, RandomPurpose::test).bits(static_cast<std::uint64_t>(i)));
+    for (const auto& input :
+         {std::string(), sample_text(400), all, std::string("   \n\n  a  b"), std::string("abc<|end|>")})
+      CHECK(tokenizer.decode(tokenizer.encode(input)) == input);
+    CHECK(tokenizer_from_json(tokenizer_to_json(tokenizer), "it") == tokenizer);
+  } else {
+    CHECK_THROWS_WITH_AS((void)tokenizer.encode("abc"), doctest::Contains("install libpcre2-dev"), ConfigError);
+  }
+  // Its own tokenizers come back as they were, words cut by the same code.
+  for (std::int64_t vocabulary : {256, 300}) {
+    const auto learned = Tokenizer::train(sample_text(500), vocabulary);
+    const auto again = tokenizer_from_json(tokenizer_to_json(learned), "it");
+    CHECK(again == learned);
+    CHECK(again.learned());
+    CHECK(again.encode(sample_text(900)) == learned.encode(sample_text(900)));
+    if (Pattern::available) {  // and the pattern in the file cuts as that code does
+      const Pattern pattern(detail::learned_pattern);
+      for (const auto& input : {sample_text(900), std::string(70, ' ') + "a", std::string(64, ' ') + "a",
+                                " " + std::string(64, 'b'), std::string("\t a\n\n  b,c  ..'x 12a\x7f\x01")}) {
+        std::vector<std::string> ours, theirs;
+        detail::for_each_word(input, [&](auto word) { ours.emplace_back(word); });
+        pattern.for_each_piece(input, [&](auto word) { theirs.emplace_back(word); });
+        CHECK(ours == theirs);
+      }
+    }
+  }
+  const auto refuse = [](const std::string& json, const char* sentence) {
+    CHECK_THROWS_WITH_AS(tokenizer_from_json(json, "it"), doctest::Contains(sentence), DataError);
+  };
+  refuse("{}", "lacks the member \"model\"");
+  refuse(R"({"model": {"type": "WordPiece", "vocab": {}}})",
+         "its model is WordPiece; tokenizers of byte-level BPE are");
+  refuse(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})", "no token for some bytes");
+  refuse(R"({"model": {"type": "BPE", "byte_fallback": true, "vocab": {}, "merges": []}})", "its tokens are not bytes");
+  auto bad = small_tokenizer_json(byte_level);
+  refuse(bad.replace(bad.find("\"a b\""), 5, "\"a q\""), "names no tokens of it");
+  for (const std::string other : {R"({"type": "Whitespace"})", R"({"type": "ByteLevel"})",
+                                  R"({"type": "Split", "behavior": "Removed", "pattern": {}})"}) {
+    const auto odd = tokenizer_from_json(small_tokenizer_json(other), "it");  // tokens are shown all the same
+    CHECK(odd.decode(std::vector<std::int32_t>{257}) == "abc");
+    CHECK_THROWS_WITH_AS((void)odd.encode("abc"), doctest::Contains("make tokens with it in Python"), ConfigError);
+  }
+  CHECK_THROWS_WITH_AS(
+      (void)tokenizer_from_json(small_tokenizer_json(byte_level, R"(, "normalizer": {"type": "NFC"})"), "it")
+          .encode("a"),
+      doctest::Contains("normalises"), ConfigError);
+}
+
+TEST_CASE("files of tiktoken") {
+  const auto base64 = [](std::string_view bytes) {
+    const char* digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    std::string out;
+    for (std::size_t i = 0; i < bytes.size(); i += 3) {
+      std::uint32_t bits = 0;
+      for (std::size_t k = 0; k < 3; ++k)
+        bits = bits << 8 | (i + k < bytes.size() ? static_cast<unsigned char>(bytes[i + k]) : 0u);
+      for (std::size_t k = 0; k < 4; ++k) out += i + k <= bytes.size() ? digits[bits >> (18 - 6 * k) & 63] : '=';
+    }
+    return out;
+  };
+  std::string content;
+  for (int b = 0; b < 256; ++b) content += base64(std::string(1, static_cast<char>(b))) + text(" ", b, "\n");
+  content += base64("ab") + " 256\n" + base64("abc") + " 257\n";
+  const auto tokenizer = read_tokenizer(content, "it");
+  CHECK(tokenizer.decode(std::vector<std::int32_t>{257, 'd'}) == "abcd");
+  CHECK_THROWS_WITH_AS((void)tokenizer.encode("abc"), doctest::Contains("does not say how texts are cut"), ConfigError);
+  CHECK_THROWS_WITH_AS(read_tokenizer(content + "YWI= 300\n", "it"), doctest::Contains("line 259"), DataError);
+  CHECK_THROWS_WITH_AS(read_tokenizer(content + "!! 300\n", "it"), doctest::Contains("base64 and a number"), DataError);
+  CHECK_THROWS_WITH_AS(read_tokenizer("YWI= 0\n", "it"), doctest::Contains("no token for some single bytes"),
+                       DataError);
+  CHECK_THROWS_WITH_AS(read_tokenizer("PK\3\4 and so on", "it"), doctest::Contains("not a tokenizer"), DataError);
+}
+
+TEST_CASE("tokens with their tokenizer are counted in bytes; a tokenizer that does not fit is refused") {
+  const Folder folder;
+  const auto json = folder.file("tokenizer.json", small_tokenizer_json(byte_level));
+  std::vector<std::int32_t> tokens(50, 257);
+  tokens[49] = 259;
+  write_tokens((folder.path / "t.bin").string(), tokens, 260);
+  const auto corpus =
+      load_corpus({.path = (folder.path / "t.bin").string(), .vocabulary = 260, .held_out = 0.2, .tokenizer = json});
+  CHECK(corpus.split.validation.size() == 10);
+  CHECK(corpus.tokenizer_json == small_tokenizer_json(byte_level));
+  CHECK(corpus.held_out_bytes == 27);  // nine tokens of three bytes, and a special one
+  CHECK(load_corpus({.path = folder.path.string(), .vocabulary = 260}).tokenizer.has_value());  // beside the tokens
+  CHECK_THROWS_WITH_AS(load_corpus({.path = folder.path.string(), .vocabulary = 259}),
+                       doctest::Contains("give --vocab-size 260"), ConfigError);
+  // What the checkpoint keeps comes first, and nothing else may be said.
+  const auto text_path = folder.file("text.txt", sample_text(500));
+  const auto stored = tokenizer_to_json(Tokenizer::train(sample_text(300), 280));
+  const auto again = load_corpus({.path = text_path, .vocabulary = 300, .stored = stored});
+  CHECK(again.tokenizer->vocabulary() == 280);
+  CHECK(again.tokenizer_json == stored);
+  CHECK_THROWS_WITH_AS(load_corpus({.path = text_path, .vocabulary = 300, .tokenizer = json, .stored = stored}),
+                       doctest::Contains("another tokenizer than that of the checkpoint"), ConfigError);
+  CHECK_THROWS_WITH_AS(load_corpus({.path = text_path, .vocabulary = 300, .learns = false}),
+                       doctest::Contains("give --tokenizer"), ConfigError);
+}
+
+TEST_CASE("a cursor counts samples: other rows go on where the ones before stopped") {
+  const TokenRange range{std::make_shared<MemoryTokens>(numbers(1000)), 0, 1000};
+  const TokenLoader four(range, {.batch = 4, .sequence = 7}), six(range, {.batch = 6, .sequence = 7});
+  CHECK(four.at(5).tokens == four.at_sample(20).tokens);
+  std::set<std::int32_t> seen;
+  for (std::int64_t cursor = 0; cursor < 24; cursor += 4)
+    for (auto token : four.at_sample(cursor).tokens) CHECK(seen.insert(token).second);
+  for (std::int64_t cursor = 24; cursor + 6 < four.windows(); cursor += 6)
+    for (auto token : six.at_sample(cursor).tokens) CHECK(seen.insert(token).second);  // none twice
 }
 
 TEST_CASE("a file that shrinks or changes while it is read is an error, not a crash") {

@@ -2,6 +2,8 @@
 // Safetensors written and read back; files that are truncated, flipped or hostile are refused and never crash.
 #include <doctest/doctest.h>
 
+#include <tuple>
+
 #include "support/checkpoints.hpp"
 
 using namespace test;
@@ -157,6 +159,62 @@ TEST_CASE("each kind of broken header is refused with its sentence") {
       contains(header_refusal("{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}"), "nests deeper"));
   CHECK(contains(sentence_of([] { Safetensors{FileSystem::system(), "/"}; }), "not a regular file"));
   CHECK(contains(sentence_of([] { Safetensors{FileSystem::system(), "/nowhere/x"}; }), "No such file"));
+}
+
+TEST_CASE("a file of another kind is named, with what to do") {
+  using namespace std::string_literals;
+  const std::string rest(100, 'x');
+  for (const auto& [begin, name, advice] :
+       {std::tuple{"version https://git-lfs.github.com/spec/v1\noid sha256:"s, "a Git LFS pointer", "git lfs pull"},
+        {"PK\3\4\0\0\0\0"s, "a zip archive", "safetensors.torch.save_file"},
+        {"\x80\2\x8a\x0al\xfc\x9c"s, "a pickle of torch.save", "safetensors.torch.save_file"},
+        {"\xc6\xd7\x34\x01\x03\0\0\0"s, "a model file of llm.c", "safetensors"},
+        {"\x88\xd8\x34\x01\x01\0\0\0"s, "a token file of llm.c", "--data"},
+        {"\x93NUMPY\1\0"s, "a NumPy array", "safetensors"},
+        {"GGUF\3\0\0\0"s, "a GGUF model", "safetensors"},
+        {"\x89HDF\r\n\x1a\n"s, "an HDF5 file", "safetensors"},
+        {"<!DOCTYPE html><html>"s, "a page of HTML", "download the file again"},
+        {"{\n  \"metadata\": {}, \"weight_map\": {"s, "an index of weights", "give its folder"},
+        {"{\"version\": \"1.0\", \"truncation\": null, \"padding\": null"s, "a tokenizer", "model.safetensors"},
+        {"{\"model_type\": \"gpt2\""s, "JSON", "model.safetensors"}}) {
+    const auto sentence = refusal(begin + rest);
+    CHECK_MESSAGE(contains(sentence, name + ""s), sentence);
+    CHECK_MESSAGE(contains(sentence, "not safetensors; "), sentence);
+    CHECK_MESSAGE(contains(sentence, advice + ""s), sentence);
+  }
+}
+
+TEST_CASE("weights are found by file, index, folder and the cache of the hub") {
+  const Folder folder;
+  auto& files = FileSystem::system();
+  const auto found = [&](const std::string& path) { return find_weights(files, folder / path).file; };
+  const auto snapshot = folder / "models--o--m/snapshots/abc";
+  fs::create_directories(snapshot);
+  fs::create_directories(folder / "models--o--m/blobs");
+  fs::create_directories(folder / "models--o--m/refs");
+  put(folder / "models--o--m/blobs/1", "x");
+  fs::create_symlink("../../blobs/1", snapshot + "/model.safetensors");
+  CHECK(found("models--o--m") == snapshot + "/model.safetensors");
+  fs::create_directories(folder / "models--o--m/snapshots/older");
+  CHECK(contains(sentence_of([&] { found("models--o--m"); }), "holds 2 snapshots"));
+  put(folder / "models--o--m/refs/main", "abc\n");
+  CHECK(found("models--o--m") == snapshot + "/model.safetensors");
+  CHECK(found("models--o--m/snapshots/abc/model.safetensors") == snapshot + "/model.safetensors");
+  put(folder / "model.safetensors.index.json", "{}");
+  CHECK(found("") == folder.path() + "//model.safetensors.index.json");
+  CHECK(find_weights(files, folder / "model.safetensors.index.json").index);
+  for (const std::string other : {"pytorch_model.bin", "tf_model.h5", "adapter_model.safetensors"}) {
+    fs::create_directories(folder / other + ".d");
+    put(folder / other + ".d/" + other, "x");
+    CHECK(contains(sentence_of([&] { found(other + ".d"); }), "holds " + other + " but no model.safetensors; "));
+  }
+  // Only the blobs of the same cache lie outside a folder.
+  CHECK(sentence_of([&] { expect_inside(files, snapshot, snapshot + "/model.safetensors"); }) == "no error");
+  fs::create_symlink("../../../secret", snapshot + "/out");
+  put(folder / "secret", "x");
+  CHECK(contains(sentence_of([&] { expect_inside(files, snapshot, snapshot + "/out"); }), "is not followed there"));
+  fs::create_symlink("nowhere", snapshot + "/dangling");
+  CHECK(contains(sentence_of([&] { expect_inside(files, snapshot, snapshot + "/dangling"); }), "No such file"));
 }
 
 TEST_CASE("a header of just over 100 MB is refused, though the file holds it") {

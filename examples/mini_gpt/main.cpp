@@ -5,6 +5,7 @@
 #include <fstream>
 #include <future>
 
+#include <zeropp/app/data/load_corpus.hpp>
 #include <zeropp/app/log/plan_report.hpp>
 #include <zeropp/app/log/settings_report.hpp>
 #include <zeropp/app/log/timeline.hpp>
@@ -13,6 +14,7 @@
 #include <zeropp/train/checkpoint/weight_files.hpp>
 
 #include "gpu.hpp"
+#include "record.hpp"
 #include "simulate.hpp"
 
 using namespace mini_gpt;
@@ -76,16 +78,22 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader of our output that went away ends nothing
   Settings given;
   try {
+    if (argc > 1 && std::string_view(argv[1]) == "export") return export_command(argc, argv);
     if (const int code = parse(argc, argv, given); code >= 0) return code;
     if (!given.simulation.empty()) return simulate(given), 0;
+    if (!given.dry_run && !given.doctor) look_into_checkpoint(given);
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
   }
   const Data data = std::async(std::launch::deferred, [&] {
-                      const auto& model = given.model;
-                      return Corpus::load({given.data, given.format == "raw",
-                                           model.tokens ? model.tokens : model.vocabulary, given.held_out});
+                      return load_corpus({.path = given.data,
+                                          .format = given.format,
+                                          .vocabulary = given.model.tokens ? given.model.tokens : given.model.vocabulary,
+                                          .held_out = given.held_out,
+                                          .tokenizer = given.tokenizer,
+                                          .stored = given.kept_tokenizer,
+                                          .learns = given.weights.empty()});
                     }).share();
   const bool planned = given.dry_run && given.ranks > 0;  // one rank plans for as many as are asked for
   return launch(LaunchOptions{.ranks = planned ? 1 : given.ranks}, [&](World& world) {

@@ -10,6 +10,7 @@
 
 #include "gpu.hpp"
 #include "help.hpp"
+#include "record.hpp"
 
 namespace mini_gpt {
 
@@ -115,9 +116,11 @@ int parse(int argc, char** argv, Settings& s) {
   add("--lr", s.lr), add("--min-lr", s.min_lr), add("--weight-decay", s.weight_decay), add("--keep", s.keep);
   add("--eval-every", s.eval_every), add("--save-every", s.save_every), add("--sample-every", s.sample_every);
   app.add_option("--vocab-size", s.model.vocabulary, "256: bytes; more: byte pairs learned from the text");
-  app.add_option("--data", s.data, "a text file, a folder of *.txt, or a token file");
-  app.add_option("--data-format", s.format, "auto (text, or llm.c's .bin) or raw (nanoGPT's uint16)")
-      ->check(CLI::IsMember({"auto", "raw"}));
+  app.add_option("--data", s.data, "text or tokens (llm.c, nanoGPT, Megatron): a file, or a folder of either");
+  app.add_option("--data-format", s.format, "auto, or for tokens without a header raw (uint16) or raw32 (uint32)")
+      ->check(CLI::IsMember({"auto", "raw", "raw32"}));
+  app.add_option("--tokenizer", s.tokenizer,
+                 "tokenizer.json or a file of tiktoken; else the one beside data or weights");
   app.add_option("--held-out", s.held_out, "fraction of the data for validation");
   app.add_option("--batch", s.micro_batch, "rows of a micro-batch on a rank; 0: all at once");
   app.add_option("--batch-tokens", s.batch_tokens, "tokens of a step over all ranks");
@@ -147,7 +150,7 @@ int parse(int argc, char** argv, Settings& s) {
   app.add_option("--ranks", s.ranks, "ranks as threads; 0: what the environment says");
   auto* threads = app.add_option("--threads", s.threads, "of a rank on the CPU");
   app.add_option("--resume", s.resume, "auto, none, or a checkpoint folder");
-  app.add_option("--weights", s.weights, "begin with Hugging Face's GPT-2: a model.safetensors");
+  app.add_option("--weights", s.weights, "begin with a GPT-2 of Hugging Face: its folder or model.safetensors");
   app.add_option("--sample", s.sample_tokens, "tokens of a sample");
   app.add_flag("--dry-run", s.dry_run, "print the plan and stop"),
       app.add_flag("--doctor", s.doctor, "say what this machine offers");
@@ -166,7 +169,13 @@ int parse(int argc, char** argv, Settings& s) {
         throw ConfigError(text(name, ": a simulation is told everything by ", s.simulation, "; leave it out"));
   if (s.simulation.empty() && !s.trace.empty()) throw ConfigError("--trace goes with --simulate mesh.json");
   note_flags(app, s);
-  if (s.model.vocabulary != rows) s.model.tokens = 0;
+  if (!s.weights.empty()) {
+    std::vector<std::string> said;
+    for (const auto* option : app.get_options())
+      if (option->count()) said.push_back(option->get_name());
+    take_sizes_of_weights(s, said);
+  }
+  if (s.model.vocabulary != rows && s.weights.empty()) s.model.tokens = 0;
   if (!first_blocks->count()) {
     const bool some = s.recompute_blocks > 0 && !s.origins.flag("--recompute");
     s.model.recompute_blocks = !s.recompute ? 0
@@ -201,6 +210,8 @@ SettingList Settings::compared() const {
         Setting{"--sample", text(sample_tokens)}, Setting{"--keep", text(keep)}, Setting{"--resume", resume},
         Setting{"--weights", weights}, Setting{"--out", out}, Setting{"--backend", backend}})
     all.push_back({name, value});
+  all.push_back({"--data-format", format});
+  all.push_back({"tokens of the model", text(model.tokens ? model.tokens : model.vocabulary)});
   return all;
 }
 

@@ -2,6 +2,7 @@
 // The settings of a run of mini_gpt: by flags, or by a JSON file under DeepSpeed's keys. Flags win.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include <zeropp/app/config/settings.hpp>
@@ -12,7 +13,7 @@ namespace mini_gpt {
 
 struct Settings : TrainSettings {
   ModelConfig model;
-  std::string data, format = "auto", out = "out", resume = "auto", weights;
+  std::string data, format = "auto", tokenizer, out = "out", resume = "auto", weights;
   std::string backend = "auto";  ///< "cpu" or "cuda" once parsed; and then `precision` is no longer "auto"
   std::string simulation, trace;
   std::int64_t batch_tokens = 0;  ///< of a step; 0: rows · block size
@@ -21,6 +22,8 @@ struct Settings : TrainSettings {
   int threads = 1;
   bool dry_run = false, doctor = false, share_gpus = false;
   std::string config_text;  ///< the file as it came, for the checkpoint
+  std::string kept_tokenizer;               ///< of the checkpoint that the run goes on from: see look_into_checkpoint
+  std::optional<std::int64_t> kept_tokens;  ///< that its model knows; 0: all rows
 
   std::int64_t tokens() const { return rows * model.block_size; }
   /// The settings that must be the same on all ranks.

@@ -21,6 +21,7 @@
 #include <zeropp/train/sampler.hpp>
 
 #include "engine.hpp"
+#include "record.hpp"
 
 namespace mini_gpt {
 
@@ -48,10 +49,12 @@ auto with_precision(const std::string& name, F f) {
 inline constexpr int skipped_steps_in_a_row = 8;
 
 template <class P, class D>
-int train(const Settings& s, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
+int train(const Settings& given, const World& world, const Data& data, D& device, const Ceiling& ceiling) {
   const Corpus& corpus = data.get();
+  const auto s = fitted(given, corpus);
   const double started = steady_seconds();
   Console console{world.rank == 0};
+  console.line(corpus.description);
   auto compared = s.compared();
   compared.push_back({"the checksum of the tokens", text(fingerprint_of(*corpus.split.training.source))});
   expect_same_settings(world.comm, compared);
@@ -66,13 +69,18 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     if (world.rank == 0) std::fprintf(stderr, "error: %s\n", words.c_str());
     return static_cast<int>(code);
   };
-  std::int64_t first = 0;
+  const auto record = record_of(s, corpus);
+  const auto beside = files_for_others(s, corpus);
+  std::int64_t first = 0, cursor = 0;  // steps and samples that are done
   std::string saved;
   if (s.resume != "none")
     if (const auto found = store.resume(model.state(), adam, s.resume == "auto" ? "" : s.resume)) {
       first = found->step, saved = found->path;
       scaler.set_state(found->loss_scale);
       console.line(text("resumed after step ", first, " from ", found->path));
+      cursor = found->cursor ? found->cursor : first * s.rows;
+      expect_same_tokenizer(*found, corpus);
+      for (auto& sentence : changes(found->config, record)) console.line(sentence);
       if (found->seed != s.seed) warn(text("the seed was ", found->seed, ", now ", s.seed, ": other data follow"));
     }
 
@@ -97,8 +105,10 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
   Progress progress{console, first, s.steps, ceiling.memory, s.steps_per_print};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
-    const auto tokens = sample(model, corpus.tokenizer->encode("\n"), s.sample_tokens, s.model.block_size,
-                               corpus.tokenizer->vocabulary(), {.temperature = 0.8f, .top_k = 50, .seed = s.seed});
+    const auto vocabulary = s.model.tokens ? s.model.tokens : s.model.vocabulary;
+    auto tokens = sample(model, {corpus.tokenizer->token_of_byte('\n')}, s.sample_tokens, s.model.block_size,
+                         vocabulary, {.temperature = 0.8f, .top_k = 50, .seed = s.seed});
+    std::erase_if(tokens, [&](auto token) { return token >= corpus.tokenizer->vocabulary(); });
     console.heading("sample:");
     console.line(corpus.tokenizer->decode(tokens));
   };
@@ -109,14 +119,20 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
       return;
     }
     saved = store.save(model.state(), adam,
-                       {.step = done, .seed = s.seed, .config = s.config_text, .loss_scale = scaler.state()});
+                       {.step = done,
+                        .seed = s.seed,
+                        .cursor = cursor,
+                        .config = record,
+                        .loss_scale = scaler.state(),
+                        .files = beside});
   };
   const Interrupt interrupt{world.rank == 0};  // from here on there is something to save
   int signal = 0, skipped = 0;
   for (auto step = first; step < s.steps; ++step) {
     const double begin = steady_seconds();
     const float rate = s.rate(s.schedule ? adam.steps() : step);  // DeepSpeed's do not move in a step that is skipped
-    fill(batch, loader.at(step));
+    fill(batch, loader.at_sample(cursor));
+    cursor += s.rows;
     const auto loss =
         model.train(batch, {.micro_batches = s.micro_batches(mesh.data().size()), .loss_scale = scaler.scale()});
     const auto clip = clip_by_global_norm(model, s.grad_clip);
@@ -146,10 +162,10 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     if (world.rank == 0) metrics.write(m), monitors.write(m, done * s.rows);
     progress.show(m);
     const bool last = done == s.steps;
-    if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
     signal = Interrupt::signal(world.comm);
     if (failure.empty() && ((done % s.save_every == 0 && !skipped) || last || signal)) save(done);
     if (signal || !failure.empty()) break;
+    if (s.sample_every && done % s.sample_every == 0 && !last) show_sample();
   }
 
   if (!signal && failure.empty()) {
@@ -160,16 +176,16 @@ int train(const Settings& s, const World& world, const Data& data, D& device, co
     if (!signal && !std::isfinite(loss.mean())) failure = "the validation loss is not finite";
     if (!signal) show_sample();
     if (!signal) console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
-    if (corpus.tokenizer && !signal)  // the first held-out token is given, not predicted
+    if (corpus.held_out_bytes && !signal)  // the first held-out token is given, not predicted
       console.heading(text("validation bits per byte ",
-                           fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out.size()), 4), " over ",
-                           grouped(static_cast<std::int64_t>(corpus.held_out.size())), " held-out bytes"));
+                           fixed(loss.sum() / std::log(2.0) / static_cast<double>(corpus.held_out_bytes), 4), " over ",
+                           grouped(corpus.held_out_bytes), " held-out bytes"));
   }
   if (world.rank == 0) {
     std::ofstream(s.out + "/loss.svg") << Curve::of_metrics(s.out + "/metrics.jsonl")
                                               .svg(text("mini_gpt: ", grouped(model.parameters()), " parameters, ",
                                                         mesh.describe(), ", ZeRO-", s.zero));
-    if (corpus.tokenizer) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
+    if (!corpus.held_out.empty()) std::ofstream(s.out + "/heldout.txt") << corpus.held_out;
   }
   console.line(text("checkpoint  ", saved.empty() ? "none" : saved, "\nmetrics     ", s.out,
                     "/metrics.jsonl\ncurve       ", s.out, "/loss.svg"));

@@ -230,6 +230,76 @@ case $case in
     [ "$(grep -c '^validation loss' out.txt)" = 1 ] || fail 'not one validation loss at the end'
     grep -q 'resume with' out.txt && fail 'a run that is done is not to be resumed'
     ;;
+  hub)  # to other libraries and back
+    expect 0 'data: ' "$program" "${small[@]}" --vocab-size 2048 --eval-every 12 --out fewer
+    tokens=$(sed -n 's/.*"tokens": \([0-9]*\).*/\1/p' fewer/checkpoints/step-00000012/training.json)
+    { [ "$tokens" -gt 256 ] && [ "$tokens" -lt 2048 ]; } || fail "the model knows $tokens tokens"
+    [ -e fewer/checkpoints/step-00000012/config.json ] && fail 'a padded table would be read with its padding'
+    expect 0 'exported step 12' "$program" export fewer exported
+    grep -qF "\"vocab_size\": $tokens" exported/config.json || fail 'the export is padded'
+    [ -e exported/tokenizer.json ] || fail 'the export has no tokenizer'
+    expect 4 'is there already' "$program" export fewer exported
+    expect 4 'holds no whole checkpoint' "$program" export . other
+    expect 2 'export does not know --force' "$program" export fewer other --force
+    expect 2 'the run had 2; leave it out' "$program" export fewer other --n-head 4
+    expect 0 'validation' "$program" "${small[@]}" --eval-every 12 --out bytes
+    [ -e bytes/checkpoints/step-00000012/config.json ] || fail 'a checkpoint is not one of transformers too'
+    # A run that begins with either has their sizes, their tokenizer and their loss.
+    begin=(--backend cpu --data text.txt --batch-tokens 256 --steps 1 --warmup-steps 0 --lr 0 --min-lr 0 --eval-every 1 --sample 8)
+    loss() { tail -n 1 "$1/metrics.jsonl" | sed 's/.*"validation_loss": *\([0-9.]*\).*/\1/'; }
+    for weights in exported bytes/checkpoints/step-00000012; do
+      rm -rf begun
+      expect 0 'validation' "$program" "${begin[@]}" --weights $weights --out begun
+      from=${weights%%/*} && from=${from/exported/fewer}
+      awk -v a="$(loss begun)" -v b="$(loss "$from")" 'BEGIN { exit !(a > 0 && (a - b) ^ 2 < 1e-12) }' ||
+        fail "begins with $weights at $(loss begun), not $(loss "$from")"
+    done
+    expect 2 '--n-head is 4, but the weights have 2' "$program" "${begin[@]}" --weights exported --n-head 4 --out x
+    expect 2 '--n-layer is 12, but the weights have 2' "$program" "${begin[@]}" --weights exported --model 124M --out x
+    expect 4 'is JSON, not safetensors; give a model.safetensors' "$program" "${begin[@]}" --weights exported/config.json --out x
+    mkdir bare && cp exported/model.safetensors bare
+    expect 2 'weights alone do not say how many heads they have' "$program" "${begin[@]}" --weights bare --out x
+    mkdir torch && touch torch/pytorch_model.bin
+    expect 4 'holds pytorch_model.bin but no model.safetensors' "$program" "${begin[@]}" --weights torch --out x
+    sed -i 's/gelu_new/relu/' exported/config.json
+    expect 4 'activation_function is "relu"' "$program" "${begin[@]}" --weights exported --out x
+    sed -i 's/relu/gelu_new/' exported/config.json
+    if python3 -c 'import torch, transformers' 2> /dev/null; then
+      for folder in "exported fewer" "bytes/checkpoints/step-00000012 bytes"; do
+        # shellcheck disable=SC2086
+        python3 "$here/transformers_loss.py" $folder 32 8 12 || fail "transformers reads $folder otherwise"
+      done
+    fi
+    ;;
+  data)
+    # Resumed with other settings: all are said, the tokenizer stays, samples are counted.
+    run=("${small[@]}" --vocab-size 300 --sample-every 0)
+    expect 0 'validation' "$program" "${run[@]}" --out r
+    expect 0 'settings that changed since the checkpoint: --held-out 0.1 -> 0.2, --steps 12 -> 14, sequences a step 8 -> 16' \
+      "$program" "${run[@]}" --steps 14 --held-out 0.2 --batch-tokens 512 --out r
+    grep -qF 'the data changed since the checkpoint' out.txt || fail 'does not say that the data changed'
+    grep -q '"cursor": 128' r/checkpoints/step-00000014/state.json || fail 'the cursor is not 12 * 8 + 2 * 16 samples'
+    cmp r/checkpoints/step-000000{12,14}/tokenizer.json || fail 'the tokenizer was learned anew'
+    awk -F'"loss": *' '{ split($2, a, ","); last[NR] = a[1] } END { exit !(last[13] < last[12] + 0.3) }' r/metrics.jsonl ||
+      fail 'the loss jumps'
+    expect 4 'its n_head is 2, now it is 4' "$program" "${run[@]}" --steps 15 --n-head 4 --out r
+    sed 's/line/word/' text.txt > other.txt
+    expect 2 'more than the 256 of the model' "$program" "${run[@]}" --vocab-size 256 --steps 15 --out r
+    expect 0 'the data changed since the checkpoint' "$program" "${run[@]}" --data other.txt --steps 15 --out r
+    # Folders of tokens, bytes as uint16.
+    mkdir nano
+    tr -d '\n' < text.txt | sed 's/./&\x00/g' > all.bin
+    head -c 40000 all.bin > nano/train.bin
+    tail -c 10000 all.bin > nano/val.bin
+    expect 0 'data: 20,000 tokens for training, 5,000 held out' "$program" "${small[@]}" --data nano --out n
+    [ -e n/heldout.txt ] && fail 'tokens without a tokenizer have a text'
+    cp r/checkpoints/step-00000012/tokenizer.json nano
+    expect 0 'over 5,000 held-out bytes' "$program" "${small[@]}" --vocab-size 300 --data nano --out n2
+    grep -qF 'sample:' out.txt || fail 'tokens with their tokenizer have no sample'
+    # One line is cut too.
+    tr '\n' ' ' < text.txt > line.txt
+    expect 0 'held out (10.0 %)' "$program" "${small[@]}" --data line.txt --steps 1 --warmup-steps 0 --out l
+    ;;
   signal)
     "$program" "${small[@]}" --steps 100000 --save-every 100000 --eval-every 100000 --sample-every 0 --out s > out.txt 2>&1 &
     pid=$!

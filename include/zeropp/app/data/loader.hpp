@@ -61,8 +61,9 @@ inline LoaderOptions checked(LoaderOptions o) {
 }
 }  // namespace detail
 
-/// Training batches. Each epoch cuts the range into windows of `sequence` tokens from a phase of its own and visits them
-/// once, in an order of its own; a window is found by computation, nothing is stored. The step is the whole cursor.
+/// Training batches. Each epoch cuts the range into windows of `sequence` tokens from a phase of its own and visits
+/// them once, in an order of its own; a window is found by computation, nothing is stored. A cursor is a number of
+/// samples.
 class TokenLoader {
  public:
   /// Throws ConfigError for sizes below 1 and ranks outside the group, DataError where the range holds less than one batch.
@@ -76,14 +77,17 @@ class TokenLoader {
                            " and a label; use more data, a smaller batch or a shorter sequence"));
   }
 
-  /// This rank's rows of the batch of `step`, from 0.
-  TokenBatch at(std::int64_t step) const {
+  /// This rank's rows of the batch of `step`, from 0, where every step takes as many rows.
+  TokenBatch at(std::int64_t step) const { return at_sample(step * options_.batch); }
+
+  /// This rank's rows of the batch that begins with the `first` sample since the begin of training.
+  TokenBatch at_sample(std::int64_t first) const {
     const auto begin = part_begin(options_.batch, options_.rank, options_.ranks),
                end = part_begin(options_.batch, options_.rank + 1, options_.ranks);
     TokenBatch batch{{}, {}, end - begin, options_.sequence, begin};
     std::vector<std::int32_t> window(static_cast<std::size_t>(options_.sequence + 1));
     for (auto row = begin; row < end; ++row) {
-      range_.source->read(range_.begin + position(step * options_.batch + row), window);
+      range_.source->read(range_.begin + position(first + row), window);
       batch.tokens.insert(batch.tokens.end(), window.begin(), window.end() - 1);
       batch.labels.insert(batch.labels.end(), window.begin() + 1, window.end());
     }

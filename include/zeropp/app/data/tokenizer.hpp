@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text to tokens and back: bytes as they are, or byte pairs merged as learned from a text. Any bytes come back exactly.
+// Text to tokens and back: bytes as they are, byte pairs merged as learned from a text, or the byte pairs of another
+// library's tokenizer (tokenizer_json.hpp, tiktoken.hpp). Any bytes come back exactly.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,22 +17,58 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/app/data/byte_pairs.hpp>
+#include <zeropp/app/data/pattern.hpp>
+#include <zeropp/app/data/words.hpp>
 #include <zeropp/base/error.hpp>
 #include <zeropp/train/checkpoint/checksum.hpp>
 #include <zeropp/train/checkpoint/file.hpp>
-#include <zeropp/app/data/byte_pairs.hpp>
-#include <zeropp/app/data/words.hpp>
 
 namespace zeropp {
 
-/// Tokens 0 to 255 are the bytes; token 256 + i is what merge i makes of its two.
+/// A tokenizer of byte pairs in parts, as other libraries describe it.
+struct TokenizerParts {
+  struct Merge {
+    BytePair pair;
+    std::int32_t rank, into;  ///< the lowest rank first
+  };
+  std::vector<std::string> pieces;      ///< bytes of each token; empty for numbers that stand for nothing
+  std::array<std::int32_t, 256> bytes;  ///< tokens of single bytes
+  std::vector<Merge> merges;
+  std::vector<std::int32_t> special = {};  ///< tokens that are found in a text as a whole and stand for no bytes of it
+  std::vector<std::string> patterns = {};  ///< cut a text into words, one after the other
+  bool words_first = false;                ///< a word that is a token stays whole
+  bool learned = false;                    ///< words are those of for_each_word, in the place of patterns
+  std::string cannot_encode = {};          ///< why texts can not be encoded; tokens are decoded all the same
+};
+
+/// Learned by train(), tokens 0 to 255 are the bytes and token 256 + i is what merge i makes of its two.
 class Tokenizer {
  public:
   static constexpr std::int64_t largest_vocabulary = 65536;  ///< so that a token fits in 16 bits
 
   /// One token a byte: a vocabulary of 256.
   Tokenizer() {
-    for (int b = 0; b < 256; ++b) pieces_.emplace_back(1, static_cast<char>(b));
+    for (int b = 0; b < 256; ++b)
+      pieces_.emplace_back(1, static_cast<char>(b)), bytes_[static_cast<std::size_t>(b)] = b;
+  }
+  /// Texts are cut by the patterns, which needs libpcre2 (see Pattern), or else not encoded. Throws DataError.
+  explicit Tokenizer(TokenizerParts parts)
+      : pieces_(std::move(parts.pieces)),
+        bytes_(parts.bytes),
+        special_(std::move(parts.special)),
+        patterns_(std::move(parts.patterns)),
+        cannot_encode_(std::move(parts.cannot_encode)),
+        learned_(parts.learned) {
+    for (const auto& [pair, rank, into] : parts.merges) {
+      made_.emplace(detail::key_of(pair), Made{rank, into});
+      merges_.push_back(pair);
+    }
+    if (parts.words_first)
+      for (std::size_t i = 0; i < pieces_.size(); ++i) words_.emplace(pieces_[i], static_cast<std::int32_t>(i));
+    for (auto token : special_) words_.erase(bytes_of(token));
+    if (Pattern::available && cannot_encode_.empty())
+      for (auto& pattern : patterns_) cut_.push_back(std::make_shared<const Pattern>(pattern));
   }
 
   /// Learns merges from `sample` until the vocabulary has the size asked for, or nothing occurs twice. The same sample
@@ -54,11 +95,20 @@ class Tokenizer {
     return pieces_[static_cast<std::size_t>(token)];
   }
   std::span<const BytePair> merges() const { return merges_; }
+  std::span<const std::int32_t> special() const { return special_; }
+  std::span<const std::string> patterns() const { return patterns_; }
+  bool learned() const { return learned_; }  ///< by train(): words are cut by for_each_word
+  bool encodes() const { return cannot_encode_.empty(); }  ///< texts, given libpcre2 where patterns cut them
+  bool words_first() const { return !words_.empty(); }
+  std::int32_t token_of_byte(unsigned char byte) const { return bytes_[byte]; }
 
+  /// Throws ConfigError where texts can not be encoded here, and says why.
   std::vector<std::int32_t> encode(std::string_view input) const {
+    if (!cannot_encode_.empty()) throw ConfigError(cannot_encode_);
+    if (cut_.size() < patterns_.size()) (void)Pattern(patterns_[0]);  // there is no libpcre2: says so
     std::vector<std::int32_t> tokens;
     std::unordered_map<std::string_view, std::pair<std::size_t, std::size_t>> known;  // words recur: where one stands
-    detail::for_each_word(input, [&](std::string_view word) {
+    const auto add_word = [&](std::string_view word) {
       const auto [entry, fresh] = known.try_emplace(word, tokens.size(), 0);
       auto& [begin, count] = entry->second;
       if (fresh) {
@@ -67,13 +117,30 @@ class Tokenizer {
       } else {
         for (std::size_t i = begin; i < begin + count; ++i) tokens.push_back(tokens[i]);
       }
-    });
+    };
+    std::vector<std::size_t> places(special_.size());  // where each special token stands next; 0: not looked for yet
+    for (std::size_t begin = 0; begin < input.size() || begin == 0;) {
+      std::int32_t token = -1;
+      const auto next = next_special(input, begin, places, token);
+      if (learned_)
+        detail::for_each_word(input.substr(begin, next - begin), add_word);
+      else
+        cut(input.substr(begin, next - begin), 0, add_word);
+      if (token < 0) break;
+      tokens.push_back(token);
+      begin = next + bytes_of(token).size();
+    }
     return tokens;
   }
   std::string decode(std::span<const std::int32_t> tokens) const {
     std::string out;
     for (auto token : tokens) out += bytes_of(token);
     return out;
+  }
+  /// The bytes of a text that a token stands for: special ones stand for none.
+  std::int64_t length_of(std::int32_t token) const {
+    const bool special = std::find(special_.begin(), special_.end(), token) != special_.end();
+    return special ? 0 : static_cast<std::int64_t>(bytes_of(token).size());
   }
 
   /// A text form: a head with the vocabulary and a checksum of the rest, then one merge a line.
@@ -100,43 +167,87 @@ class Tokenizer {
     return parse(read_text(files, path), path);
   }
 
-  friend bool operator==(const Tokenizer& a, const Tokenizer& b) { return a.merges_ == b.merges_; }
+  friend bool operator==(const Tokenizer& a, const Tokenizer& b) {
+    return a.pieces_ == b.pieces_ && a.merges_ == b.merges_ && a.special_ == b.special_ && a.patterns_ == b.patterns_;
+  }
 
  private:
   static constexpr std::string_view head = "zeropp tokenizer 1 ";
 
+  struct Made {
+    std::int32_t rank, into;
+  };
+  static constexpr Made none{std::numeric_limits<std::int32_t>::max(), -1};
+
   void add(BytePair pair) {
-    made_.emplace(detail::key_of(pair), static_cast<std::int32_t>(pieces_.size()));
+    made_.emplace(detail::key_of(pair),
+                  Made{static_cast<std::int32_t>(merges_.size()), static_cast<std::int32_t>(pieces_.size())});
     merges_.push_back(pair);
     pieces_.push_back(pieces_[static_cast<std::size_t>(pair.left)] + pieces_[static_cast<std::size_t>(pair.right)]);
   }
+  Made made_of(std::int32_t left, std::int32_t right) const {
+    const auto found = made_.find(detail::key_of({left, right}));
+    return found == made_.end() ? none : found->second;
+  }
 
-  /// The earliest merge first, until none applies.
+  /// Where the next special token stands, or the end of the input.
+  std::size_t next_special(std::string_view input, std::size_t begin, std::vector<std::size_t>& places,
+                           std::int32_t& token) const {
+    auto next = input.size();
+    for (std::size_t i = 0; i < special_.size(); ++i) {
+      if (auto& place = places[i]; place < begin || begin == 0) place = input.find(bytes_of(special_[i]), begin);
+      if (places[i] < next) next = places[i], token = special_[i];
+    }
+    return next;
+  }
+
+  template <class F>
+  void cut(std::string_view input, std::size_t pattern, F&& f) const {
+    if (pattern == cut_.size()) {
+      if (!input.empty()) f(input);
+      return;
+    }
+    cut_[pattern]->for_each_piece(input, [&](std::string_view piece) { cut(piece, pattern + 1, f); });
+  }
+
+  /// The merge of the lowest rank first, from the left, until none applies.
   void append_word(std::string_view word, std::vector<std::int32_t>& tokens) const {
+    if (!words_.empty())
+      if (const auto whole = words_.find(std::string(word)); whole != words_.end())
+        return tokens.push_back(whole->second);
     const auto begin = tokens.size();
-    for (char c : word) tokens.push_back(static_cast<unsigned char>(c));
+    for (char c : word) tokens.push_back(bytes_[static_cast<unsigned char>(c)]);
     if (merges_.empty()) return;
     for (;;) {
-      std::int32_t best = static_cast<std::int32_t>(pieces_.size());
+      auto best = none.rank;
       for (std::size_t i = begin; i + 1 < tokens.size(); ++i)
-        if (auto found = made_.find(detail::key_of({tokens[i], tokens[i + 1]}));
-            found != made_.end() && found->second < best)
-          best = found->second;
-      if (best == static_cast<std::int32_t>(pieces_.size())) return;
-      const auto [left, right] = merges_[static_cast<std::size_t>(best) - 256];
+        best = std::min(best, made_of(tokens[i], tokens[i + 1]).rank);
+      if (best == none.rank) return;
       std::size_t to = begin;
+      bool lower = false;  // a merge made a pair of a lower rank: it comes before the rest of these
       for (std::size_t from = begin; from < tokens.size(); ++from) {
-        const bool both = from + 1 < tokens.size() && tokens[from] == left && tokens[from + 1] == right;
-        tokens[to++] = both ? best : tokens[from];
+        const auto made = !lower && from + 1 < tokens.size() ? made_of(tokens[from], tokens[from + 1]) : none;
+        const bool both = made.rank == best;
+        tokens[to++] = both ? made.into : tokens[from];
         from += both;
+        if (both)
+          lower = (to - begin > 1 && made_of(tokens[to - 2], made.into).rank < best) ||
+                  (from + 1 < tokens.size() && made_of(made.into, tokens[from + 1]).rank < best);
       }
       tokens.resize(to);
     }
   }
 
   std::vector<std::string> pieces_;
+  std::array<std::int32_t, 256> bytes_{};
   std::vector<BytePair> merges_;
-  std::unordered_map<std::uint64_t, std::int32_t, detail::PairHash> made_;
+  std::unordered_map<std::uint64_t, Made, detail::PairHash> made_;
+  std::vector<std::int32_t> special_;
+  std::vector<std::string> patterns_;
+  std::vector<std::shared_ptr<const Pattern>> cut_;
+  std::unordered_map<std::string, std::int32_t> words_;  ///< those that stay whole
+  std::string cannot_encode_;
+  bool learned_ = true;
 };
 
 inline Tokenizer Tokenizer::parse(std::string_view form, const std::string& source) {

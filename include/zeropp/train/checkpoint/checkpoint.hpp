@@ -136,6 +136,12 @@ class Checkpoints {
     together(comm_, [&] {
       if (state.step < 0) throw ConfigError(text("steps count from 0, got ", state.step));
       if (!state.config.empty()) parse_strict_json(state.config, "the config of the checkpoint");
+      for (auto& file : state.files)
+        if (!Manifest::allows(file.name) || state.file(file.name) != &file.content ||
+            file.content.size() > SmallFile::most)
+          throw ConfigError(text("a checkpoint can not keep a file of ", file.content.size(), " bytes called \"",
+                                 file.name, "\"; each has a plain name of its own, none of the library's, and at most ",
+                                 SmallFile::most, " bytes"));
       if (first) store_.begin(state.step);
     });
     Attempt attempt;
@@ -158,10 +164,11 @@ class Checkpoints {
     together(comm_, [&] {
       if (!first) return;
       auto manifest = manifest_of(model, state.step);
-      manifest.files = {write_text(folder, "config.json", state.config.empty() ? "{}\n" : state.config),
+      manifest.files = {write_text(folder, manifest.settings_file(), state.config.empty() ? "{}\n" : state.config),
                         write_text(folder, "state.json", detail::state_text(model, adam, state)), weights};
       for (auto& record : records)
         manifest.files.push_back(file_record_from(parse_strict_json(record, "a rank's record"), "a rank's record"));
+      for (auto& file : state.files) manifest.files.push_back(write_text(folder, file.name, file.content));
       const auto content = manifest.to_text();
       write_text(folder, Manifest::file_name, content);
       store_.commit(state.step);

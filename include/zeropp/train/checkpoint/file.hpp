@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <span>
 #include <string>
@@ -82,6 +83,13 @@ class FileSystem {
         fail({"mkdir", part}, errno);
       if (end == std::string::npos) return;
     }
+  }
+  /// Where a path leads when all links are followed. Throws DataError where that does not exist.
+  std::string resolved(const std::string& path) {
+    std::string out(4097, '\0');
+    checked({"realpath", path}, [&](std::size_t) { return ::realpath(path.c_str(), out.data()) ? 0 : -1; });
+    out.resize(out.find('\0'));
+    return out;
   }
   /// Names in a folder, sorted, without . and ..
   std::vector<std::string> list(const std::string& path) {
@@ -235,8 +243,9 @@ inline void FileSystem::sync_folder(const std::string& path) {
 }
 
 /// The text of a small file; longer ones than `limit` bytes are refused.
-inline std::string read_text(FileSystem& files, const std::string& path, std::int64_t limit = 1 << 30) {
-  auto file = File::read(files, path);
+inline std::string read_text(FileSystem& files, const std::string& path, std::int64_t limit = 1 << 30,
+                             File::Links links = File::Links::refuse) {
+  auto file = File::read(files, path, links);
   if (file.size() > limit)
     throw DataError(text(path, " holds ", file.size(), " bytes, at most ", limit, " are expected"));
   std::string content(static_cast<std::size_t>(file.size()), '\0');

@@ -15,14 +15,28 @@
 
 namespace zeropp {
 
+/// A small file that a program keeps in its checkpoints: the tokenizer, the configuration that other libraries read.
+struct SmallFile {
+  static constexpr std::size_t most = 256 << 20;  ///< bytes
+  std::string name, content;
+};
+
 /// The place in a run, beside weights and optimizer states.
 struct CheckpointState {
   std::int64_t step = 0;  ///< names the folder
   std::uint64_t seed = 0;
   std::int64_t cursor = 0;                        ///< place in the data, in the caller's unit
-  std::string config = {};                        ///< JSON: the settings of the run, kept as they are; empty: {}
+  std::string config = {};                        ///< JSON: the settings of the run, for training.json; empty: {}
   std::string extra = {};                         ///< JSON: what else the caller needs to go on; empty: {}
   std::optional<LossScaleState> loss_scale = {};  ///< LossScaler::state()
+  std::vector<SmallFile> files = {};              ///< of at most SmallFile::most bytes, kept as they are
+
+  /// The content of the file of that name; null if there is none.
+  const std::string* file(std::string_view name) const {
+    for (auto& small : files)
+      if (small.name == name) return &small.content;
+    return nullptr;
+  }
 };
 
 namespace detail {
@@ -30,6 +44,7 @@ namespace detail {
 /// The small files of a checkpoint.
 struct CheckpointTexts {
   std::string manifest, state, config;
+  std::vector<SmallFile> files;
 
   /// Reads them and compares them with the manifest.
   static CheckpointTexts read(FileSystem& files, const std::string& folder) {
@@ -42,8 +57,18 @@ struct CheckpointTexts {
       return read_text(files, folder + "/" + name);
     };
     texts.state = small("state.json");
-    texts.config = small("config.json");
+    texts.config = small(manifest.settings_file());
+    for (auto i = manifest.own_files(); i < manifest.files.size(); ++i)
+      texts.files.push_back({manifest.files[i].name, small(manifest.files[i].name)});
     return texts;
+  }
+  /// Of rank 0 to all. A collective.
+  void broadcast(const Comm& comm) {
+    for (auto* part : {&manifest, &state, &config}) *part = broadcast_text(comm, std::move(*part));
+    const auto parsed = Manifest::from_text(manifest, Manifest::file_name);
+    files.resize(parsed.files.size() - parsed.own_files());
+    for (std::size_t i = 0; i < files.size(); ++i)
+      files[i] = {parsed.files[parsed.own_files() + i].name, broadcast_text(comm, std::move(files[i].content))};
   }
 };
 
@@ -72,6 +97,7 @@ CheckpointState set_state(Model& model, Optim& optimizer, const CheckpointTexts&
   CheckpointState state{json_count(json, "step", path), json_member(json, "seed", path).template get<std::uint64_t>(),
                         json_member(json, "cursor", path).template get<std::int64_t>(), texts.config,
                         json_member(json, "extra", path).dump()};
+  state.files = texts.files;
   if (json.contains("loss_scale")) {
     const auto& scale = json["loss_scale"];
     state.loss_scale = {json_member(scale, "scale", path).template get<float>(), json_count(scale, "good_steps", path),
@@ -127,7 +153,7 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
     if (comm.rank() == 0) texts = CheckpointTexts::read(files, folder);
   });
   if (auto failure = reading.over(comm)) return failure;
-  for (auto* part : {&texts.manifest, &texts.state, &texts.config}) *part = broadcast_text(comm, std::move(*part));
+  texts.broadcast(comm);
   const auto manifest = Manifest::from_text(texts.manifest, folder + "/" + Manifest::file_name);
   check_model(model, manifest, folder);
   const auto naming = manifest.naming == own.name ? own : Naming::called(manifest.naming);
@@ -168,6 +194,8 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
         const auto stored = source.tensor->type.type;
         if (stored == DType::f16 && wholes)
           states->read(p.name + std::string(whole_master), slice_of(p), range, master);
+        if constexpr (std::is_same_v<weight_of<Model>, f16>)  // of masters in a wider precision
+          if (stored != DType::f16) expect_fits<f16>(source, std::span<const master_of<Model>>{master});
         if (stored != DType::bf16 || !halves) return;
         low.resize(master.size());
         states->read(p.name + std::string(low_half), slice_of(p), range, std::span{low});

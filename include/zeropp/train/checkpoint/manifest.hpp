@@ -16,7 +16,7 @@
 namespace zeropp {
 
 struct Manifest {
-  static constexpr std::int64_t newest_format = 2;  ///< 1: data ranks only
+  static constexpr std::int64_t newest_format = 3;  ///< 1: data ranks only; 2: settings in config.json
   static constexpr const char* file_name = "manifest.json";
   struct Shape {
     std::string name;
@@ -41,10 +41,23 @@ struct Manifest {
     auto out = text(number);
     return out.size() < digits ? std::string(digits - out.size(), '0') + out : out;
   }
-  /// The i-th file of a checkpoint of so many ranks, which has ranks + 3 beside the manifest.
-  static std::string name_of_file(std::size_t i, std::int64_t ranks) {
-    constexpr std::array<const char*, 3> first{"config.json", "state.json", "model.safetensors"};
+  /// The file of the run's settings.
+  const char* settings_file() const { return format < 3 ? "config.json" : "training.json"; }
+  /// The i-th file of a checkpoint: ranks + 3 files are the library's, those behind them the program's.
+  std::string name_of_file(std::size_t i) const {
+    const std::array<const char*, 3> first{settings_file(), "state.json", "model.safetensors"};
     return i < first.size() ? first[i] : optimizer_file(static_cast<std::int64_t>(i - first.size()), ranks);
+  }
+  std::size_t own_files() const { return static_cast<std::size_t>(ranks) + 3; }
+  /// Whether a program may keep a file of this name in a checkpoint.
+  static bool allows(std::string_view name) {
+    const auto plain = [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+             c == '-';
+    };
+    return !name.empty() && name.size() <= 64 && name[0] != '.' && std::all_of(name.begin(), name.end(), plain) &&
+           name != file_name && name != "training.json" && name != "state.json" && name != "model.safetensors" &&
+           !name.starts_with("optimizer-");
   }
   const FileRecord& file(const std::string& name) const {
     for (auto& record : files)
@@ -128,15 +141,18 @@ inline Manifest Manifest::from_text(const std::string& content, const std::strin
     m.parameters.push_back(std::move(p));
   }
   for (auto& entry : json_array(root, "files", path)) m.files.push_back(file_record_from(entry, path));
-  if (m.ranks < 1 || m.files.size() != static_cast<std::size_t>(m.ranks) + 3)
+  if (m.ranks < 1 || m.files.size() < m.own_files() || (m.format < 3 && m.files.size() != m.own_files()))
     throw DataError(text(path, " lists ", m.files.size(), " files for ", m.ranks, " ranks"));
   if (m.tensor < 1 || m.tensor > m.ranks || m.pipeline < 1 || m.ranks % m.pipeline || m.ranks / m.pipeline % m.tensor)
     throw DataError(text(path, " says that ", m.ranks, " ranks are ", m.tensor, " tensor x ", m.pipeline,
                          " pipeline ranks x a number of data ranks; they cannot be"));
   // Only the names that a checkpoint has are ever opened: no "../x", no absolute path.
-  for (std::size_t i = 0; i < m.files.size(); ++i)
-    if (const auto wanted = name_of_file(i, m.ranks); m.files[i].name != wanted)
+  for (std::size_t i = 0; i < m.own_files(); ++i)
+    if (const auto wanted = m.name_of_file(i); m.files[i].name != wanted)
       throw DataError(text(path, " names the file ", m.files[i].name, " where a checkpoint has ", wanted));
+  for (auto i = m.own_files(); i < m.files.size(); ++i)
+    if (const auto& name = m.files[i].name; !Manifest::allows(name) || &m.file(name) != &m.files[i])
+      throw DataError(text(path, " names the file ", nlohmann::json(name).dump(), ", which no program keeps there"));
   return m;
 }
 

@@ -16,6 +16,7 @@ namespace zeropp {
 struct Naming {
   std::string name = "identity";                ///< recorded in checkpoints
   std::vector<std::string> prefixes = {};       ///< accepted before every name when reading
+  std::vector<std::string> wrappers = {};  ///< segments that PyTorch's wrappers put into names: left out when reading
   std::vector<std::string> transposed = {};     ///< endings of matrices [out, in] that the file holds as [in, out]
   std::vector<std::string> skipped = {};        ///< endings of tensors that are no parameters: left out when reading
   std::vector<std::string> by_vocabulary = {};  ///< parameters whose rows are tokens
@@ -28,6 +29,7 @@ struct Naming {
   static Naming gpt2() {
     return {.name = "gpt2",
             .prefixes = {"transformer."},
+            .wrappers = {"module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."},
             .transposed = {".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"},
             .skipped = {".attn.bias", ".attn.masked_bias"},
             .by_vocabulary = {"wte.weight", "lm_head.weight"},
@@ -42,9 +44,15 @@ struct Naming {
 
   /// The model's name for a tensor of a file.
   std::string parameter_of(std::string_view tensor) const {
+    std::string rest;
+    while (!tensor.empty()) {  // segment by segment, each with its dot
+      const auto segment = tensor.substr(0, std::min(tensor.find('.'), tensor.size() - 1) + 1);
+      if (std::find(wrappers.begin(), wrappers.end(), segment) == wrappers.end()) rest += segment;
+      tensor.remove_prefix(segment.size());
+    }
     for (auto& prefix : prefixes)
-      if (tensor.starts_with(prefix)) return std::string(tensor.substr(prefix.size()));
-    return std::string(tensor);
+      if (rest.starts_with(prefix)) return rest.substr(prefix.size());
+    return rest;
   }
   bool skips(std::string_view parameter) const { return ends_in(parameter, skipped); }
   bool has_vocabulary_rows(std::string_view parameter) const {

@@ -19,7 +19,7 @@
 
 #include <zeropp/base/dtype.hpp>
 #include <zeropp/base/shape.hpp>
-#include <zeropp/train/checkpoint/file.hpp>
+#include <zeropp/train/checkpoint/file_kind.hpp>
 #include <zeropp/train/checkpoint/strict_json.hpp>
 
 namespace zeropp {
@@ -74,13 +74,16 @@ class Safetensors {
   explicit Safetensors(FileSystem& files, const std::string& path, File::Links links = File::Links::refuse)
       : files_(&files), path_(path), links_(links), file_(File::read(files, path, links)), size_(file_->size()) {
     std::array<unsigned char, 8> prefix{};
+    if (const auto* kind = kind_of_file(*file_); kind && kind != &detail::safetensors_kind)
+      throw DataError(text(path, " is ", kind->name, ", not safetensors; ", kind->as_weights));
     if (size_ < 8)
       throw DataError(text(path, " holds ", size_, " bytes: too short for a safetensors file, it is truncated"));
     file_->read_at(0, std::as_writable_bytes(std::span{prefix}));
     std::uint64_t length = 0;
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | prefix[i];
     if (length > static_cast<std::uint64_t>(longest_header))
-      throw DataError(text(path, ": a header of ", length, " bytes; safetensors allow ", longest_header));
+      throw DataError(text(path, " is no safetensors file, or damaged: its header would have ", length,
+                           " bytes; safetensors allow ", longest_header));
     if (length > static_cast<std::uint64_t>(size_) - 8)
       throw DataError(text(path, ": the header needs ", length, " bytes, the file holds ", size_ - 8,
                            " after its length: it is truncated"));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The weights of a model as they lie in safetensors files: one file, a folder with model.safetensors, or a folder with
-// several files and model.safetensors.index.json. Every tensor is compared with the model before one is read.
+// The weights of a model as they lie in safetensors files: one file, or several and an index that names them. Every
+// tensor is compared with the model before one is read.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <zeropp/parallel/sharding/model_parameters.hpp>
+#include <zeropp/train/checkpoint/find_weights.hpp>
 #include <zeropp/train/checkpoint/naming.hpp>
 #include <zeropp/train/checkpoint/read_ahead.hpp>
 
@@ -70,17 +71,14 @@ class WeightFiles {
   WeightFiles(FileSystem& files, const std::string& path, File::Links links) : path_(path) {
     add(files, path, links, nullptr);
   }
-  /// A file or a folder. `path` may be a link; names in an index may not, nor lead out of the folder. Throws DataError.
+  /// A file, an index, or a folder: see find_weights. Links are followed, but names in an index stay in their folder,
+  /// or in the cache of hubs that holds it. Throws DataError.
   WeightFiles(FileSystem& files, const std::string& path) : path_(path) {
-    const auto single = path + "/model.safetensors", index = path + "/model.safetensors.index.json";
-    if (files.kind(path + "/.") == FileSystem::Kind::nothing)
-      add(files, path, File::Links::follow, nullptr);
-    else if (files.kind(single) != FileSystem::Kind::nothing)
-      add(files, single, File::Links::follow, nullptr);
-    else if (files.kind(index) != FileSystem::Kind::nothing)
-      add_indexed(files, index);
+    const auto found = find_weights(files, path);
+    if (found.index)
+      add_indexed(files, found);
     else
-      throw DataError(text(path, " holds neither model.safetensors nor model.safetensors.index.json"));
+      add(files, found.file, File::Links::follow, nullptr);
   }
 
   const std::string& path() const { return path_; }
@@ -131,8 +129,10 @@ class WeightFiles {
       for (auto& name : *wanted)
         if (!file->find(name)) throw DataError(text("the index says that ", path, " holds ", name, "; it does not"));
   }
-  void add_indexed(FileSystem& files, const std::string& index) {
-    const auto json = parse_strict_json(read_text(files, index, Safetensors::longest_header), index);
+  void add_indexed(FileSystem& files, const WeightsFound& found) {
+    const auto& index = found.file;
+    const auto json =
+        parse_strict_json(read_text(files, index, Safetensors::longest_header, File::Links::follow), index);
     const auto& map = json_member(json, "weight_map", index);
     if (!map.is_object()) throw DataError(text(index, ": weight_map must be an object"));
     std::map<std::string, std::set<std::string>> tensors_of;
@@ -144,7 +144,9 @@ class WeightFiles {
       if (name.empty() || name[0] == '.' || name.find('/') != std::string::npos || name.find('\0') != std::string::npos)
         throw DataError(
             text(index, " names the file ", nlohmann::json(name).dump(), "; an index may only name files beside it"));
-      add(files, path_ + "/" + name, File::Links::refuse, &tensors);
+      const auto path = found.folder + "/" + name;
+      expect_inside(files, found.folder, path);
+      add(files, path, File::Links::follow, &tensors);
     }
   }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -129,13 +130,22 @@ void read_weights(Model& model, const WeightFiles::Match& match, Complete&& comp
   }
 }
 
-inline constexpr auto no_masters = [](const Parameter&, Range, const TensorSource&, auto) {};
+/// Throws DataError for a value that the model's weights cannot hold: one that overflows, or is no number.
+template <class Weight, class Master>
+void expect_fits(const TensorSource& source, std::span<const Master> masters) {
+  for (auto master : masters)
+    if (!std::isfinite(static_cast<Master>(static_cast<Weight>(master))))
+      throw DataError(text("tensor ", source.tensor->name, " in ", source.file->path(), " holds the value ",
+                           static_cast<double>(master), ", which ", name_of(dtype_of<Weight>), " does not hold",
+                           std::isfinite(master) ? "; train in bf16 or fp32" : "; these weights cannot be trained"));
+}
 
 }  // namespace detail
 
 /// Fills the model's weights from a safetensors file, a folder with model.safetensors, or one with an index; optimizer
 /// states stay as they are. Weights of 16 bits without masters are rounded to nearest. Nothing is changed unless all
-/// tensors fit. A collective. Throws DataError.
+/// names and shapes fit; a value that the model's precision does not hold is found while weights are read. A
+/// collective. Throws DataError.
 template <class Model>
 void load_weights(const std::string& path, Model& model, const WeightsOptions& options = {}) {
   std::optional<WeightFiles> files;
@@ -147,7 +157,12 @@ void load_weights(const std::string& path, Model& model, const WeightsOptions& o
     match =
         files->template match<detail::master_of<Model>>(model.model_parameters(), options.naming, options.vocabulary);
   });
-  together(world, [&] { detail::read_weights(model, match, detail::no_masters); });
+  together(world, [&] {
+    detail::read_weights(model, match, [](const Parameter&, Range, const TensorSource& source, auto master) {
+      using Master = detail::master_of<Model>;
+      detail::expect_fits<detail::weight_of<Model>>(source, std::span<const Master>{master});
+    });
+  });
   model.publish_weights();
 }
 
