@@ -21,6 +21,27 @@ else()
   set(other_compiler "")
 endif()
 
+# A header compiled beforehand, for tests that call a compiler: most of their time would go into the same includes.
+#   zeropp_precompiled(compiler name header flags out)   out: the options that use it
+function(zeropp_precompiled compiler name header flags out)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/${compiler})
+  file(MAKE_DIRECTORY ${folder})
+  file(CONFIGURE OUTPUT ${folder}/${name}.hpp CONTENT "${header}" @ONLY)
+  if(compiler STREQUAL "clang++")
+    set(result ${folder}/${name}.pch)
+    set(${out} "-include-pch ${result}" PARENT_SCOPE)
+  else()
+    set(result ${folder}/${name}.hpp.gch)
+    set(${out} "-Winvalid-pch -include ${folder}/${name}.hpp" PARENT_SCOPE)
+  endif()
+  set(headers ${zeropp_headers})
+  list(TRANSFORM headers PREPEND ${PROJECT_SOURCE_DIR}/)
+  add_custom_command(OUTPUT ${result}
+                     COMMAND ${compiler_${compiler}} -std=c++20 -x c++-header ${flags} ${ARGN} ${folder}/${name}.hpp -o ${result}
+                     DEPENDS ${headers} ${folder}/${name}.hpp VERBATIM COMMENT "Precompiling ${name}.hpp with ${compiler}")
+  add_custom_target(precompiled_${name}_${compiler} ALL DEPENDS ${result})
+endfunction()
+
 # The includes, definitions and options of a target in a file that compilers read as @file. Our own headers with -I, or
 # they would be spared the warnings; /usr/include not at all, or #include_next breaks.
 function(zeropp_flags_file target out)

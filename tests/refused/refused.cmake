@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake -D COMPILER=... -D FLAGS=@file -D CASE=case.cpp [-D NUMBER=n] -D SCRATCH=folder -P refused.cmake: see
+# cmake -D COMPILER=... -D FLAGS=@file [-D PRECOMPILED=options] -D CASE=case.cpp [-D NUMBER=n] -D SCRATCH=folder -P refused.cmake: see
 # CMakeLists.txt here.
 set(most_lines 25)
 cmake_path(GET COMPILER STEM compiler)
@@ -33,8 +33,9 @@ set(check_only -fsyntax-only)
 if(compiler STREQUAL "nvcc")
   set(check_only -x cu --expt-relaxed-constexpr --cuda -o /dev/null)  # up to its own front end's output
 endif()
+separate_arguments(PRECOMPILED)
 function(compile out_status out_text)
-  execute_process(COMMAND ${COMPILER} -std=c++20 ${check_only} ${FLAGS} -I${here} ${ARGN} ${copy} RESULT_VARIABLE status
+  execute_process(COMMAND ${COMPILER} -std=c++20 ${check_only} ${FLAGS} ${PRECOMPILED} -I${here} ${ARGN} ${copy} RESULT_VARIABLE status
                   OUTPUT_VARIABLE text ERROR_VARIABLE text)
   set(${out_status} "${status}" PARENT_SCOPE)
   set(${out_text} "${text}" PARENT_SCOPE)

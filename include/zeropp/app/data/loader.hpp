@@ -51,7 +51,7 @@ struct LoaderOptions {
 
 namespace detail {
 /// Throws ConfigError for sizes below 1 and a rank that is not one of them.
-inline LoaderOptions checked(LoaderOptions o) {
+inline LoaderOptions valid(LoaderOptions o) {
   if (o.batch < 1 || o.sequence < 1)
     throw ConfigError(text("a batch needs at least 1 row and 1 token a row, got ", o.batch, " x ", o.sequence));
   checked_product(o.batch, o.sequence);
@@ -68,7 +68,7 @@ class TokenLoader {
  public:
   /// Throws ConfigError for sizes below 1 and ranks outside the group, DataError where the range holds less than one batch.
   TokenLoader(TokenRange range, LoaderOptions options)
-      : range_(std::move(range)), options_(detail::checked(options)) {
+      : range_(std::move(range)), options_(detail::valid(options)) {
     // One window's length is kept back for the phase, and one token for the last label.
     windows_ = (range_.size() - options_.sequence) / options_.sequence;
     if (windows_ < 1 || range_.size() < checked_product(options_.batch, options_.sequence) + 1)
@@ -134,7 +134,7 @@ class EvaluationLoader {
  public:
   /// Throws ConfigError as TokenLoader does, DataError for less than two tokens.
   EvaluationLoader(TokenRange range, LoaderOptions options)
-      : range_(std::move(range)), options_(detail::checked(options)) {
+      : range_(std::move(range)), options_(detail::valid(options)) {
     if (range_.size() < 2)
       throw DataError(
           text("the data hold ", range_.size(), " tokens for validation, at least 2 are needed; hold out more"));
