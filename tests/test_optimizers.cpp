@@ -62,7 +62,7 @@ std::string weights_of(const Rule& rule, const Groups& groups, const Run& run) {
   return bits;
 }
 
-/// Steps towards the sign of the gradient, with no state that lasts but its own count of changes: docs/optimizers.md.
+/// A rule of a user's own: steps against the sign of the gradient, and keeps that sign.
 struct SignDescent {
   static constexpr std::string_view name = "sign descent";
   static constexpr std::array<std::string_view, 1> slots{"last_sign"};
@@ -133,17 +133,20 @@ TEST_CASE("settings that cannot work, groups of nothing, and another optimizer's
     });
   };
   CHECK(refused(Lion{.beta1 = 1}) == "lion's beta1 must be at least 0 and below 1, got 1");
-  CHECK(refused(Sgd{.weight_decay = -1}) == "sgd's weight_decay must be at least 0, got -1");
-  CHECK(contains(refused(AdamW{.epsilon = 0}), "adam's epsilon must be at least "));
-  CHECK(contains(refused(AdamW{.epsilon = 1e-50}), "adam's epsilon must be at least "));
+  CHECK(refused(Sgd{.weight_decay = -1}) == "sgd's weight_decay must be finite and at least 0, got -1");
+  CHECK(contains(refused(AdamW{.epsilon = 0}), "adam's epsilon must be finite and at least "));
+  CHECK(contains(refused(AdamW{.epsilon = 1e-50}), "adam's epsilon must be finite and at least "));
   CHECK(contains(refused(AdamW{.beta2 = std::numeric_limits<float>::quiet_NaN()}), "adam's beta2 must be"));
   CHECK(refused(Lion{}, {{.pattern = "h.1.*"}}) ==
         "no parameter of the model is called \"h.1.*\", as a parameter group has it; its first is wte.weight");
   CHECK(contains(refused(Lion{}, {{.pattern = "h.*", .rate = -1}}), "the parameter group \"h.*\" has the rate -1"));
+  CHECK(contains(refused(Lion{}, {{.pattern = "h.*", .weight_decay = 1e38f * 10}}), "has the weight decay inf"));
 
   const Folder folder;
   weights_of<Fp32>(AdamW{}, {}, {.steps = 1, .save = folder.path()});
-  const auto sentence = sentence_of([&] { weights_of<Fp32>(Lion{}, {}, {.steps = 1, .load = folder.path()}); });
+  weights_of<Fp32>(Lion{}, {}, {.steps = 2, .save = folder / "other"});
+  fs::rename(folder / "step-00000001", folder / "other/step-00000009");  // an older one of Lion would do
+  const auto sentence = sentence_of([&] { weights_of<Fp32>(Lion{}, {}, {.steps = 1, .load = folder / "other"}); });
   CHECK(contains(sentence, "holds the states of the optimizer adam, which lion cannot go on from"));
 }
 

@@ -102,7 +102,7 @@ TEST_CASE("an epsilon of Adam that makes 0 / 0 or nothing") {
   Sharded<Plain, Stage::none> model{Comm{}, cpu, Plain{config}};
   for (const double epsilon : {0.0, 1e-50, 1e-40, -1e-8, std::nan(""), 1e300 * 1e300})
     CHECK_THROWS_WITH_AS((FusedAdam{model, {.epsilon = static_cast<float>(epsilon)}}),
-                         doctest::Contains("adam's epsilon must be at least 1.1754944e-38"), ConfigError);
+                         doctest::Contains("adam's epsilon must be finite and at least 1.1754944e-38"), ConfigError);
   FusedAdam least{model, {.epsilon = 2e-38f}};
 }
 

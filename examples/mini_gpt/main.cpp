@@ -81,7 +81,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && std::string_view(argv[1]) == "export") return export_command(argc, argv);
     if (const int code = parse(argc, argv, given); code >= 0) return code;
     if (!given.simulation.empty()) return simulate(given), 0;
-    if (!given.dry_run && !given.doctor) look_into_checkpoint(given);
+    if (!given.doctor) look_into_checkpoint(given);
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return static_cast<int>(error.exit_code());
@@ -95,7 +95,8 @@ int main(int argc, char** argv) {
                                           .stored = given.kept_tokenizer,
                                           .learns = given.weights.empty()});
                     }).share();
-  const bool planned = given.dry_run && given.ranks > 0;  // one rank plans for as many as are asked for
+  // One rank plans for as many as are asked for, unless a launcher started some.
+  const bool planned = given.dry_run && given.ranks > 0 && ranks_in_environment().size == 1;
   return launch(LaunchOptions{.ranks = planned ? 1 : given.ranks}, [&](World& world) {
     Console console{world.rank == 0};
     const int ranks = planned ? given.ranks : world.size;

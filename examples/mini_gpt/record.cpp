@@ -96,8 +96,9 @@ void look_into_checkpoint(Settings& s) {
     s.kept_tokens = 0;  // before there was training.json all rows of a table were tokens
     for (auto& file : found.texts.files)
       if (file.name == tokenizer_name || file.name == own_tokenizer_name) s.kept_tokenizer = file.content;
-    const auto json = parse_strict_json(found.texts.config, found.folder + "/training.json");
-    if (json.contains("settings")) s.kept_tokens = json_count(json["model"], "tokens", found.folder + "/training.json");
+    const auto record = found.folder + "/training.json";
+    const auto json = parse_strict_json(found.texts.config, record);
+    if (json.contains("settings")) s.kept_tokens = json_count(json_member(json, "model", record), "tokens", record);
   } catch (const DataError&) {  // the resume itself says what is damaged
   }
 }
@@ -112,10 +113,9 @@ Settings fitted(Settings s, const Corpus& corpus) {
   return s;
 }
 
-std::string record_of(const Settings& s, const Corpus& corpus) {
+std::string record_of(const Settings& s, int ranks, const Corpus& corpus) {
   auto settings = nlohmann::json::object();
-  for (auto& [name, value] : s.compared()) settings[name] = value;
-  settings["--data"] = s.data;
+  for (auto& [name, value] : s.all(ranks)) settings[name] = value;
   const auto& m = s.model;
   const auto& [training, validation] = corpus.split;
   return nlohmann::json{{"settings", settings},
@@ -139,7 +139,7 @@ std::string record_of(const Settings& s, const Corpus& corpus) {
 std::vector<std::string> changes(const std::string& before, const std::string& now) {
   const auto old = parse_strict_json(before, "training.json"), current = parse_strict_json(now, "training.json");
   std::vector<std::string> sentences;
-  if (!old.is_object() || !old.contains("settings")) return sentences;  // of before there was one
+  if (!old.is_object() || !old.contains("settings") || !old["settings"].is_object()) return sentences;  // of before there was one
   for (auto& [key, value] : current["model"].items())  // heads and used tokens are in no shape of a tensor
     if (const auto was = old.value("model", nlohmann::json::object()).value(key, nlohmann::json());
         key != "dropout" && was != value)

@@ -23,8 +23,8 @@ void look_into_checkpoint(Settings& s);
 /// The tokenizer's size is the model's used vocabulary, unless weights or a checkpoint say another.
 Settings fitted(Settings s, const Corpus& corpus);
 
-/// training.json.
-std::string record_of(const Settings& s, const Corpus& corpus);
+/// training.json of a run on so many ranks.
+std::string record_of(const Settings& s, int ranks, const Corpus& corpus);
 /// Sentences on what differs between two of them. Throws DataError where it is the model.
 std::vector<std::string> changes(const std::string& before, const std::string& now);
 

@@ -80,6 +80,26 @@ void note_flags(const CLI::App& app, Settings& s) {
   if (s.origins.flag("--recompute-blocks")) s.origins.from_flag("--recompute");
 }
 
+/// Refuses sizes beyond what any machine holds, whose products would overflow or take for ever to plan, and counts below
+/// what they count.
+void expect_sizes(const Settings& s) {
+  const auto expect = [&](const char* flag, std::int64_t value, std::int64_t least, std::int64_t most) {
+    if (value < least || value > most)
+      throw ConfigError(text(s.origins.name(flag), " must be from ", least, " to ", most, ", got ", value));
+  };
+  expect("--n-layer", s.model.n_layer, 1, 10000);
+  expect("--n-head", s.model.n_head, 1, 1 << 16);
+  expect("--n-embd", s.model.n_embd, 1, 1 << 20);
+  expect("--block-size", s.model.block_size, 1, 1 << 26);
+  expect("--vocab-size", s.model.vocabulary, 1, 1 << 26);
+  expect("--threads", s.threads, 1, 4096);
+  expect("--batch-tokens", s.batch_tokens, 0, std::int64_t{1} << 36);
+  expect("--sample", s.sample_tokens, 0, 1 << 24);
+  expect("--sample-every", s.sample_every, 0, std::int64_t{1} << 50);
+  if (!(s.grad_clip >= 0))
+    throw ConfigError(text(s.origins.name("--grad-clip"), " must be at least 0 (0 does not clip), got ", s.grad_clip));
+}
+
 /// Units to gather ahead, where a file says how many weights: blocks are the units that count.
 void settle_prefetch(Settings& s) {
   if (s.prefetch || !s.prefetch_elements) return;
@@ -194,6 +214,7 @@ int parse(int argc, char** argv, Settings& s) {
   if (s.backend == "cpu" && s.share_gpus) throw ConfigError("--share-gpus goes with GPUs, this run is on the CPU");
   if (s.batch_tokens > 0 && s.model.block_size > 0 && s.batch_tokens % s.model.block_size == 0)
     s.rows = s.batch_tokens / s.model.block_size;
+  expect_sizes(s);
   settle_prefetch(s);
   settle_rates(s);
   return -1;
@@ -220,7 +241,7 @@ SettingList Settings::all(int world_size) const {
   all.insert(all.begin(), {"ranks", text(world_size)});
   const auto shown = [](const std::string& word) { return word.empty() ? std::string("none") : word; };
   for (auto& [name, value] :
-       {Setting{"--data", shown(data)}, Setting{"--data-format", format}, Setting{"--threads", text(threads)},
+       {Setting{"--data", shown(data)}, Setting{"--threads", text(threads)},
         Setting{"--sequence-parallel", sequence_parallel ? "true" : "false"},
         Setting{"--context-attention", context_attention},
         Setting{"--prefetch", prefetch ? text(*prefetch) : "as the device does best"},

@@ -69,7 +69,7 @@ int train(const Settings& given, const World& world, const Data& data, D& device
     if (world.rank == 0) std::fprintf(stderr, "error: %s\n", words.c_str());
     return static_cast<int>(code);
   };
-  const auto record = record_of(s, corpus);
+  const auto record = record_of(s, world.size, corpus);
   const auto beside = files_for_others(s, corpus);
   std::int64_t first = 0, cursor = 0;  // steps and samples that are done
   std::string saved;
@@ -101,7 +101,7 @@ int train(const Settings& given, const World& world, const Data& data, D& device
   auto batch = Batch::on(device, s.rows_of(mesh.data()), s.model.block_size);
   MetricsFile metrics{world.rank == 0 ? s.out + "/metrics.jsonl" : "/dev/null", first, warn};
   const MonitorFolders folders{s.tensorboard, s.csv_monitor};
-  Monitors monitors{world.rank == 0 ? folders : MonitorFolders{}, first * s.rows, warn};
+  Monitors monitors{world.rank == 0 ? folders : MonitorFolders{}, cursor, warn};
   Progress progress{console, first, s.steps, ceiling.memory, s.steps_per_print};
   const auto show_sample = [&] {
     if (!corpus.tokenizer || s.sample_tokens < 1) return;
@@ -159,7 +159,7 @@ int train(const Settings& given, const World& world, const Data& data, D& device
                   .loss_scale = scale};
     if (step == first) console.line(text("first step after ", fixed(steady_seconds() - started, 2), " s"));
     if (done % s.eval_every == 0) m.validation_loss = evaluate(model, held_out, batch, 8).mean();
-    if (world.rank == 0) metrics.write(m), monitors.write(m, done * s.rows);
+    if (world.rank == 0) metrics.write(m), monitors.write(m, cursor);
     progress.show(m);
     const bool last = done == s.steps;
     signal = Interrupt::signal(world.comm);
@@ -174,7 +174,7 @@ int train(const Settings& given, const World& world, const Data& data, D& device
       return signal != 0;
     });
     if (!signal && !std::isfinite(loss.mean())) failure = "the validation loss is not finite";
-    if (!signal) show_sample();
+    if (!signal && failure.empty()) show_sample();
     if (!signal) console.heading(text("validation loss ", fixed(loss.mean(), 4), " nats a token"));
     if (corpus.held_out_bytes && !signal)  // the first held-out token is given, not predicted
       console.heading(text("validation bits per byte ",

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include <zeropp/base/format.hpp>
 #include <zeropp/comm/comm.hpp>
 #include <zeropp/device/cpu.hpp>
 #include <zeropp/device/tensor.hpp>

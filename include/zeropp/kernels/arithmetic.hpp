@@ -15,7 +15,8 @@ namespace zeropp::kernels {
 template <class V>
 inline constexpr bool rounds_once = false;
 
-/// a·b + c, rounded once on a GPU. On the CPU the compiler fuses it where the target has an instruction for that.
+/// a·b + c: rounded once on a GPU. On the CPU the compiler chooses which products and sums it fuses, the same for every
+/// element.
 template <class V, class B, class C>
   requires(!rounds_once<V>)
 constexpr V fused(const V& a, const B& b, const C& c) {

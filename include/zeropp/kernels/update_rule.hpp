@@ -45,7 +45,7 @@ struct ElementStep {
 
 /// A rule is an aggregate of its settings with
 ///   name         in messages and in the names of kernels
-///   slots        an array of the names of its states, as checkpoints name them
+///   slots        an array of the names of its states, one or more, as checkpoints name them
 ///   weight_decay for parameters that ask for it (Parameter::decay)
 ///   settings()   an array of RuleSetting: checked when an optimizer is made, and compared between ranks
 ///   operator()(V& weight, V gradient, V&... slots, ElementStep<C> step) const, constexpr: one step, where V is a number
@@ -55,12 +55,27 @@ template <class R>
 concept UpdateRule = std::copyable<R> && requires(const R& rule) {
   { R::name } -> std::convertible_to<std::string_view>;
   { R::slots.size() } -> std::convertible_to<std::size_t>;
+  requires R::slots.size() > 0;
   { rule.weight_decay } -> std::convertible_to<float>;
   { rule.settings()[0] } -> std::convertible_to<RuleSetting>;
 };
 
 template <UpdateRule R>
 inline constexpr std::size_t slot_count = R::slots.size();
+
+/// Whether checkpoints can tell the slots from each other and from what they keep besides.
+template <UpdateRule R>
+constexpr bool slots_are_named() {
+  for (std::size_t i = 0; i < R::slots.size(); ++i) {
+    const std::string_view name = R::slots[i];
+    if (name.empty() || name.find('/') != name.npos) return false;
+    for (std::string_view taken : {"remainder", "master", "first", "second"})
+      if (name == taken) return false;
+    for (std::size_t k = 0; k < i; ++k)
+      if (name == std::string_view(R::slots[k])) return false;
+  }
+  return true;
+}
 
 /// Operations of an element's step, for plans: about ten, unless the rule says.
 template <UpdateRule R>

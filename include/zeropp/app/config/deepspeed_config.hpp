@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include <zeropp/app/config/deepspeed_scheduler.hpp>
@@ -93,7 +94,7 @@ inline void read_optimizer(ConfigSection& root, TrainSettings& s) {
   auto adam = optimizer.section("params");
   take(adam, "lr", s.lr, s, "--lr", 0, 1e3);
   take(adam, "betas", s.betas, s, "betas", 0, 0.9999999);
-  take(adam, "eps", s.epsilon, s, "epsilon", 0, 1);
+  take(adam, "eps", s.epsilon, s, "epsilon", std::numeric_limits<float>::min(), 1);
   take(adam, "weight_decay", s.weight_decay, s, "--weight-decay", 0, 1e3);
   bool decoupled = true;
   adam.read("adam_w_mode", decoupled);

@@ -25,6 +25,8 @@ class Origins {
   bool flag(const std::string& setting) const { return kind(setting) == Kind::flag; }
   bool file(const std::string& setting) const { return kind(setting) == Kind::file; }
   bool said(const std::string& setting) const { return flag(setting) || file(setting); }
+  /// Whether anything was noted of it, a default of DeepSpeed's among that.
+  bool noted(const std::string& setting) const { return all_.contains(setting); }
   /// For a list of settings: "flag", "ds.json line 4, optimizer.params.lr", "default".
   std::string of(const std::string& setting) const {
     const auto found = all_.find(setting);

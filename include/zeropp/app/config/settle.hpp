@@ -36,14 +36,16 @@ inline void settle_rates(TrainSettings& s) {
   detail::expect_flags_of_schedule(s);
   if (!(s.lr >= 0 && std::isfinite(s.lr)))
     throw ConfigError(text(from.name("--lr"), " must be at least 0, got ", s.lr));
+  if (s.warmup_steps < 0)
+    throw ConfigError(text(from.name("--warmup-steps"), " must be at least 0, got ", s.warmup_steps));
   if (s.schedule) return;
   if (!from.said("--min-lr")) s.min_lr = s.lr / 20;
   if (!(s.min_lr >= 0 && s.min_lr <= s.lr))
     throw ConfigError(
         text(from.name("--min-lr"), " must be from 0 to ", from.name("--lr"), " = ", s.lr, ", got ", s.min_lr));
-  if (!from.said("--warmup-steps"))
+  if (!from.said("--warmup-steps") && (!from.noted("--warmup-steps") || from.flag("--lr-schedule")))
     s.warmup_steps = std::max<std::int64_t>(0, s.steps) / 4, from.by_default("--warmup-steps", "a quarter of --steps");
-  if (s.warmup_steps < 0 || s.warmup_steps > s.steps)
+  if (s.warmup_steps > s.steps)
     throw ConfigError(text(from.name("--warmup-steps"), ": a warm-up of ", s.warmup_steps,
                            " steps does not fit a training of ", s.steps, " steps (", from.name("--steps"),
                            "); give at most ", s.steps));

@@ -123,11 +123,11 @@ void check_model(Model& model, const Manifest& manifest, const std::string& fold
   if (i != manifest.parameters.size()) refuse(text("the model ends before its ", described(manifest.parameters[i])));
 }
 
-/// Throws DataError where the states are another optimizer's.
+/// Throws DataError where the states are another optimizer's: that is no damage, so no older checkpoint is tried.
 inline void expect_optimizer(std::string_view name, const std::string& state, const std::string& folder) {
   const auto path = folder + "/state.json";
   const auto json = parse_strict_json(state, path);
-  const auto saved = json.contains("optimizer") ? json_member(json, "optimizer", path).template get<std::string>() : "adam";
+  const auto saved = json.contains("optimizer") ? json_string(json, "optimizer", path) : std::string("adam");
   if (saved != name)
     throw DataError(text(folder, " holds the states of the optimizer ", saved, ", which ", name,
                          " cannot go on from: resume it with ", saved, ", or begin anew from its weights"));
@@ -156,6 +156,7 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
   texts.broadcast(comm);
   const auto manifest = Manifest::from_text(texts.manifest, folder + "/" + Manifest::file_name);
   check_model(model, manifest, folder);
+  expect_optimizer(optimizer.name(), texts.state, folder);
   const auto naming = manifest.naming == own.name ? own : Naming::called(manifest.naming);
 
   std::optional<WeightFiles> weights;
@@ -170,7 +171,6 @@ std::optional<Failure> load_checkpoint(const std::string& folder, FileSystem& fi
     weights.emplace(files, folder + "/model.safetensors", File::Links::refuse);
     match = weights->template match<master_of<Model>>(parameters, naming, 0);
     states.emplace(files, folder, manifest.ranks, parameters);
-    expect_optimizer(optimizer.name(), texts.state, folder);
     halves = states->have(low_half), wholes = states->have(whole_master);
     for (auto& p : parameters) {
       const auto stored = match.of(p.name).tensor->type.type;

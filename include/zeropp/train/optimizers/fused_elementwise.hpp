@@ -7,8 +7,8 @@
 //   lion.step(rate, clip_by_global_norm(model, 1.0f));
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -42,11 +42,16 @@ class FusedElementwise : public Optimizer<state_t<typename Model::Precision>> {
     SettingList settings{{"rule", std::string(Rule::name)}};
     for (auto& [name, value, least, below] : rule_.settings()) {
       if (!(value >= least && value < below))
-        throw ConfigError(text(Rule::name, "'s ", name, " must be ", "at least ", least,
-                               below < std::numeric_limits<float>::infinity() ? text(" and below ", below) : "",
+        throw ConfigError(text(Rule::name, "'s ", name, " must be ",
+                               std::isfinite(below) ? text("at least ", least, " and below ", below)
+                                                    : text("finite and at least ", least),
                                ", got ", value));
       settings.push_back({std::string(name), text(value)});
     }
+    if (!(rule_.weight_decay >= 0 && std::isfinite(rule_.weight_decay)))
+      throw ConfigError(
+          text(Rule::name, "'s weight_decay must be finite and at least 0, got ", rule_.weight_decay));
+    settings.push_back({"weight_decay", text(rule_.weight_decay)});
     check_groups(settings);
     expect_same_settings(model.comms().world, settings, "", "has another optimizer");
     for (auto& unit : model.units()) {
@@ -77,6 +82,9 @@ class FusedElementwise : public Optimizer<state_t<typename Model::Precision>> {
   }
 
  private:
+  static_assert(kernels::slots_are_named<Rule>(),
+                "the slots of a rule need names of their own: not empty, without '/', none twice, and none of "
+                "remainder, master, first and second, which checkpoints use");
   static constexpr bool stochastic = rounds_stochastically<Precision>;
   static constexpr std::size_t slot_count = kernels::slot_count<Rule>;
   struct UnitState {
@@ -102,9 +110,13 @@ class FusedElementwise : public Optimizer<state_t<typename Model::Precision>> {
 
   void check_groups(SettingList& settings) const {
     for (auto& group : groups_) {
-      if (!(group.rate >= 0) || (group.weight_decay && !(*group.weight_decay >= 0)))
-        throw ConfigError(text("the parameter group \"", group.pattern, "\" has the rate ", group.rate,
-                               " and the weight decay ", group.weight_decay.value_or(0), "; give 0 or more"));
+      const auto expect = [&](std::string_view what, float value) {
+        if (!(value >= 0 && std::isfinite(value)))
+          throw ConfigError(text("the parameter group \"", group.pattern, "\" has the ", what, " ", value,
+                                 "; give a finite number from 0"));
+      };
+      expect("rate", group.rate);
+      expect("weight decay", group.weight_decay.value_or(0));
       bool found = false;
       for (auto& p : model_.model_parameters()) found = found || matches(group.pattern, p.name);
       if (!found)
