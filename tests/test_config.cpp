@@ -456,11 +456,11 @@ TEST_CASE("defaults follow what was said, and refusals name the flag or the key"
   TrainSettings s;
   settle_rates(s);
   CHECK(static_cast<float>(s.min_lr) == 1e-4f);  // as ever
-  CHECK(s.warmup_steps == 30);
+  CHECK(s.warmup_steps == 95);
   s.lr = 5e-6, s.steps = 12, s.origins.from_flag("--lr"), s.origins.from_flag("--steps");
   settle_rates(s);
   CHECK(s.min_lr == doctest::Approx(2.5e-7));
-  CHECK(s.warmup_steps == 12);
+  CHECK(s.warmup_steps == 3);
   s.min_lr = 1e-4, s.origins.from_flag("--min-lr");
   CHECK_THROWS_WITH_AS(settle_rates(s), "--min-lr must be from 0 to --lr = 5e-06, got 1e-04", ConfigError);
   s.min_lr = 0, s.warmup_steps = 13, s.origins.from_flag("--warmup-steps");
@@ -486,7 +486,7 @@ TEST_CASE("defaults follow what was said, and refusals name the flag or the key"
   s.lr_schedule = "cosine", s.origins.from_flag("--lr-schedule");
   settle_rates(s);
   CHECK(!s.schedule);
-  CHECK(s.warmup_steps == 30);
+  CHECK(s.warmup_steps == 95);
 }
 
 TEST_CASE("numbers of flags are never cut to fit") {
@@ -504,4 +504,17 @@ TEST_CASE("numbers of flags are never cut to fit") {
           text("must be a whole number from 0 to 18446744073709551615, got ", word));
   for (auto word : {"0", "-2.5", "1e-4"}) CHECK(wrong_number(word).empty());
   for (auto word : {"", "1e999", "nan", "inf", "1,5", "0.1.2"}) CHECK(!wrong_number(word).empty());
+}
+
+TEST_CASE("a file without a scheduler has a constant rate without a warm-up; a flag that names one has a quarter") {
+  auto s = read(R"({"train_batch_size": 16})");
+  settle_rates(s);
+  CHECK(s.warmup_steps == 0);
+  CHECK(describe_rates(s).starts_with("learning rate at step 0: 0.001, 1: 0.001"));
+  s.lr_schedule = "linear", s.origins.from_flag("--lr-schedule");
+  settle_rates(s);
+  CHECK(s.warmup_steps == 95);
+  s = read(R"({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 380}}})");
+  s.warmup_steps = -3, s.origins.from_flag("--warmup-steps");
+  CHECK_THROWS_WITH_AS(settle_rates(s), doctest::Contains("--warmup-steps must be at least 0, got -3"), ConfigError);
 }

@@ -30,7 +30,7 @@ inline const std::vector<HelpGroup>& help_groups() {
         {"--simulate"},
         {"--trace", "with --simulate: its passes for Perfetto, or as a picture if it ends in .svg"}}},
       {"Data",
-       {{"--data"}, {"--data-format"}, {"--held-out"}, {"--vocab-size"}}},
+       {{"--data"}, {"--data-format"}, {"--tokenizer"}, {"--held-out"}, {"--vocab-size"}}},
       {"Model",
        {{"--model"},
         {"--n-layer", "blocks"},
@@ -44,7 +44,7 @@ inline const std::vector<HelpGroup>& help_groups() {
         {"--batch"},
         {"--micro-batches"},
         {"--lr", "highest learning rate"},
-        {"--min-lr", "learning rate of the last step"},
+        {"--min-lr", "learning rate of the last step; if not said, a twentieth of --lr"},
         {"--lr-schedule", "after the warm-up: cosine, linear or constant"},
         {"--warmup-steps"},
         {"--weight-decay", "of matrices and embeddings"},
@@ -81,6 +81,7 @@ Examples:
   mini_gpt --data book.txt --ranks 2                    train on a text, two thread ranks
   mini_gpt --data book.txt --ranks 2 --steps 1000       go on with the same run in ./out
   torchrun --nproc-per-node 4 --no-python mini_gpt --data train.bin --model 124M --zero 3 --out run1
+  mini_gpt export run1 folder                           the newest checkpoint as transformers reads it
   mini_gpt --dry-run --model 1558M --ranks 8 --zero 3   the memory of each rank, to the byte
 
 Environment:
@@ -89,7 +90,7 @@ Environment:
   NO_COLOR, TERM=dumb                                   plain lines instead of a colored progress bar
 
 Exit codes: 0 done, 1 failure, 2 wrong flags or files of settings, 3 out of memory, 4 data or checkpoint,
-  5 communication, 130 or 143 ended by a signal with a checkpoint saved; another signal ends at once.)";
+  5 communication, 129, 130 or 143 ended by a signal with a checkpoint saved; another signal ends at once.)";
 
 /// Puts the options of `app` into groups, with texts. Throws CLI::OptionNotFound for one that is not there.
 inline void arrange_help(CLI::App& app) {

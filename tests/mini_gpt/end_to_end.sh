@@ -70,8 +70,11 @@ case $case in
     expect 0 'validation' "$program" "${small[@]}" --steps 2 --out w
     weights=w/checkpoints/step-00000002/model.safetensors
     expect 0 'has every tensor of this model' "$program" "${small[@]}" --dry-run --weights $weights
-    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights $weights --n-layer 3
-    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights $weights --n-embd 64
+    expect 2 '--n-layer is 3, but the weights have 2' "$program" "${small[@]}" --dry-run --weights $weights --n-layer 3
+    mkdir alone  # without the config.json beside them only the tensors tell
+    cp $weights w/checkpoints/step-00000002/tokenizer.json alone
+    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights alone --n-layer 3
+    expect 4 'of another model' "$program" "${small[@]}" --dry-run --weights alone --n-embd 64
     head -c 100 $weights > torn.safetensors
     expect 4 'torn.safetensors' "$program" "${small[@]}" --dry-run --weights torn.safetensors
     # Every option has a group and a text.

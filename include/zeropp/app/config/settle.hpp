@@ -43,8 +43,10 @@ inline void settle_rates(TrainSettings& s) {
   if (!(s.min_lr >= 0 && s.min_lr <= s.lr))
     throw ConfigError(
         text(from.name("--min-lr"), " must be from 0 to ", from.name("--lr"), " = ", s.lr, ", got ", s.min_lr));
-  if (!from.said("--warmup-steps") && (!from.noted("--warmup-steps") || from.flag("--lr-schedule")))
-    s.warmup_steps = std::max<std::int64_t>(0, s.steps) / 4, from.by_default("--warmup-steps", "a quarter of --steps");
+  constexpr auto quarter = "a quarter of --steps";
+  if (!from.said("--warmup-steps") &&
+      (!from.noted("--warmup-steps") || from.of("--warmup-steps") == quarter || from.flag("--lr-schedule")))
+    s.warmup_steps = std::max<std::int64_t>(0, s.steps) / 4, from.by_default("--warmup-steps", quarter);
   if (s.warmup_steps > s.steps)
     throw ConfigError(text(from.name("--warmup-steps"), ": a warm-up of ", s.warmup_steps,
                            " steps does not fit a training of ", s.steps, " steps (", from.name("--steps"),
