@@ -35,7 +35,7 @@ struct RuleSetting {
   float value = 0, least = 0, below = std::numeric_limits<float>::infinity();
 };
 
-/// What a rule's step knows of the parameter, in the type C that computes.
+/// The facts about a parameter that a rule's step is given, in the type C that computes.
 template <class C>
 struct ElementStep {
   C rate;    ///< the learning rate, times the factor of the parameter's group

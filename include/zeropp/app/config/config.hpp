@@ -53,7 +53,7 @@ class ConfigSection {
   bool unsaid(const std::string& key) const { return member(key) && !find(key); }
   /// Where a key that is there stands: "ds.json line 4, optimizer.params.lr".
   std::string place(const std::string& key) const { return text(path_, " line ", member(key)->line, ", ", full(key)); }
-  /// What stands there under a key that the caller knows, whatever it is; null: nothing.
+  /// The value under a key that the caller knows, whatever it is; null: nothing.
   const detail::ConfigNode* node(const std::string& key) {
     known_.push_back(key);
     return member(key);

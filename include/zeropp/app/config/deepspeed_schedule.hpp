@@ -14,7 +14,7 @@
 
 namespace zeropp {
 
-/// What a warm-up shares with the settings of the run: flags change them.
+/// The numbers that a warm-up shares with the settings of the run: flags change them.
 struct WarmupTarget {
   double peak = 1e-3;
   std::int64_t warmup = 1000;  ///< steps; DeepSpeed takes at least 2

@@ -13,7 +13,7 @@
 
 namespace zeropp {
 
-/// What is wrong with `word` as a finite number; empty: nothing.
+/// The fault of `word` as a finite number; empty: none.
 inline std::string wrong_number(const std::string& word) {
   double value = 0;
   const auto* end = word.data() + word.size();

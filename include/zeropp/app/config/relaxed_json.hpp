@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What people write in JSON settings beside JSON, and DeepSpeed's reader (hjson) skips: comments, and a comma before a
+// Text that people write in JSON settings beside JSON, and DeepSpeed's reader (hjson) skips: comments, a comma before a
 // closing bracket.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What follows from settings once flags and a file have been read: defaults relative to what was said, batch sizes from
+// The settings that follow once flags and a file have been read: defaults relative to what was said, batch sizes from
 // any two of three, and refusals that name the flag or the key.
 #pragma once
 

@@ -23,7 +23,7 @@ struct OpenedCheckpoint {
   Manifest manifest;
   detail::CheckpointTexts texts;
 
-  /// Of a run's `latest` checkpoint and those before it the newest that is whole; weights are verified if asked for.
+  /// The newest whole one of a run's `latest` checkpoint and those before it; weights are verified if asked for.
   static OpenedCheckpoint find(FileSystem& files, const std::string& path, bool weights = true) {
     if (files.kind(path + "/" + Manifest::file_name) != FileSystem::Kind::nothing) return open(files, path, weights);
     const auto inner = path + "/checkpoints";

@@ -68,7 +68,7 @@ inline std::string field(int number, int wire, const std::string& bytes) {
 
 }  // namespace detail
 
-/// One file of one process; TensorBoard joins those of a folder. Whoever can not write warns once and goes on.
+/// One file of one process; TensorBoard joins those of a folder. A writer that fails warns once and goes on.
 class EventFile {
  public:
   /// Makes `folder`. Where `first` > 0 the run goes on: readers drop what another process wrote from that step on.

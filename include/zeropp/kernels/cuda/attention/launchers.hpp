@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What starts our own kernels of attention: by warpgroups, by tiles, or in the plain way. Declarations; launch.hpp
+// Launchers of our own kernels of attention: by warpgroups, by tiles, or in the plain way. Declarations; launch.hpp
 // defines them. Attention is more than half of a GPU program's kernels to compile: a program of several .cu files
 // defines ZEROPP_ATTENTION_ELSEWHERE and compiles attention/instantiate.hpp in one more.
 #pragma once
