@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include <zeropp/app/log/keep_lines.hpp>
 #include <zeropp/base/error.hpp>
 
 namespace zeropp {
@@ -41,15 +42,14 @@ class CsvFiles {
     for (auto& c : name)
       if (c == '/' || c == ' ') c = '_';
     const auto path = folder_ + "/" + name + ".csv";
-    std::string kept = text("step,", tag.substr(tag.rfind('/') + 1), "\r\n");
-    if (std::ifstream old(path, std::ios::binary); first_ > 0 && old)
-      for (std::string line; std::getline(old, line);) {
-        std::int64_t step = -1;
-        std::from_chars(line.data(), line.data() + line.size(), step);
-        if (step >= 0 && step <= first_ && line.ends_with('\r')) kept += line + "\n";
-      }
-    std::ofstream file(path, std::ios::binary);
-    file << kept;
+    const auto header = text("step,", tag.substr(tag.rfind('/') + 1), "\r\n");
+    const auto error = keep_lines(path, header, [&](const std::string& line) {
+      std::int64_t step = -1;
+      std::from_chars(line.data(), line.data() + line.size(), step);
+      return first_ > 0 && step >= 0 && step <= first_ && line.ends_with('\r');
+    });
+    std::ofstream file(path, std::ios::binary | std::ios::app);
+    if (error) file.setstate(std::ios::failbit);
     return file;
   }
 

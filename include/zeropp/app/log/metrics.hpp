@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <zeropp/app/log/keep_lines.hpp>
 #include <zeropp/base/error.hpp>
 
 namespace zeropp {
@@ -59,17 +60,9 @@ class MetricsFile {
 
  private:
   void keep(std::int64_t steps) {
-    std::string old, kept;
-    std::ifstream file(path_);
-    for (std::string line; std::getline(file, line); old += line + "\n")
-      if (step_of(line) >= 1 && step_of(line) <= steps && line.ends_with('}')) kept += line + "\n";
-    std::error_code error;
-    if (kept == old && std::filesystem::file_size(path_, error) == kept.size()) return;
-    const auto place = std::filesystem::canonical(path_, error);  // a link to it stays one
-    auto beside = place;
-    beside += ".new";
-    if (!(std::ofstream(beside, std::ios::trunc) << kept << std::flush)) error = std::make_error_code(std::errc::io_error);
-    if (!error) std::filesystem::rename(beside, place, error);
+    const auto error = keep_lines(path_, "", [&](const std::string& line) {
+      return step_of(line) >= 1 && step_of(line) <= steps && line.ends_with('}');
+    });
     failed(static_cast<bool>(error));
   }
   static std::int64_t step_of(const std::string& line) {
