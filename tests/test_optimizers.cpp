@@ -68,7 +68,7 @@ struct SignDescent {
   static constexpr std::array<std::string_view, 1> slots{"last_sign"};
   float weight_decay = 0;
 
-  constexpr std::array<kernels::RuleSetting, 1> settings() const { return {{{"weight_decay", weight_decay}}}; }
+  constexpr std::array<kernels::RuleSetting, 0> settings() const { return {}; }
   template <class V>
   constexpr void operator()(V& weight, V gradient, V& last_sign, const auto& step) const {
     last_sign = kernels::sign(gradient);

@@ -47,7 +47,7 @@ struct ElementStep {
 ///   name         in messages and in the names of kernels
 ///   slots        an array of the names of its states, one or more, as checkpoints name them
 ///   weight_decay for parameters that ask for it (Parameter::decay)
-///   settings()   an array of RuleSetting: checked when an optimizer is made, and compared between ranks
+///   settings()   an array of RuleSetting, the others: checked when an optimizer is made, and compared between ranks
 ///   operator()(V& weight, V gradient, V&... slots, ElementStep<C> step) const, constexpr: one step, where V is a number
 ///                or a vector of them: only + - * / and the functions of kernels/arithmetic.hpp.
 /// Where coefficients depend on the number of the step, at<C>(UpdateStep) makes the object that is called instead.
@@ -112,7 +112,7 @@ template <class W, class G, class M, std::size_t Slots>
 inline constexpr double update_bytes = (std::is_same_v<W, f16> ? 1 : 2) * sizeof(W) +
                                        (has_master<W> ? 2 * sizeof(kept_t<W>) : 0) + sizeof(G) + 2 * Slots * sizeof(M);
 
-/// What every rule's step needs beside its own coefficients, in the compute type.
+/// The factor on gradients that every rule's step needs beside its own coefficients, in the compute type.
 template <class C>
 struct GradientScale {
   C scale;
@@ -132,7 +132,7 @@ ElementStep<C> element_step(const UpdateStep& step, const UpdateRun& run) {
           static_cast<C>(run.rate)};
 }
 
-/// What is called for each element in a step.
+/// The object that is called for each element in a step.
 template <class C, UpdateRule R>
 constexpr auto of_step(const R& rule, const UpdateStep& step) {
   if constexpr (requires { rule.template at<C>(step); })

@@ -62,7 +62,7 @@ struct CheckpointTexts {
       texts.files.push_back({manifest.files[i].name, small(manifest.files[i].name)});
     return texts;
   }
-  /// Of rank 0 to all. A collective.
+  /// Rank 0 sends its own to all. A collective.
   void broadcast(const Comm& comm) {
     for (auto* part : {&manifest, &state, &config}) *part = broadcast_text(comm, std::move(*part));
     const auto parsed = Manifest::from_text(manifest, Manifest::file_name);

@@ -26,7 +26,7 @@ namespace zeropp {
 namespace detail {
 inline constexpr std::string_view low_half = "/remainder", whole_master = "/master";
 
-/// What the tensor of a parameter's slot is called.
+/// The name of the tensor that holds a parameter's slot.
 inline std::string slot_tensor(const std::string& parameter, std::string_view slot) {
   return parameter + "/" + std::string(slot);
 }

@@ -15,9 +15,7 @@ struct Adagrad {
   static constexpr std::array<std::string_view, 1> slots{"sum_of_squares"};
   float epsilon = 1e-10f, weight_decay = 0;
 
-  constexpr std::array<kernels::RuleSetting, 2> settings() const {
-    return {{{"epsilon", epsilon, 1e-30f}, {"weight_decay", weight_decay}}};
-  }
+  constexpr std::array<kernels::RuleSetting, 1> settings() const { return {{{"epsilon", epsilon, 1e-30f}}}; }
   template <class V>
   constexpr void operator()(V& weight, V gradient, V& sum, const auto& step) const {
     sum = kernels::fused(gradient, gradient, sum);

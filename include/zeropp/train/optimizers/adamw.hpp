@@ -21,11 +21,10 @@ struct AdamW {
   float epsilon = 1e-8f;
   float weight_decay = 0.1f;  ///< for parameters that ask for it (Parameter::decay)
 
-  constexpr std::array<kernels::RuleSetting, 4> settings() const {
+  constexpr std::array<kernels::RuleSetting, 3> settings() const {
     return {{{"beta1", beta1, 0, 1},
              {"beta2", beta2, 0, 1},
-             {"epsilon", epsilon, std::numeric_limits<float>::min()},
-             {"weight_decay", weight_decay}}};
+             {"epsilon", epsilon, std::numeric_limits<float>::min()}}};
   }
 
   /// m += (g - m)(1 - b1); v = v·b2 + g²(1 - b2); p = p·(1 - lr·wd) - lr/c1 · m / (√v/√c2 + ε), with c = 1 - b^number.

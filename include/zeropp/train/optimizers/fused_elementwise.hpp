@@ -40,18 +40,17 @@ class FusedElementwise : public Optimizer<state_t<typename Model::Precision>> {
   explicit FusedElementwise(Model& model, Rule rule = {}, Groups groups = {})
       : model_(model), rule_(std::move(rule)), groups_(std::move(groups)) {
     SettingList settings{{"rule", std::string(Rule::name)}};
-    for (auto& [name, value, least, below] : rule_.settings()) {
+    const auto expect = [&](const kernels::RuleSetting& setting) {
+      const auto& [name, value, least, below] = setting;
       if (!(value >= least && value < below))
         throw ConfigError(text(Rule::name, "'s ", name, " must be ",
                                std::isfinite(below) ? text("at least ", least, " and below ", below)
                                                     : text("finite and at least ", least),
                                ", got ", value));
       settings.push_back({std::string(name), text(value)});
-    }
-    if (!(rule_.weight_decay >= 0 && std::isfinite(rule_.weight_decay)))
-      throw ConfigError(
-          text(Rule::name, "'s weight_decay must be finite and at least 0, got ", rule_.weight_decay));
-    settings.push_back({"weight_decay", text(rule_.weight_decay)});
+    };
+    for (const auto& setting : rule_.settings()) expect(setting);
+    expect({"weight_decay", rule_.weight_decay});
     check_groups(settings);
     expect_same_settings(model.comms().world, settings, "", "has another optimizer");
     for (auto& unit : model.units()) {

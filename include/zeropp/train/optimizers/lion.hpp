@@ -15,8 +15,8 @@ struct Lion {
   static constexpr std::array<std::string_view, 1> slots{"momentum"};
   float beta1 = 0.9f, beta2 = 0.99f, weight_decay = 0.1f;
 
-  constexpr std::array<kernels::RuleSetting, 3> settings() const {
-    return {{{"beta1", beta1, 0, 1}, {"beta2", beta2, 0, 1}, {"weight_decay", weight_decay}}};
+  constexpr std::array<kernels::RuleSetting, 2> settings() const {
+    return {{{"beta1", beta1, 0, 1}, {"beta2", beta2, 0, 1}}};
   }
   template <class V>
   constexpr void operator()(V& weight, V gradient, V& momentum, const auto& step) const {

@@ -14,9 +14,7 @@ struct Sgd {
   static constexpr std::array<std::string_view, 1> slots{"momentum"};
   float momentum = 0.9f, weight_decay = 0;
 
-  constexpr std::array<kernels::RuleSetting, 2> settings() const {
-    return {{{"momentum", momentum, 0, 1}, {"weight_decay", weight_decay}}};
-  }
+  constexpr std::array<kernels::RuleSetting, 1> settings() const { return {{{"momentum", momentum, 0, 1}}}; }
   template <class V>
   constexpr void operator()(V& weight, V gradient, V& velocity, const auto& step) const {
     velocity = kernels::fused(velocity, momentum, gradient);
